@@ -1,0 +1,448 @@
+"""The Tinker-style API that every script drives a model through: types, protocols, connect().
+
+Names, fields, defaults and semantics are those of the official SDK (tinker 0.38), so code moves
+between the two by changing an import. What only the local backend has is marked "Local extension".
+Importing this module loads numpy but neither torch nor the SDK.
+"""
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+LossFnType = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
+StopReason = Literal["stop", "length"]
+TensorDtype = Literal["int64", "float32"]
+
+
+class RequestFailedError(RuntimeError):
+    """A request the engine could not carry out; `category` is the SDK's "user" or "server"."""
+
+    def __init__(self, message: str, category: Literal["user", "server"] = "user") -> None:
+        super().__init__(message)
+        self.category = category
+
+
+class APIFuture(Generic[T]):
+    """The result of a request: blocks with .result(timeout), or is awaited."""
+
+    def __init__(self, future: "concurrent.futures.Future[T]") -> None:
+        self._future = future
+
+    def result(self, timeout: float | None = None) -> T:
+        """Raises TimeoutError after `timeout` seconds, and whatever the request raised."""
+        return self._future.result(timeout)
+
+    async def result_async(self, timeout: float | None = None) -> T:
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(self._future)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self.result_async().__await__()
+
+    def future(self) -> "concurrent.futures.Future[T]":
+        return self._future
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    @classmethod
+    def resolved(cls, value: T) -> "APIFuture[T]":
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        future.set_result(value)
+        return cls(future)
+
+
+# ---------------------------------------------------------------------------------------- tensors
+
+# Plain lists are accepted for these keys only, because only for these the dtype is known.
+_LIST_DTYPES: dict[str, TensorDtype] = {
+    "target_tokens": "int64",
+    "weights": "float32",
+    "advantages": "float32",
+    "logprobs": "float32",
+    "clip_low_threshold": "float32",
+    "clip_high_threshold": "float32",
+    "sequence_ratio_mask": "float32",
+}
+
+
+@dataclass(eq=False)
+class TensorData:
+    """A flat list or array with its dtype and shape. Equality is identity, as in the SDK."""
+
+    data: Sequence[int] | Sequence[float] | np.ndarray
+    dtype: TensorDtype
+    shape: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("int64", "float32"):
+            raise ValueError(f"TensorData dtype {self.dtype!r}: allowed are 'int64' and 'float32'")
+        if self.shape is None:
+            self.shape = [len(self.data)]
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray) -> "TensorData":
+        dtype: TensorDtype = "int64" if np.issubdtype(array.dtype, np.integer) else "float32"
+        return cls(array.astype(dtype).ravel(), dtype, list(array.shape))
+
+    @classmethod
+    def from_torch(cls, tensor: "torch.Tensor") -> "TensorData":
+        return cls.from_numpy(tensor.detach().cpu().numpy())
+
+    def to_numpy(self) -> np.ndarray:
+        assert self.shape is not None
+        return np.asarray(self.data, dtype=self.dtype).reshape(self.shape)
+
+    def to_torch(self) -> "torch.Tensor":
+        import torch
+
+        return torch.from_numpy(self.to_numpy())
+
+    def tolist(self) -> list[Any]:
+        return self.to_numpy().tolist()
+
+
+def _to_tensor_data(key: str, value: Any) -> TensorData:
+    if isinstance(value, TensorData):
+        return value
+    if isinstance(value, np.ndarray):
+        return TensorData.from_numpy(value)
+    if hasattr(value, "detach"):
+        return TensorData.from_torch(value)
+    if key not in _LIST_DTYPES:
+        raise KeyError(
+            f"loss_fn_inputs[{key!r}]: a plain list is accepted only for {sorted(_LIST_DTYPES)}; "
+            "pass a TensorData, numpy array or torch tensor"
+        )
+    return TensorData.from_numpy(np.asarray(value, dtype=_LIST_DTYPES[key]))
+
+
+@dataclass(frozen=True)
+class EncodedTextChunk:
+    tokens: Sequence[int]
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    chunks: list[EncodedTextChunk] = field(default_factory=list)
+
+    @classmethod
+    def from_ints(cls, tokens: Sequence[int]) -> "ModelInput":
+        return cls([EncodedTextChunk(list(tokens))])
+
+    @classmethod
+    def empty(cls) -> "ModelInput":
+        return cls([])
+
+    def to_ints(self) -> list[int]:
+        return [token for chunk in self.chunks for token in chunk.tokens]
+
+    @property
+    def length(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
+
+    def append(self, chunk: EncodedTextChunk) -> "ModelInput":
+        return ModelInput([*self.chunks, chunk])
+
+    def append_int(self, token: int) -> "ModelInput":
+        return self.append(EncodedTextChunk([token]))
+
+
+@dataclass(frozen=True)
+class Datum:
+    """One training sequence. Every tensor in `loss_fn_inputs` is aligned with `model_input`:
+    position i predicts token i + 1, so the caller shifts (inputs [:-1], targets [1:])."""
+
+    model_input: ModelInput
+    loss_fn_inputs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        converted = {key: _to_tensor_data(key, value) for key, value in self.loss_fn_inputs.items()}
+        object.__setattr__(self, "loss_fn_inputs", converted)
+
+
+# ----------------------------------------------------------------------------- parameters, results
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """`stop=None` stops at the model's end token; `[]` never stops before max_tokens.
+
+    The stop token or string stays in the output, once. Logprobs are those of the untempered
+    distribution, the one the trainer's losses use.
+    """
+
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | Sequence[int] | None = None
+    temperature: float = 1
+    top_k: int = -1
+    top_p: float = 1
+    # Local extension: every sample is JSON that fits this schema (through llguidance).
+    json_schema: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AdamParams:
+    """Decoupled weight decay (AdamW); grad_clip_norm is the global norm, 0 turns it off."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 32
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+    # Local extension: the service's alpha is fixed at 32.
+    alpha: float = 32.0
+
+
+@dataclass(frozen=True)
+class ForwardBackwardOutput:
+    loss_fn_output_type: str
+    loss_fn_outputs: list[dict[str, TensorData]]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class OptimStepResponse:
+    metrics: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class SaveWeightsResponse:
+    path: str
+
+
+@dataclass(frozen=True)
+class SaveWeightsForSamplerResponse:
+    path: str
+
+
+@dataclass(frozen=True)
+class TopkLogprobs:
+    """(n, k) token ids and logprobs; an empty slot is (0, -99999.0)."""
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+
+    def to_lists(self) -> list[list[tuple[int, float]] | None]:
+        return [
+            [(int(t), float(p)) for t, p in zip(ids, lps, strict=True) if p > -99999.0] or None
+            for ids, lps in zip(self.token_ids, self.logprobs, strict=True)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class SampledSequence:
+    stop_reason: StopReason
+    tokens_np: np.ndarray
+    logprobs_np: np.ndarray | None = None
+    sequence_id: str | None = None
+    topk_logprobs_np: TopkLogprobs | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.tokens_np.tolist()
+
+    @property
+    def logprobs(self) -> list[float] | None:
+        return None if self.logprobs_np is None else self.logprobs_np.tolist()
+
+    @property
+    def topk_logprobs(self) -> list[list[tuple[int, float]] | None] | None:
+        return None if self.topk_logprobs_np is None else self.topk_logprobs_np.to_lists()
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResponse:
+    sequences: Sequence[SampledSequence]
+    prompt_logprobs_np: np.ndarray | None = None
+    topk_prompt_logprobs_np: TopkLogprobs | None = None
+    prompt_cache_hit_tokens: int = 0
+
+    @property
+    def prompt_logprobs(self) -> list[float | None] | None:
+        if self.prompt_logprobs_np is None:
+            return None
+        return [None if np.isnan(p) else float(p) for p in self.prompt_logprobs_np]
+
+    @property
+    def topk_prompt_logprobs(self) -> list[list[tuple[int, float]] | None] | None:
+        if self.topk_prompt_logprobs_np is None:
+            return None
+        return self.topk_prompt_logprobs_np.to_lists()
+
+
+@dataclass(frozen=True)
+class ModelData:
+    arch: str | None = None
+    model_name: str | None = None
+    tokenizer_id: str | None = None
+    max_context_length: int | None = None
+
+
+@dataclass(frozen=True)
+class GetInfoResponse:
+    model_data: ModelData
+    model_id: str
+    is_lora: bool | None = None
+    lora_rank: int | None = None
+    model_name: str | None = None
+
+
+@dataclass(frozen=True)
+class SupportedModel:
+    model_name: str | None = None
+    max_context_length: int | None = None
+    trainable: bool | None = None
+    sampleable: bool | None = None
+
+
+@dataclass(frozen=True)
+class GetServerCapabilitiesResponse:
+    supported_models: list[SupportedModel]
+
+
+# ---------------------------------------------------------------------------------------- protocols
+
+CustomLoss = Callable[
+    [list[Datum], "list[torch.Tensor]"], "tuple[torch.Tensor, dict[str, float]]"
+]
+LossConfig = Mapping[str, float | str]
+
+
+class SamplingClient(Protocol):
+    def sample(
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+    ) -> APIFuture[SampleResponse]: ...
+
+    def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
+        """The logprob of each prompt token given those before it; the first is None."""
+        ...
+
+    def get_tokenizer(self) -> Any: ...
+
+    def get_base_model(self) -> str: ...
+
+
+class TrainingClient(Protocol):
+    """One adapter. Requests run in the order they are made; gradients add up to optim_step."""
+
+    model_id: str
+
+    def forward(
+        self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
+    ) -> APIFuture[ForwardBackwardOutput]: ...
+
+    def forward_backward(
+        self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
+    ) -> APIFuture[ForwardBackwardOutput]: ...
+
+    def forward_backward_custom(
+        self, data: list[Datum], loss_fn: CustomLoss
+    ) -> APIFuture[ForwardBackwardOutput]: ...
+
+    def optim_step(self, optim_params: AdamParams | None = None) -> APIFuture[OptimStepResponse]: ...
+
+    def save_state(self, name: str, overwrite: bool = False) -> APIFuture[SaveWeightsResponse]: ...
+
+    def save_weights_for_sampler(self, name: str) -> APIFuture[SaveWeightsForSamplerResponse]: ...
+
+    def save_weights_and_get_sampling_client(self) -> APIFuture[SamplingClient]: ...
+
+    def create_sampling_client(self, model_path: str) -> SamplingClient: ...
+
+    def get_info(self) -> GetInfoResponse: ...
+
+    def get_tokenizer(self) -> Any: ...
+
+
+class ServiceClient(Protocol):
+    def create_lora_training_client(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = True,
+        lora_alpha: float | None = None,
+    ) -> TrainingClient: ...
+
+    def create_training_client_from_state(
+        self, path: str, base_model: str | None = None
+    ) -> TrainingClient: ...
+
+    def create_training_client_from_state_with_optimizer(
+        self, path: str, base_model: str | None = None
+    ) -> TrainingClient: ...
+
+    def create_sampling_client(
+        self, model_path: str | None = None, base_model: str | None = None
+    ) -> SamplingClient: ...
+
+    def get_server_capabilities(self) -> GetServerCapabilitiesResponse: ...
+
+    def close(self) -> None: ...
+
+
+BACKENDS = ("local", "tinker")
+
+
+def connect(
+    backend: str = "local",
+    *,
+    base_url: str | None = None,
+    checkpoint_dir: str | Path | None = None,
+    device: str | None = None,
+    **engine_options: Any,
+) -> ServiceClient:
+    """A service client of the named backend; nothing heavy is loaded before the first client.
+
+    `base_url` belongs to "tinker"; `checkpoint_dir`, `device` and `engine_options`
+    (see training.local.engine.EngineOptions) belong to "local". Raises ValueError otherwise.
+    """
+    if backend == "local":
+        if base_url is not None:
+            raise ValueError(f"base_url={base_url!r} needs backend='tinker'; got backend='local'")
+        from training.local.service import LocalServiceClient
+
+        return LocalServiceClient(checkpoint_dir=checkpoint_dir, device=device, **engine_options)
+    if backend == "tinker":
+        given = {"checkpoint_dir": checkpoint_dir, "device": device, **engine_options}
+        local_only = sorted(name for name, value in given.items() if value is not None)
+        if local_only:
+            raise ValueError(f"{local_only}: only backend='local' has these options")
+        from training.remote import RemoteServiceClient
+
+        return RemoteServiceClient(base_url=base_url)
+    raise ValueError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")
