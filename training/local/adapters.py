@@ -1,0 +1,285 @@
+"""LoRA adapters: one flat float32 buffer each, seen layer by layer as A [r, in] and B [out, r].
+
+The flat buffer makes an optimizer step, a snapshot and a saved state one operation each. On disk an
+adapter is a plain PEFT folder (adapter_config.json, adapter_model.safetensors).
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from training.local.decoder import HEAD, Decoder
+from training.local.linear import LoraSlice, LowRank
+
+DEFAULT_ALPHA = 32.0
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """`targets` are the layers' paths inside the model; the head's is "unembed"."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    seed: int | None = None
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def choose_targets(
+    decoder: Decoder,
+    *,
+    train_attn: bool,
+    train_mlp: bool,
+    train_unembed: bool,
+    target_modules: list[str] | None,
+) -> tuple[str, ...]:
+    """The layers to adapt. Raises ValueError when nothing is chosen or a name matches nothing."""
+    if target_modules is not None:
+        names = {path.rsplit(".", 1)[-1] for path in decoder.layers}
+        if unknown := sorted(set(target_modules) - names):
+            raise ValueError(f"target_modules has {unknown}; this model has {sorted(names)}")
+        return tuple(p for p in decoder.layers if p.rsplit(".", 1)[-1] in target_modules)
+    groups = {"attn": train_attn, "mlp": train_mlp, "unembed": train_unembed}
+    targets = tuple(path for path, layer in decoder.layers.items() if groups[layer.group])
+    if not targets:
+        raise ValueError("at least one of train_attn, train_mlp and train_unembed must be true")
+    return targets
+
+
+class AdapterWeights:
+    """The values of an adapter at one moment; samplers hold these."""
+
+    def __init__(self, config: AdapterConfig, decoder: Decoder, flat: torch.Tensor) -> None:
+        self.config = config
+        self.flat = flat
+        self.layers: dict[str, LowRank] = {}
+        for path, a, b in _views(config, decoder, flat):
+            self.layers[path] = LowRank(a, b, None, None, config.scale)
+
+    def slice(self, start: int, stop: int) -> LoraSlice:
+        return LoraSlice(start, stop, self.layers)
+
+
+class Adapter:
+    """An adapter in training: weights, accumulated gradient and AdamW state."""
+
+    def __init__(self, config: AdapterConfig, decoder: Decoder) -> None:
+        self.config = config
+        self._decoder = decoder
+        size = sum(
+            config.rank * (decoder.layers[path].in_features + decoder.layers[path].out_features)
+            for path in config.targets
+        )
+        self.flat = torch.zeros(size, device=decoder.device)
+        self.grad = torch.zeros(size, device=decoder.device)
+        self.has_grad = False
+        self.layers: dict[str, LowRank] = {}
+        gradients = _views(config, decoder, self.grad)
+        for (path, a, b), (_, ga, gb) in zip(
+            _views(config, decoder, self.flat), gradients, strict=True
+        ):
+            self.layers[path] = LowRank(a, b, ga, gb, config.scale)
+        self._initialise()
+        self.optimizer = torch.optim.AdamW([self.flat], fused=True)
+
+    def _initialise(self) -> None:
+        """A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt(5)), B zero."""
+        generator = torch.Generator()
+        if self.config.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.config.seed)
+        for low_rank in self.layers.values():
+            bound = 1 / math.sqrt(low_rank.a.shape[1])
+            values = torch.empty(low_rank.a.shape).uniform_(-bound, bound, generator=generator)
+            low_rank.a.copy_(values)
+
+    def slice(self, start: int, stop: int) -> LoraSlice:
+        return LoraSlice(start, stop, self.layers)
+
+    def snapshot(self) -> AdapterWeights:
+        return AdapterWeights(self.config, self._decoder, self.flat.clone())
+
+    @torch.no_grad()
+    def step(
+        self,
+        *,
+        learning_rate: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        grad_clip_norm: float,
+    ) -> dict[str, float]:
+        """One AdamW step with the accumulated gradient, which is then cleared.
+
+        Without a gradient nothing changes (as torch's AdamW with grad None). Raises
+        FloatingPointError, changing nothing, when the gradient is not finite.
+        """
+        if not self.has_grad:
+            return {"grad_norm": 0.0}
+        norm = self.grad.norm().item()
+        if not math.isfinite(norm):
+            self.clear_grad()
+            raise FloatingPointError(
+                f"the gradient's norm is {norm}; the step was refused and the gradient cleared"
+            )
+        if grad_clip_norm > 0:
+            # torch.nn.utils.clip_grad_norm_'s formula
+            self.grad.mul_(min(1.0, grad_clip_norm / (norm + 1e-6)))
+        group = self.optimizer.param_groups[0]
+        group.update(lr=learning_rate, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+        self.flat.grad = self.grad
+        self.optimizer.step()
+        self.flat.grad = None
+        self.clear_grad()
+        return {"grad_norm": norm}
+
+    def clear_grad(self) -> None:
+        self.grad.zero_()
+        self.has_grad = False
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """AdamW's moments and step count, and the gradient not yet used; empty before a step."""
+        state = self.optimizer.state.get(self.flat, {})
+        tensors = {f"optimizer.{key}": value for key, value in state.items()}
+        if self.has_grad:
+            tensors["gradient"] = self.grad
+        return tensors
+
+    def load_optimizer_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        state = {
+            key.removeprefix("optimizer."): value.to(self.flat.device).clone()
+            for key, value in tensors.items()
+            if key.startswith("optimizer.")
+        }
+        if state:
+            self.optimizer.state[self.flat] = state
+        if "gradient" in tensors:
+            self.grad.copy_(tensors["gradient"])
+            self.has_grad = True
+
+
+def _views(
+    config: AdapterConfig, decoder: Decoder, flat: torch.Tensor
+) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    views, offset = [], 0
+    for path in config.targets:
+        layer = decoder.layers[path]
+        size_a, size_b = config.rank * layer.in_features, config.rank * layer.out_features
+        a = flat[offset : offset + size_a].view(config.rank, layer.in_features)
+        b = flat[offset + size_a : offset + size_a + size_b].view(layer.out_features, config.rank)
+        views.append((path, a, b))
+        offset += size_a + size_b
+    return views
+
+
+# ------------------------------------------------------------------------------------ PEFT folders
+
+
+def _peft_prefix(path: str, decoder: Decoder) -> str:
+    """A layer's name in a PEFT state dict; PEFT wraps the whole causal LM as base_model.model."""
+    inner = head_module_name(decoder) if path == HEAD else f"{body_attribute(decoder)}.{path}"
+    return f"base_model.model.{inner}"
+
+
+def body_attribute(decoder: Decoder) -> str:
+    return str(decoder.hf_model.base_model_prefix)
+
+
+def head_module_name(decoder: Decoder) -> str:
+    head = decoder.hf_model.get_output_embeddings()
+    return next(name for name, module in decoder.hf_model.named_modules() if module is head)
+
+
+def peft_files(
+    config: AdapterConfig, layers: dict[str, LowRank], decoder: Decoder, base_model: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and adapter_config of a folder that peft.PeftModel.from_pretrained loads."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path, low_rank in layers.items():
+        prefix = _peft_prefix(path, decoder)
+        tensors[f"{prefix}.lora_A.weight"] = low_rank.a.detach().cpu().contiguous()
+        tensors[f"{prefix}.lora_B.weight"] = low_rank.b.detach().cpu().contiguous()
+    modules = [_peft_prefix(p, decoder).removeprefix("base_model.model.") for p in config.targets]
+    adapter_config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": decoder.config.model_type == "gpt2",
+        "init_lora_weights": True,
+        "inference_mode": True,
+        # full names, because a short one such as c_proj is in both attention and MLP
+        "target_modules": modules,
+    }
+    return tensors, adapter_config
+
+
+def read_peft_folder(folder: Path, decoder: Decoder) -> tuple[AdapterConfig, dict[str, torch.Tensor]]:
+    """A PEFT LoRA folder's configuration and tensors, by layer path and "A" / "B".
+
+    Raises ValueError naming the folder and what does not fit this engine or base model.
+    """
+    config_file, weights_file = folder / PEFT_CONFIG, folder / PEFT_WEIGHTS
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; an adapter folder has {file.name}")
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{config_file}: peft_type={config.get('peft_type')!r}; LORA is needed")
+    for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias"):
+        if config.get(key):
+            raise ValueError(f"{config_file}: {key}={config[key]!r} is not supported")
+    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    if config.get("use_rslora"):
+        alpha *= math.sqrt(rank)
+    tensors = load_file(weights_file)
+    by_name = {_peft_prefix(path, decoder): path for path in decoder.layers}
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix, _, part = name.removesuffix(".weight").rpartition(".lora_")
+        if prefix not in by_name or part not in ("A", "B"):
+            raise ValueError(
+                f"{weights_file}: {name!r} belongs to no linear layer of {decoder.model_path}; "
+                "was the adapter trained on another base model?"
+            )
+        path = by_name[prefix]
+        layer = decoder.layers[path]
+        shape = (rank, layer.in_features) if part == "A" else (layer.out_features, rank)
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{weights_file}: {name!r} has shape {tuple(tensor.shape)}; rank {rank} on "
+                f"{decoder.model_path} needs {shape}: another base model or rank"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{weights_file}: {name!r} has NaN or infinite values")
+        found[f"{path}.{part}"] = tensor.float()
+    targets = tuple(p for p in decoder.layers if f"{p}.A" in found and f"{p}.B" in found)
+    if not targets or 2 * len(targets) != len(found):
+        raise ValueError(f"{weights_file}: every layer needs both lora_A and lora_B")
+    return AdapterConfig(rank, alpha, targets), found
+
+
+@torch.no_grad()
+def fill_layers(layers: dict[str, LowRank], tensors: dict[str, torch.Tensor]) -> None:
+    for path, low_rank in layers.items():
+        low_rank.a.copy_(tensors[f"{path}.A"])
+        low_rank.b.copy_(tensors[f"{path}.B"])
+
+
+def config_to_json(config: AdapterConfig) -> dict[str, Any]:
+    return {**asdict(config), "targets": list(config.targets)}

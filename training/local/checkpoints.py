@@ -1,0 +1,182 @@
+"""Adapter folders on disk, written whole or not at all.
+
+save_state: a plain PEFT folder plus optimizer.safetensors and state.json; save_weights_for_sampler:
+the PEFT folder and state.json. Any PEFT LoRA folder can be loaded, also without state.json.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from training.local.adapters import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    Adapter,
+    AdapterConfig,
+    body_attribute,
+    fill_layers,
+    head_module_name,
+    peft_files,
+    read_peft_folder,
+)
+from training.local.decoder import HEAD, Decoder
+from training.local.linear import LowRank
+
+STATE_FILE = "state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a folder says about itself; `base_model` and `fingerprint` are None for foreign ones."""
+
+    folder: Path
+    base_model: str | None
+    fingerprint: str | None
+
+
+def fingerprint(decoder: Decoder) -> str:
+    """Tells base models of one shape apart by a sample of their weights."""
+    weight = decoder.head_weight
+    step = max(1, len(weight) // 256)
+    sample = weight[::step].float().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(sample).hexdigest()[:16]
+
+
+def read_state(path: str | Path) -> State:
+    """Raises FileNotFoundError when `path` is no adapter folder."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path}: no such checkpoint folder")
+    if not (folder / PEFT_CONFIG).is_file():
+        raise FileNotFoundError(f"{path}: no {PEFT_CONFIG} in it; not an adapter folder")
+    state_file = folder / STATE_FILE
+    if not state_file.is_file():
+        peft = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        return State(folder, peft.get("base_model_name_or_path"), None)
+    state = json.loads(state_file.read_text(encoding="utf-8"))
+    return State(folder, state["base_model"], state["fingerprint"])
+
+
+def save_adapter(
+    folder: Path,
+    config: AdapterConfig,
+    layers: dict[str, LowRank],
+    decoder: Decoder,
+    base_model: str,
+    *,
+    optimizer: dict[str, torch.Tensor] | None,
+    overwrite: bool,
+) -> None:
+    """Raises FileExistsError, touching nothing, when the folder exists and may not be replaced."""
+    tensors, adapter_config = peft_files(config, layers, decoder, base_model)
+    state = {
+        "base_model": base_model,
+        "fingerprint": fingerprint(decoder),
+        "seed": config.seed,
+        "has_optimizer": optimizer is not None,
+    }
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary / PEFT_WEIGHTS, metadata={"format": "pt"})
+        if optimizer is not None:
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in optimizer.items()},
+                temporary / OPTIMIZER_FILE,
+            )
+        for name, value in ((PEFT_CONFIG, adapter_config), (STATE_FILE, state)):
+            (temporary / name).write_text(json.dumps(value, indent=2), encoding="utf-8")
+
+    write_folder(folder, write, overwrite=overwrite)
+
+
+def write_folder(folder: Path, write: Any, *, overwrite: bool) -> None:
+    """Calls write(temporary folder), flushes its files to disk and renames it to `folder`."""
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists; choose another name or pass overwrite=True")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(temporary)
+        for file in temporary.iterdir():
+            _fsync(file)
+        _fsync(temporary)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            folder.rename(old / "old")
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_base(state: State, decoder: Decoder) -> None:
+    if state.fingerprint is not None and state.fingerprint != fingerprint(decoder):
+        raise ValueError(
+            f"{state.folder}: saved from base model {state.base_model!r}, whose weights differ from "
+            f"those of {decoder.model_path}; load it with its own base_model"
+        )
+
+
+def load_adapter(state: State, decoder: Decoder, *, with_optimizer: bool) -> Adapter:
+    """A training adapter from a folder. Raises ValueError / FileNotFoundError naming the folder."""
+    check_base(state, decoder)
+    config, tensors = read_peft_folder(state.folder, decoder)
+    adapter = Adapter(config, decoder)
+    fill_layers(adapter.layers, tensors)
+    if with_optimizer:
+        file = state.folder / OPTIMIZER_FILE
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file}: no optimizer state here; load with create_training_client_from_state"
+            )
+        adapter.load_optimizer_tensors(load_file(file))
+    return adapter
+
+
+@torch.no_grad()
+def export_merged(folder: Path, layers: dict[str, LowRank], decoder: Decoder, tokenizer: Any) -> None:
+    """The base model with the adapter added into its weights, as a Hugging Face folder.
+
+    A delta on a tied head belongs to the output alone, so the exported head is untied then.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(decoder.model_path, dtype=decoder.dtype)
+    prefix = body_attribute(decoder)
+    modules = dict(model.named_modules())
+    head = modules[head_module_name(decoder)]
+    if HEAD in layers and decoder.head_tied:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.get_text_config().tie_word_embeddings = False
+    for path, low_rank in layers.items():
+        module: Any = head if path == HEAD else modules[f"{prefix}.{path}"]
+        delta = (low_rank.b.cpu() @ low_rank.a.cpu()) * low_rank.scale
+        if type(module).__name__ == "Conv1D":
+            delta = delta.T
+        module.weight += delta.to(module.weight.dtype)
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+    write_folder(folder, write, overwrite=False)

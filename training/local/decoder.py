@@ -1,0 +1,220 @@
+"""The frozen base model: any Hugging Face causal LM made of ordinary linear layers.
+
+The model's own code runs; three things are replaced: its linear layers (LoRA, packed weights), its
+attention (see attention.py), and its output head, which is computed here in float32, in chunks and
+only for the positions that need it.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from training.local.attention import ATTENTION_NAME, AttentionPlan, SegmentAttention, attention_forward
+from training.local.batching import Segment
+from training.local.linear import (
+    LoraLinear,
+    LoraPass,
+    PackedMatrix,
+    PassHolder,
+    accumulate_low_rank,
+    add_low_rank_,
+)
+
+logger = logging.getLogger(__name__)
+
+HEAD = "unembed"
+# Rows of logits held at once: 64 rows of a 150k vocabulary are 38 MB in float32.
+HEAD_CHUNK = 64
+
+AttentionInterface.register(ATTENTION_NAME, attention_forward)
+
+
+class LayerInfo:
+    """A linear layer LoRA can be added to; `path` is its name inside the Hugging Face model."""
+
+    __slots__ = ("group", "in_features", "out_features", "path")
+
+    def __init__(self, path: str, group: str, out_features: int, in_features: int) -> None:
+        self.path = path
+        self.group = group
+        self.out_features = out_features
+        self.in_features = in_features
+
+
+class Decoder:
+    """hidden(): packed tokens to final hidden states; head_*(): hidden states to logprobs."""
+
+    def __init__(self, model_path: str | Path, device: torch.device) -> None:
+        self.model_path = str(model_path)
+        self.device = device
+        self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        config = AutoConfig.from_pretrained(model_path)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            model_path, config=config, dtype=self.dtype, attn_implementation=ATTENTION_NAME
+        )
+        model.requires_grad_(False).eval().to(device)
+        self.config = config.get_text_config()
+        self.context_length = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.num_layers = int(self.config.num_hidden_layers)
+        self.holder = PassHolder()
+        self.hf_model = model
+        self.body: nn.Module = model.base_model
+        self._reference_logits = self._reference(model)
+        self.layers: dict[str, LayerInfo] = {}
+        self._replace_linears()
+        self._prepare_head(model)
+        self._check_against_reference()
+
+    # ------------------------------------------------------------------------------- construction
+
+    def _replace_linears(self) -> None:
+        replaced: list[tuple[nn.Module, str, str, nn.Module]] = []
+        for parent_name, parent in self.body.named_modules():
+            for child_name, child in parent.named_children():
+                if isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D":
+                    replaced.append((parent, child_name, f"{parent_name}.{child_name}", child))
+        for parent, child_name, path, child in replaced:
+            layer = LoraLinear(path, child, self.holder)
+            group = "attn" if "attn" in path or "attention" in path else "mlp"
+            self.layers[path] = LayerInfo(path, group, layer.out_features, layer.in_features)
+            setattr(parent, child_name, layer)
+        if not self.layers:
+            raise ValueError(f"{self.model_path}: no linear layers found to adapt")
+
+    def _prepare_head(self, model: Any) -> None:
+        head = model.get_output_embeddings()
+        self.head_weight: torch.Tensor = head.weight.detach().float()
+        self.head_bias = None if head.bias is None else head.bias.detach().float()
+        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        self.head_tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        self.layers[HEAD] = LayerInfo(HEAD, "unembed", *self.head_weight.shape)
+        self._head_matrix = PackedMatrix(self.head_weight)
+        self._head_backward: PackedMatrix | None = None
+
+    @torch.no_grad()
+    def _reference(self, model: Any) -> torch.Tensor:
+        tokens = self._probe_tokens()
+        plan = SegmentAttention([Segment(len(tokens), None)])
+        return model(tokens.unsqueeze(0), use_cache=False, plan=plan).logits[0].float()
+
+    def _probe_tokens(self) -> torch.Tensor:
+        return torch.arange(3, device=self.device) % self.vocab_size
+
+    @torch.no_grad()
+    def _check_against_reference(self) -> None:
+        """Heads with scales or extra layers would otherwise be wrong without a sign."""
+        tokens = self._probe_tokens()
+        positions = torch.arange(len(tokens), device=self.device)
+        plan = SegmentAttention([Segment(len(tokens), None)])
+        logits = self.logits(self.hidden(tokens, positions, plan, LoraPass()), LoraPass())
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        worst = (logits - self._reference_logits).abs().max().item()
+        scale = self._reference_logits.abs().max().item()
+        if not worst <= tolerance * max(1.0, scale):
+            raise ValueError(
+                f"{self.model_path}: the engine's logits differ from the model's own by {worst:.3g}"
+                " (NaN means NaN weights); this architecture's output head is not supported"
+            )
+
+    # ------------------------------------------------------------------------------------- passes
+
+    def hidden(
+        self,
+        tokens_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        plan: AttentionPlan,
+        lora: LoraPass,
+    ) -> torch.Tensor:
+        """Final hidden states [T, hidden] of packed tokens, after the model's last norm."""
+        self.holder.current = lora
+        if lora.training:
+            lora.anchor = torch.zeros((), requires_grad=True)
+        out = self.body(
+            input_ids=tokens_T.unsqueeze(0),
+            position_ids=positions_T.unsqueeze(0),
+            use_cache=False,
+            plan=plan,
+        )
+        return out.last_hidden_state[0]
+
+    def logits(self, hidden: torch.Tensor, lora: LoraPass) -> torch.Tensor:
+        """hidden [n, hidden] -> float32 logits [n, vocab]; slices of `lora` index these rows."""
+        hidden = hidden.float()
+        out = self._head_matrix(hidden, self.head_bias)
+        add_low_rank_(out, hidden, HEAD, lora)
+        if self.softcap is not None:
+            out = torch.tanh(out / self.softcap) * self.softcap
+        return out
+
+    def _head_backward_matrix(self) -> PackedMatrix:
+        if self._head_backward is None:
+            self._head_backward = PackedMatrix(self.head_weight.T)
+        return self._head_backward
+
+    def target_logprobs(
+        self, hidden: torch.Tensor, targets: torch.Tensor, lora: LoraPass
+    ) -> torch.Tensor:
+        """Logprobs of `targets` [n] or [n, K], by a float32 softmax over chunks of rows."""
+        out = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        for rows, part in self._chunks(len(hidden), lora):
+            logprobs = F.log_softmax(self.logits(hidden[rows], part), dim=-1)
+            index = targets[rows].view(len(logprobs), -1)
+            out[rows] = logprobs.gather(1, index).view(out[rows].shape)
+        return out
+
+    def target_logprobs_and_grad(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        gradient_of: Any,
+        lora: LoraPass,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs [n(, K)] and dL/d(hidden) [n, hidden]; head adapters' gradients are added.
+
+        `gradient_of(rows, logprobs)` gives dL/d(logprobs) of those rows. One chunk of logits lives
+        at a time: its gradient (g one_hot - sum(g) softmax) is used at once and never stored.
+        """
+        logprobs_out = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden, dtype=torch.float32)
+        for rows, part in self._chunks(len(hidden), lora):
+            x = hidden[rows].float()
+            logits = self.logits(x, part)
+            index = targets[rows].view(len(logits), -1)
+            log_z = logits.logsumexp(-1, keepdim=True)
+            chosen = logits.gather(1, index) - log_z
+            logprobs_out[rows] = chosen.view(logprobs_out[rows].shape)
+            g = gradient_of(rows, logprobs_out[rows]).view(index.shape)
+            if self.softcap is not None:
+                # d tanh(z / c) * c = 1 - (logits / c)^2
+                slope = 1 - (logits / self.softcap) ** 2
+            d_logits = logits.sub_(log_z).exp_().mul_(-g.sum(1, keepdim=True))
+            d_logits.scatter_add_(1, index, g)
+            if self.softcap is not None:
+                d_logits *= slope
+            dx = self._head_backward_matrix()(d_logits)
+            accumulate_low_rank(x, d_logits, dx, HEAD, part)
+            d_hidden[rows] = dx
+        return logprobs_out, d_hidden
+
+    def _chunks(self, n: int, lora: LoraPass) -> Iterator[tuple[slice, LoraPass]]:
+        """Row ranges, each with the part of `lora` that covers it."""
+        for start in range(0, n, HEAD_CHUNK):
+            stop = min(start + HEAD_CHUNK, n)
+            slices = [
+                s._replace(start=max(s.start, start) - start, stop=min(s.stop, stop) - start)
+                for s in lora.slices
+                if s.start < stop and s.stop > start
+            ]
+            yield slice(start, stop), LoraPass(slices)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array).to(device)

@@ -1,0 +1,423 @@
+"""Group sampling: prompts prefilled once, rows joining and leaving while others decode."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.api import SampledSequence, SampleResponse, SamplingParams, StopReason, TopkLogprobs
+from training.local.adapters import AdapterWeights
+from training.local.attention import CacheBlock, DecodeAttention, SegmentAttention
+from training.local.batching import build_trees, micro_batches, pack
+from training.local.constraint import Constraint
+from training.local.decoder import HEAD_CHUNK, Decoder, to_device
+from training.local.linear import LoraPass, LoraSlice, Stacked
+
+_EMPTY_LOGPROB = -99999.0
+# Tokens at the end of a row that can hold the end of a stop string, besides one per character.
+_STOP_MARGIN = 8
+
+
+@dataclass
+class SampleJob:
+    """One sample() request, checked. num_samples = 0 asks for prompt logprobs alone."""
+
+    weights: AdapterWeights | None
+    prompt: list[int]
+    num_samples: int
+    params: SamplingParams
+    seed: int
+    max_tokens: int
+    stop_tokens: frozenset[int]
+    stop_strings: tuple[str, ...]
+    include_prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    prompt_logprobs: np.ndarray | None = None
+    prompt_topk: TopkLogprobs | None = None
+    sequences: dict[int, SampledSequence] = field(default_factory=dict)
+    on_done: Callable[[SampleResponse], None] = lambda _response: None
+
+    def finish_if_complete(self) -> None:
+        if len(self.sequences) == self.num_samples:
+            self.on_done(
+                SampleResponse(
+                    sequences=[self.sequences[j] for j in range(self.num_samples)],
+                    prompt_logprobs_np=self.prompt_logprobs,
+                    topk_prompt_logprobs_np=self.prompt_topk,
+                )
+            )
+
+
+class _Row:
+    """One sample being decoded. Its random numbers depend on (seed, sample index) alone."""
+
+    def __init__(self, job: SampleJob, sample: int, constraint: Constraint | None) -> None:
+        self.job = job
+        self.sample = sample
+        self.constraint = constraint
+        self.random = np.random.Generator(np.random.Philox(key=[job.seed, sample]))
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.topk: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def accept(self, token: int, logprob: float, decode: Callable[[list[int]], str]) -> bool:
+        """Takes the next token; True when the row is finished."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if self.constraint is not None:
+            self.constraint.accept(token)
+        stop_reason: StopReason | None = None
+        if token in self.job.stop_tokens or self._ends_with_stop_string(decode):
+            stop_reason = "stop"
+        elif self.constraint is not None and self.constraint.finished:
+            stop_reason = "stop"
+        elif len(self.tokens) >= self.job.max_tokens:
+            stop_reason = "length"
+        if stop_reason is None:
+            return False
+        self.job.sequences[self.sample] = SampledSequence(
+            stop_reason=stop_reason,
+            tokens_np=np.array(self.tokens, dtype=np.int64),
+            logprobs_np=np.array(self.logprobs, dtype=np.float32),
+            sequence_id=str(self.sample),
+            topk_logprobs_np=_stack_topk(self.topk) if self.topk else None,
+        )
+        return True
+
+    def _ends_with_stop_string(self, decode: Callable[[list[int]], str]) -> bool:
+        if not self.job.stop_strings:
+            return False
+        longest = max(len(s) for s in self.job.stop_strings)
+        tail = decode(self.tokens[-(longest + _STOP_MARGIN) :])
+        return any(stop in tail for stop in self.job.stop_strings)
+
+
+@dataclass
+class _Block:
+    """Rows and their cache, in the same order."""
+
+    rows: list[_Row]
+    cache: CacheBlock
+
+
+class Sampler:
+    """Holds the rows in flight; the engine calls admit() and step() between other work."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_prefill_tokens: int,
+        max_rows: int,
+        decode: Callable[[list[int]], str],
+        make_constraint: Callable[[dict[str, Any]], Constraint],
+    ) -> None:
+        self._decoder = decoder
+        self._max_prefill_tokens = max_prefill_tokens
+        self.max_rows = max_rows
+        self._decode = decode
+        self._make_constraint = make_constraint
+        self._blocks: list[_Block] = []
+        self._lora: LoraPass | None = None
+        self.prompt_tokens = 0
+        self.sampled_tokens = 0
+
+    @property
+    def rows(self) -> int:
+        return sum(len(block.rows) for block in self._blocks)
+
+    def has_room(self, job: SampleJob) -> bool:
+        return self.rows == 0 or self.rows + job.num_samples <= self.max_rows
+
+    def abandon(self) -> list[SampleJob]:
+        """Drops everything in flight and returns its jobs, after an error in a step."""
+        jobs = {id(row.job): row.job for block in self._blocks for row in block.rows}
+        self._blocks, self._lora = [], None
+        return list(jobs.values())
+
+    # ------------------------------------------------------------------------------------ prefill
+
+    @torch.no_grad()
+    def admit(self, jobs: list[SampleJob]) -> None:
+        """Prefills prompts, shared prefixes once, and samples every row's first token."""
+        owners: list[int] = [id(job.weights) for job in jobs]
+        trees = build_trees(owners, [job.prompt for job in jobs])
+        for batch in micro_batches(trees, self._max_prefill_tokens):
+            packing = pack(batch)
+            weights = {id(job.weights): job.weights for job in jobs}
+            lora = LoraPass(
+                [
+                    w.slice(start, stop)
+                    for owner, start, stop in packing.owner_slices
+                    if (w := weights[int(owner)]) is not None  # type: ignore[call-overload]
+                ]
+            )
+            cache: list[tuple[torch.Tensor, torch.Tensor]] = []
+            hidden = self._decoder.hidden(
+                to_device(packing.tokens, self._decoder.device),
+                to_device(packing.positions, self._decoder.device),
+                SegmentAttention(packing.segments, lambda _layer, k, v: cache.append((k, v))),
+                lora,
+            )
+            self.prompt_tokens += len(packing.tokens)
+            index = {
+                m: to_device(i, self._decoder.device) for m, i in packing.index.items()
+            }
+            self._prompt_logprobs([(jobs[m], hidden[i]) for m, i in index.items()])
+            self._start_rows([(jobs[m], i) for m, i in index.items()], hidden, cache)
+
+    def _prompt_logprobs(self, prompts: list[tuple[SampleJob, torch.Tensor]]) -> None:
+        for job, hidden in prompts:
+            if not job.include_prompt_logprobs and not job.topk_prompt_logprobs:
+                continue
+            lora = LoraPass([job.weights.slice(0, len(hidden))] if job.weights else [])
+            if job.include_prompt_logprobs:
+                targets = torch.tensor(job.prompt[1:], device=hidden.device)
+                known = self._decoder.target_logprobs(hidden[:-1], targets, lora)
+                job.prompt_logprobs = np.concatenate([[np.nan], known.cpu().numpy()]).astype(
+                    np.float32
+                )
+            if job.topk_prompt_logprobs:
+                parts = []
+                for start in range(0, len(hidden) - 1, HEAD_CHUNK):
+                    chunk = hidden[start : min(start + HEAD_CHUNK, len(hidden) - 1)]
+                    part = LoraPass([job.weights.slice(0, len(chunk))] if job.weights else [])
+                    logprobs = self._decoder.logits(chunk, part).log_softmax(-1)
+                    parts += _top_k(logprobs, job.topk_prompt_logprobs)
+                job.prompt_topk = _stack_topk([_no_topk(job.topk_prompt_logprobs), *parts])
+
+    def _start_rows(
+        self,
+        prompts: list[tuple[SampleJob, torch.Tensor]],
+        hidden: torch.Tensor,
+        cache: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """First tokens for all rows, then a cache block for each group that goes on."""
+        prompts = [(job, index) for job, index in prompts if job.num_samples or _done(job)]
+        if not prompts:
+            return
+        last = torch.stack([index[-1] for _, index in prompts])
+        lora = _lora_pass([job.weights for job, _ in prompts], self._decoder)
+        logits = self._decoder.logits(hidden[last], lora)
+        singles: list[tuple[_Row, torch.Tensor]] = []
+        for (job, index), row_logits in zip(prompts, logits, strict=True):
+            schema = job.params.json_schema
+            rows = [
+                _Row(job, j, self._make_constraint(schema) if schema is not None else None)
+                for j in range(job.num_samples)
+            ]
+            alive = self._choose(rows, row_logits.expand(len(rows), -1))
+            if len(alive) == 1:
+                singles.append((alive[0], index))
+            elif alive:
+                self._blocks.append(_Block(alive, self._shared_block(len(alive), index, cache)))
+            job.finish_if_complete()
+        if singles:
+            singles.sort(key=lambda single: id(single[0].job.weights))
+            block = self._own_block([index for _, index in singles], cache)
+            self._blocks.append(_Block([row for row, _ in singles], block))
+        self._lora = None
+
+    def _shared_block(
+        self, rows: int, index: torch.Tensor, cache: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> CacheBlock:
+        prefix = [(k[:, index].contiguous(), v[:, index].contiguous()) for k, v in cache]
+        own = [
+            (k.new_zeros(rows, k.shape[0], 64, k.shape[2]), v.new_zeros(rows, v.shape[0], 64, v.shape[2]))
+            for k, v in cache
+        ]
+        return CacheBlock(prefix, own, torch.zeros(rows, dtype=torch.long, device=index.device))
+
+    def _own_block(
+        self, indices: list[torch.Tensor], cache: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> CacheBlock:
+        """Rows of one sample each keep their prompt in their own cache, ragged."""
+        lengths = torch.tensor([len(i) for i in indices], device=indices[0].device)
+        capacity = int(lengths.max()) + 64
+        own = []
+        for layer in cache:
+            padded = []
+            for t in layer:
+                rows = t.new_zeros(len(indices), t.shape[0], capacity, t.shape[2])
+                for row, index in enumerate(indices):
+                    rows[row, :, : len(index)] = t[:, index]
+                padded.append(rows)
+            own.append((padded[0], padded[1]))
+        return CacheBlock(None, own, lengths)
+
+    # ------------------------------------------------------------------------------------- decode
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One more token for every row in flight."""
+        rows = [row for block in self._blocks for row in block.rows]
+        caches = [block.cache for block in self._blocks]
+        for cache in caches:
+            cache.begin_step()
+        if self._lora is None:
+            self._lora = _lora_pass([row.job.weights for row in rows], self._decoder)
+        device = self._decoder.device
+        tokens = torch.tensor([row.tokens[-1] for row in rows], device=device)
+        positions = torch.tensor(
+            [len(row.job.prompt) + len(row.tokens) - 1 for row in rows], device=device
+        )
+        hidden = self._decoder.hidden(tokens, positions, DecodeAttention(caches), self._lora)
+        logits = self._decoder.logits(hidden, self._lora)
+        for cache in caches:
+            cache.end_step()
+        alive = {id(row) for row in self._choose(rows, logits)}
+        if len(alive) == len(rows):
+            return
+        self._lora = None
+        for block in self._blocks:
+            for at in reversed(range(len(block.rows))):
+                if id(block.rows[at]) not in alive:
+                    block.cache.remove(at)
+                    block.rows[at] = block.rows[-1]
+                    block.rows.pop()
+        self._blocks = [block for block in self._blocks if block.rows]
+        for job in {id(row.job): row.job for row in rows if id(row) not in alive}.values():
+            job.finish_if_complete()
+
+    def _choose(self, rows: list[_Row], logits: torch.Tensor) -> list[_Row]:
+        """Samples a token for each row from logits [rows, vocab]; the rows that go on."""
+        if not rows:
+            return []
+        self.sampled_tokens += len(rows)
+        log_z = logits.logsumexp(-1)
+        tokens = sample_tokens(
+            logits,
+            temperatures=[row.job.params.temperature for row in rows],
+            top_ks=[row.job.params.top_k for row in rows],
+            top_ps=[row.job.params.top_p for row in rows],
+            uniforms=[row.random.random() for row in rows],
+            masks=[None if row.constraint is None else row.constraint.allowed() for row in rows],
+        )
+        chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - log_z
+        for at, row in enumerate(rows):
+            if k := row.job.topk_sample_logprobs:
+                row.topk += _top_k((logits[at] - log_z[at]).unsqueeze(0), k)
+        return [
+            row
+            for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True)
+            if not row.accept(token, logprob, self._decode)
+        ]
+
+
+def sample_tokens(
+    logits: torch.Tensor,
+    *,
+    temperatures: list[float],
+    top_ks: list[int],
+    top_ps: list[float],
+    uniforms: list[float],
+    masks: list[torch.Tensor | None],
+) -> torch.Tensor:
+    """Token ids [rows] by inverting each row's distribution function at its uniform number.
+
+    Temperature first, then the mask of allowed tokens, then top-k, then top-p (the smallest set of
+    most likely tokens with at least that mass). Temperature 0 takes the most likely allowed token.
+    """
+    if any(mask is not None for mask in masks):
+        logits = logits.clone()
+        for row, mask in enumerate(masks):
+            if mask is not None:
+                logits[row].masked_fill_(~mask.to(logits.device), -math.inf)
+    greedy = logits.argmax(-1)
+    if all(t == 0 for t in temperatures):
+        return greedy
+    scale = torch.tensor([t if t > 0 else 1.0 for t in temperatures], device=logits.device)
+    weights = torch.softmax(logits / scale.unsqueeze(1), dim=-1)
+    vocab = weights.shape[1]
+    for row, (k, p) in enumerate(zip(top_ks, top_ps, strict=True)):
+        if 0 < k < vocab or p < 1:
+            weights[row] = _truncate(weights[row], k if k > 0 else vocab, p)
+    chosen = _invert(weights, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
+    is_greedy = torch.tensor([t == 0 for t in temperatures], device=logits.device)
+    return torch.where(is_greedy, greedy, chosen)
+
+
+def _truncate(weights: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    ordered, order = weights.sort(descending=True, stable=True)
+    ordered = ordered[:top_k]
+    if top_p < 1:
+        before = ordered.double().cumsum(0) - ordered
+        ordered = ordered * (before < top_p * ordered.double().sum())
+    return torch.zeros_like(weights).index_copy_(0, order[: len(ordered)], ordered)
+
+
+def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Index of the first cumulative weight above u * total, exact in float64 by two levels."""
+    rows, vocab = weights.shape
+    width = 256
+    padded = torch.nn.functional.pad(weights, (0, -vocab % width)).view(rows, -1, width)
+    sums = padded.sum(-1, dtype=torch.float64).cumsum(1)
+    target = (uniforms * sums[:, -1]).unsqueeze(1)
+    block = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = padded[torch.arange(rows, device=weights.device), block.squeeze(1)]
+    cumulative = inside.double().cumsum(1) + before
+    # rounding may put the target past the last token with weight
+    last = (inside > 0).double().mul(torch.arange(1, width + 1, device=weights.device)).argmax(1)
+    at = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return block.squeeze(1) * width + torch.minimum(at, last)
+
+
+def _done(job: SampleJob) -> bool:
+    """Ends a job that asked for no samples; always False, so that it can be used in a filter."""
+    job.finish_if_complete()
+    return False
+
+
+def _lora_pass(weights: list[AdapterWeights | None], decoder: Decoder) -> LoraPass:
+    """The adapters of decode rows: runs of one adapter, or one batched product if all differ."""
+    slices: list[LoraSlice] = []
+    start = 0
+    while start < len(weights):
+        stop = start + 1
+        while stop < len(weights) and weights[stop] is weights[start]:
+            stop += 1
+        current = weights[start]
+        if current is not None:
+            slices.append(current.slice(start, stop))
+        start = stop
+    if len(slices) < 3 or len(slices) < len(weights):
+        return LoraPass(slices)
+    return LoraPass(stacked=_stack([w for w in weights if w is not None], decoder))
+
+
+def _stack(weights: list[AdapterWeights], decoder: Decoder) -> dict[str, Stacked]:
+    """Adapters side by side, padded with zeros to the largest rank."""
+    rank = max(w.config.rank for w in weights)
+    stacks = {}
+    for path in dict.fromkeys(path for w in weights for path in w.layers):
+        layer = decoder.layers[path]
+        device = weights[0].flat.device
+        a = torch.zeros(len(weights), layer.in_features, rank, device=device)
+        b = torch.zeros(len(weights), rank, layer.out_features, device=device)
+        for i, w in enumerate(weights):
+            if (low_rank := w.layers.get(path)) is not None:
+                a[i, :, : w.config.rank] = low_rank.a.T
+                b[i, : w.config.rank] = low_rank.b.T * low_rank.scale
+        stacks[path] = Stacked(a, b)
+    return stacks
+
+
+def _top_k(logprobs: torch.Tensor, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    values, ids = logprobs.topk(min(k, logprobs.shape[-1]), dim=-1)
+    return [
+        (i.astype(np.int32), v.astype(np.float32))
+        for i, v in zip(ids.cpu().numpy(), values.cpu().numpy(), strict=True)
+    ]
+
+
+def _no_topk(k: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(k, dtype=np.int32), np.full(k, _EMPTY_LOGPROB, dtype=np.float32)
+
+
+def _stack_topk(parts: list[tuple[np.ndarray, np.ndarray]]) -> TopkLogprobs:
+    return TopkLogprobs(np.stack([i for i, _ in parts]), np.stack([v for _, v in parts]))

@@ -1,0 +1,497 @@
+"""The local backend's clients: the API of training/api.py over an engine in this process."""
+
+import itertools
+import logging
+import secrets
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from training.api import (
+    AdamParams,
+    APIFuture,
+    CustomLoss,
+    Datum,
+    ForwardBackwardOutput,
+    GetInfoResponse,
+    GetServerCapabilitiesResponse,
+    LossConfig,
+    LossFnType,
+    ModelData,
+    ModelInput,
+    OptimStepResponse,
+    SampleResponse,
+    SamplingParams,
+    SaveWeightsForSamplerResponse,
+    SaveWeightsResponse,
+    SupportedModel,
+    TensorData,
+)
+from training.local import losses
+from training.local.adapters import (
+    DEFAULT_ALPHA,
+    Adapter,
+    AdapterConfig,
+    AdapterWeights,
+    choose_targets,
+)
+from training.local.checkpoints import (
+    State,
+    export_merged,
+    load_adapter,
+    read_state,
+    save_adapter,
+)
+from training.local.decoder import Decoder
+from training.local.engine import Engine, EngineOptions
+from training.local.sampler import SampleJob
+from training.local.trainer import TrainJob
+from training.models import EMBEDDED, resolve_model
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CHECKPOINT_DIR = Path("runs/checkpoints")
+
+
+class _Ready:
+    """Factories return the client itself; .result() and await work too, as on the SDK's futures."""
+
+    def result(self, timeout: float | None = None) -> Self:
+        return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self
+        yield
+
+
+class LocalServiceClient:
+    """See training.api.ServiceClient. Base models load once, when a client first needs them."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint_dir: str | Path | None = None,
+        device: str | None = None,
+        **engine_options: Any,
+    ) -> None:
+        self._checkpoint_dir = Path(checkpoint_dir or DEFAULT_CHECKPOINT_DIR)
+        self._device = _choose_device(device)
+        self._options = EngineOptions(**engine_options)
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+        self._session = secrets.token_hex(4)
+        self._counter = itertools.count()
+
+    def engine(self, base_model: str) -> Engine:
+        """Local extension: the engine of a base model, loaded on first use."""
+        with self._lock:
+            if base_model not in self._engines:
+                source = resolve_model(base_model)
+                decoder = Decoder(source, self._device)
+                self._engines[base_model] = Engine(decoder, base_model, self._options)
+            return self._engines[base_model]
+
+    def create_lora_training_client(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = True,
+        lora_alpha: float | None = None,
+        target_modules: list[str] | None = None,
+    ) -> "LocalTrainingClient":
+        """Local extensions: lora_alpha (default 32, as the service's) and target_modules, the
+        layers' short names (["q_proj", "v_proj"]; "unembed" is the head), instead of train_*."""
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank={rank!r}: a whole number from 1 is needed")
+        alpha = DEFAULT_ALPHA if lora_alpha is None else float(lora_alpha)
+        if not alpha > 0:
+            raise ValueError(f"lora_alpha={lora_alpha!r}: a number above 0 is needed")
+        engine = self.engine(base_model)
+        targets = choose_targets(
+            engine.decoder,
+            train_attn=train_attn,
+            train_mlp=train_mlp,
+            train_unembed=train_unembed,
+            target_modules=target_modules,
+        )
+        config = AdapterConfig(rank, alpha, targets, seed)
+        return self._training_client(engine, Adapter(config, engine.decoder))
+
+    def create_training_client_from_state(
+        self, path: str, base_model: str | None = None
+    ) -> "LocalTrainingClient":
+        return self._from_state(path, base_model, with_optimizer=False)
+
+    def create_training_client_from_state_with_optimizer(
+        self, path: str, base_model: str | None = None
+    ) -> "LocalTrainingClient":
+        return self._from_state(path, base_model, with_optimizer=True)
+
+    def create_sampling_client(
+        self, model_path: str | None = None, base_model: str | None = None
+    ) -> "LocalSamplingClient":
+        if model_path is None and base_model is None:
+            raise ValueError("create_sampling_client needs model_path or base_model")
+        if model_path is None:
+            assert base_model is not None
+            return LocalSamplingClient(self.engine(base_model), None)
+        state = read_state(model_path)
+        engine = self.engine(_base_of(state, base_model))
+        adapter = load_adapter(state, engine.decoder, with_optimizer=False)
+        return LocalSamplingClient(engine, adapter.snapshot())
+
+    def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
+        """The embedded model and the base models loaded so far; any folder or hub id works."""
+        names = dict.fromkeys([EMBEDDED, *self._engines])
+        models = []
+        for name in names:
+            engine = self._engines.get(name)
+            length = None if engine is None else engine.decoder.context_length
+            models.append(SupportedModel(name, length, trainable=True, sampleable=True))
+        return GetServerCapabilitiesResponse(models)
+
+    def close(self) -> None:
+        with self._lock:
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _from_state(
+        self, path: str, base_model: str | None, *, with_optimizer: bool
+    ) -> "LocalTrainingClient":
+        state = read_state(path)
+        engine = self.engine(_base_of(state, base_model))
+        adapter = load_adapter(state, engine.decoder, with_optimizer=with_optimizer)
+        return self._training_client(engine, adapter)
+
+    def _training_client(self, engine: Engine, adapter: Adapter) -> "LocalTrainingClient":
+        model_id = f"{self._session}-train-{next(self._counter)}"
+        return LocalTrainingClient(self, engine, adapter, model_id, self._checkpoint_dir)
+
+
+class LocalTrainingClient(_Ready):
+    """See training.api.TrainingClient."""
+
+    def __init__(
+        self,
+        service: LocalServiceClient,
+        engine: Engine,
+        adapter: Adapter,
+        model_id: str,
+        checkpoint_dir: Path,
+    ) -> None:
+        self.model_id = model_id
+        self._service = service
+        self._engine = engine
+        self._adapter = adapter
+        self._queue = engine.new_queue()
+        self._folder = checkpoint_dir / model_id
+
+    def forward(
+        self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
+    ) -> APIFuture[ForwardBackwardOutput]:
+        return self._train(data, loss_fn, loss_fn_config, backward=False)
+
+    def forward_backward(
+        self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
+    ) -> APIFuture[ForwardBackwardOutput]:
+        return self._train(data, loss_fn, loss_fn_config, backward=True)
+
+    def forward_backward_custom(
+        self, data: list[Datum], loss_fn: CustomLoss
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Two passes: logprobs, then cross_entropy with weights -dC/dlogp, exact because
+        cross_entropy is linear in the logprobs. Blocks for the first pass."""
+        targets = [{"target_tokens": d.loss_fn_inputs["target_tokens"]} for d in data]
+        plain = [Datum(d.model_input, t) for d, t in zip(data, targets, strict=True)]
+        outputs = self.forward(plain, "cross_entropy").result().loss_fn_outputs
+        leaves = [o["logprobs"].to_torch().requires_grad_() for o in outputs]
+        loss, metrics = loss_fn(data, leaves)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        weighted = [
+            Datum(
+                d.model_input,
+                {**d.loss_fn_inputs, "weights": torch.zeros_like(leaf) if g is None else -g},
+            )
+            for d, leaf, g in zip(plain, leaves, gradients, strict=True)
+        ]
+        surrogate = self.forward_backward(weighted, "cross_entropy")
+
+        def combine(output: ForwardBackwardOutput) -> ForwardBackwardOutput:
+            own = {"loss:sum": float(loss), "surrogate_loss:sum": output.metrics["loss:sum"]}
+            logprobs = [{"logprobs": TensorData.from_torch(leaf)} for leaf in leaves]
+            return ForwardBackwardOutput(
+                output.loss_fn_output_type, logprobs, {**metrics, **own}
+            )
+
+        return _map_future(surrogate, combine)
+
+    def optim_step(self, optim_params: AdamParams | None = None) -> APIFuture[OptimStepResponse]:
+        p = optim_params or AdamParams()
+        _check_adam(p)
+
+        def step() -> OptimStepResponse:
+            metrics = self._adapter.step(
+                learning_rate=p.learning_rate,
+                beta1=p.beta1,
+                beta2=p.beta2,
+                eps=p.eps,
+                weight_decay=p.weight_decay,
+                grad_clip_norm=p.grad_clip_norm,
+            )
+            return OptimStepResponse(metrics)
+
+        return self._engine.submit_call(self._queue, step)
+
+    def save_state(self, name: str, overwrite: bool = False) -> APIFuture[SaveWeightsResponse]:
+        """A PEFT folder with optimizer moments and any gradient not yet used."""
+
+        def save() -> SaveWeightsResponse:
+            path = self._save("weights", name, with_optimizer=True, overwrite=overwrite)
+            return SaveWeightsResponse(path)
+
+        return self._engine.submit_call(self._queue, save)
+
+    def save_weights_for_sampler(self, name: str) -> APIFuture[SaveWeightsForSamplerResponse]:
+        def save() -> SaveWeightsForSamplerResponse:
+            path = self._save("sampler_weights", name, with_optimizer=False, overwrite=False)
+            return SaveWeightsForSamplerResponse(path)
+
+        return self._engine.submit_call(self._queue, save)
+
+    def save_weights_and_get_sampling_client(self) -> "APIFuture[LocalSamplingClient]":
+        """A sampler of the weights as they are when this request's turn comes."""
+        return self._engine.submit_call(
+            self._queue, lambda: LocalSamplingClient(self._engine, self._adapter.snapshot())
+        )
+
+    def export_merged(self, folder: str | Path) -> APIFuture[str]:
+        """Local extension: base model plus adapter as one Hugging Face folder."""
+
+        def export() -> str:
+            engine = self._engine
+            export_merged(Path(folder), self._adapter.layers, engine.decoder, engine.tokenizer)
+            return str(folder)
+
+        return self._engine.submit_call(self._queue, export)
+
+    def create_sampling_client(self, model_path: str) -> "LocalSamplingClient":
+        return self._service.create_sampling_client(model_path, self._engine.model_name)
+
+    def get_info(self) -> GetInfoResponse:
+        decoder = self._engine.decoder
+        return GetInfoResponse(
+            model_data=ModelData(
+                arch=decoder.config.model_type,
+                model_name=self._engine.model_name,
+                tokenizer_id=self._engine.model_name,
+                max_context_length=decoder.context_length,
+            ),
+            model_id=self.model_id,
+            is_lora=True,
+            lora_rank=self._adapter.config.rank,
+            model_name=self._engine.model_name,
+        )
+
+    def get_tokenizer(self) -> Any:
+        return self._engine.tokenizer
+
+    def _train(
+        self,
+        data: list[Datum],
+        loss_fn: LossFnType,
+        loss_fn_config: LossConfig | None,
+        *,
+        backward: bool,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        if not data:
+            raise ValueError("data is empty: pass at least one Datum")
+        config = losses.resolve_config(loss_fn, loss_fn_config)
+        decoder = self._engine.decoder
+        sequences = [datum.model_input.to_ints() for datum in data]
+        for i, sequence in enumerate(sequences):
+            _check_tokens(f"data[{i}].model_input", sequence, decoder)
+        prepared = [
+            losses.prepare(i, datum, loss_fn, decoder.vocab_size) for i, datum in enumerate(data)
+        ]
+        if len(widths := {p.target_shape[1:] for p in prepared}) > 1:
+            raise ValueError(f"target_tokens of one request must share their K; got {widths}")
+        job = TrainJob(self._adapter, sequences, prepared, loss_fn, config, backward)
+        return self._engine.submit_train(self._queue, job)
+
+    def _save(self, kind: str, name: str, *, with_optimizer: bool, overwrite: bool) -> str:
+        if not name or "/" in name or name.startswith("."):
+            raise ValueError(f"checkpoint name {name!r}: a plain name without '/' is needed")
+        folder = self._folder / kind / name
+        save_adapter(
+            folder,
+            self._adapter.config,
+            self._adapter.layers,
+            self._engine.decoder,
+            self._engine.model_name,
+            optimizer=self._adapter.optimizer_tensors() if with_optimizer else None,
+            overwrite=overwrite,
+        )
+        return str(folder)
+
+
+class LocalSamplingClient(_Ready):
+    """See training.api.SamplingClient. Holds its own copy of the adapter's weights."""
+
+    def __init__(self, engine: Engine, weights: AdapterWeights | None) -> None:
+        self._engine = engine
+        self._weights = weights
+
+    def sample(
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+    ) -> APIFuture[SampleResponse]:
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: at least 1 is needed")
+        job = self._job(prompt, num_samples, sampling_params)
+        job.include_prompt_logprobs = include_prompt_logprobs
+        job.topk_prompt_logprobs = topk_prompt_logprobs
+        job.topk_sample_logprobs = topk_sample_logprobs
+        return self._engine.submit_sample(job)
+
+    def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
+        job = self._job(prompt, 0, SamplingParams(max_tokens=1, stop=[]))
+        job.include_prompt_logprobs = True
+        return _map_future(self._engine.submit_sample(job), lambda r: r.prompt_logprobs or [])
+
+    def get_tokenizer(self) -> Any:
+        return self._engine.tokenizer
+
+    def get_base_model(self) -> str:
+        return self._engine.model_name
+
+    def _job(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> SampleJob:
+        _check_sampling(params)
+        tokens = prompt.to_ints()
+        decoder = self._engine.decoder
+        _check_tokens("prompt", tokens, decoder)
+        room = decoder.context_length - len(tokens)
+        if num_samples and room < 1:
+            raise ValueError(
+                f"prompt has {len(tokens)} tokens; the context holds {decoder.context_length}, "
+                "prompt and answer together"
+            )
+        stop_tokens, stop_strings = self._stops(params)
+        return SampleJob(
+            weights=self._weights,
+            prompt=tokens,
+            num_samples=num_samples,
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed % 2**64,
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            stop_tokens=stop_tokens,
+            stop_strings=stop_strings,
+        )
+
+    def _stops(self, params: SamplingParams) -> tuple[frozenset[int], tuple[str, ...]]:
+        """The model's end token stops too, unless stop=[] asks for no stop at all."""
+        given = params.stop
+        if given is None:
+            return self._engine.eos_tokens, ()
+        stops = [given] if isinstance(given, str) else list(given)
+        if not stops:
+            return frozenset(), ()
+        tokens = frozenset(int(s) for s in stops if not isinstance(s, str))
+        return tokens | self._engine.eos_tokens, tuple(s for s in stops if isinstance(s, str))
+
+
+def _map_future(future: APIFuture[Any], function: Any) -> APIFuture[Any]:
+    from concurrent.futures import Future
+
+    mapped: Future[Any] = Future()
+
+    def done(source: "Future[Any]") -> None:
+        if (error := source.exception()) is not None:
+            mapped.set_exception(error)
+        else:
+            mapped.set_result(function(source.result()))
+
+    future.future().add_done_callback(done)
+    return APIFuture(mapped)
+
+
+def _base_of(state: State, base_model: str | None) -> str:
+    name = base_model or state.base_model
+    if name is None:
+        raise ValueError(f"{state.folder} does not name its base model; pass base_model")
+    return name
+
+
+def _choose_device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type not in ("cpu", "cuda") or (
+        chosen.type == "cuda" and not torch.cuda.is_available()
+    ):
+        available = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise ValueError(f"device={device!r} is not available; allowed here: {available}")
+    return chosen
+
+
+def _check_tokens(where: str, tokens: list[int], decoder: Decoder) -> None:
+    if not tokens:
+        raise ValueError(f"{where} is empty; it needs at least one token")
+    if len(tokens) > decoder.context_length:
+        raise ValueError(
+            f"{where} has {len(tokens)} tokens; {decoder.model_path} has a context of "
+            f"{decoder.context_length}"
+        )
+    low, high = min(tokens), max(tokens)
+    if low < 0 or high >= decoder.vocab_size:
+        raise ValueError(
+            f"{where} has token ids in [{low}, {high}]; the vocabulary is 0..{decoder.vocab_size - 1}"
+        )
+
+
+def _check_sampling(p: SamplingParams) -> None:
+    problems = []
+    if p.max_tokens is not None and p.max_tokens < 1:
+        problems.append(f"max_tokens={p.max_tokens}: at least 1 is needed")
+    if not (np.isfinite(p.temperature) and p.temperature >= 0):
+        problems.append(f"temperature={p.temperature}: a finite number from 0 is needed")
+    if not 0 < p.top_p <= 1:
+        problems.append(f"top_p={p.top_p}: above 0 and at most 1 is needed")
+    if p.top_k != -1 and p.top_k < 1:
+        problems.append(f"top_k={p.top_k}: -1 (off) or at least 1 is needed")
+    if problems:
+        raise ValueError("SamplingParams: " + "; ".join(problems))
+
+
+def _check_adam(p: AdamParams) -> None:
+    problems = [
+        f"{name}={value}: {needed} is needed"
+        for name, value, ok, needed in (
+            ("learning_rate", p.learning_rate, p.learning_rate >= 0, "a number from 0"),
+            ("beta1", p.beta1, 0 <= p.beta1 < 1, "0 <= beta1 < 1"),
+            ("beta2", p.beta2, 0 <= p.beta2 < 1, "0 <= beta2 < 1"),
+            ("eps", p.eps, p.eps >= 0, "a number from 0"),
+            ("weight_decay", p.weight_decay, p.weight_decay >= 0, "a number from 0"),
+        )
+        if not (np.isfinite(value) and ok)
+    ]
+    if problems:
+        raise ValueError("AdamParams: " + "; ".join(problems))

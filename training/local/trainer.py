@@ -1,0 +1,233 @@
+"""One training pass: the forward and backward of several clients' data together."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from training.api import ForwardBackwardOutput, RequestFailedError, TensorData
+from training.local.adapters import Adapter
+from training.local.attention import SegmentAttention
+from training.local.batching import Packing, Tree, build_trees, micro_batches, pack
+from training.local.decoder import Decoder, to_device
+from training.local.linear import LoraPass
+from training.local.losses import LOSSES, Inputs, LossInputs, loss_and_gradient
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainJob:
+    """One client's forward or forward_backward request, checked."""
+
+    adapter: Adapter
+    sequences: list[list[int]]
+    prepared: list[LossInputs]
+    loss_fn: str
+    config: dict[str, float]
+    backward: bool
+
+
+class Trainer:
+    """Runs jobs in token-budget micro-batches; results do not depend on how they are cut."""
+
+    def __init__(self, decoder: Decoder, *, max_tokens: int, share_prompts: bool = True) -> None:
+        self._decoder = decoder
+        self._max_tokens = max_tokens
+        self._share_prompts = share_prompts
+        self.tokens_computed = 0
+
+    def run(self, jobs: list[TrainJob]) -> list[ForwardBackwardOutput]:
+        """All jobs in one pass. Out of memory halves the micro-batch, for good, and starts over."""
+        before = [job.adapter.grad.clone() if job.adapter.has_grad else None for job in jobs]
+        while True:
+            try:
+                return self._run(jobs)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                longest = max(len(s) for job in jobs for s in job.sequences)
+                for job, grad in zip(jobs, before, strict=True):
+                    job.adapter.grad.zero_() if grad is None else job.adapter.grad.copy_(grad)
+                    job.adapter.has_grad = grad is not None
+                if self._max_tokens // 2 < longest:
+                    raise RequestFailedError(
+                        f"out of memory with {longest} tokens in one sequence; use shorter "
+                        "sequences, a smaller model or a device with more memory",
+                        category="server",
+                    ) from error
+                self._max_tokens //= 2
+            if self._decoder.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.warning(
+                "Out of memory: micro-batches now hold at most %d tokens", self._max_tokens
+            )
+
+    def _run(self, jobs: list[TrainJob]) -> list[ForwardBackwardOutput]:
+        members = [(j, d) for j, job in enumerate(jobs) for d in range(len(job.sequences))]
+        results = [_Result(job) for job in jobs]
+        for backward in (False, True):
+            chosen = [m for m, (j, _) in enumerate(members) if jobs[j].backward == backward]
+            if not chosen:
+                continue
+            trees = build_trees(
+                [members[m][0] for m in chosen],
+                [jobs[members[m][0]].sequences[members[m][1]] for m in chosen],
+                share=self._share_prompts,
+            )
+            for tree in trees:
+                tree.members = [chosen[i] for i in tree.members]
+            for batch in micro_batches(trees, self._max_tokens):
+                self._micro_batch(batch, jobs, members, results, backward)
+        return [result.output() for result in results]
+
+    def _micro_batch(
+        self,
+        batch: list[Tree],
+        jobs: list[TrainJob],
+        members: list[tuple[int, int]],
+        results: list["_Result"],
+        backward: bool,
+    ) -> None:
+        packing = pack(batch)
+        self.tokens_computed += len(packing.tokens)
+        device = self._decoder.device
+        lora = LoraPass(
+            [
+                jobs[int(owner)].adapter.slice(start, stop)  # type: ignore[call-overload]
+                for owner, start, stop in packing.owner_slices
+            ],
+            training=backward,
+        )
+        with torch.set_grad_enabled(backward):
+            hidden = self._decoder.hidden(
+                to_device(packing.tokens, device),
+                to_device(packing.positions, device),
+                SegmentAttention(packing.segments),
+                lora,
+            )
+        with torch.no_grad():
+            d_hidden = torch.zeros(hidden.shape, device=device) if backward else None
+            for job_index in dict.fromkeys(members[m][0] for tree in batch for m in tree.members):
+                data = [members[m] for tree in batch for m in tree.members]
+                rows = _JobRows(
+                    jobs[job_index],
+                    [(m, d) for (j, d), m in zip(data, _members(batch), strict=True) if j == job_index],
+                    packing,
+                    device,
+                )
+                if len(rows.index):
+                    self._head(rows, hidden, d_hidden, results[job_index])
+        if d_hidden is not None:
+            hidden.backward(d_hidden.to(hidden.dtype))
+            for owner, _, _ in packing.owner_slices:
+                jobs[int(owner)].adapter.has_grad = True  # type: ignore[call-overload]
+
+    def _head(
+        self,
+        rows: "_JobRows",
+        hidden: torch.Tensor,
+        d_hidden: torch.Tensor | None,
+        result: "_Result",
+    ) -> None:
+        picked = hidden.detach().index_select(0, rows.index)
+        lora = LoraPass([rows.job.adapter.slice(0, len(picked))])
+        if d_hidden is None:
+            logprobs = self._decoder.target_logprobs(picked, rows.targets, lora)
+        else:
+            gradient_of = rows.gradient_of
+            if LOSSES[rows.job.loss_fn].whole_sequence:
+                # the gradient at a token needs the datum's other logprobs: one more look first
+                known = self._decoder.target_logprobs(picked, rows.targets, lora)
+                gradient_of = rows.precomputed(known)
+            logprobs, d_picked = self._decoder.target_logprobs_and_grad(
+                picked, rows.targets, gradient_of, lora
+            )
+            d_hidden.index_add_(0, rows.index, d_picked)
+        for d, part, inputs in rows.split(logprobs):
+            losses, _ = loss_and_gradient(rows.job.loss_fn, part, inputs, rows.job.config)
+            result.add(d, part, losses)
+
+
+def _members(batch: Sequence[Tree]) -> list[int]:
+    return [m for tree in batch for m in tree.members]
+
+
+class _JobRows:
+    """The positions of one job in one micro-batch that need logits, datum after datum."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        member_datums: list[tuple[int, int]],
+        packing: Packing,
+        device: torch.device,
+    ) -> None:
+        self.job = job
+        self._datums = [d for _, d in member_datums]
+        prepared = [job.prepared[d] for d in self._datums]
+        self._counts = [len(p.positions) for p in prepared]
+        self.index = to_device(
+            np.concatenate([packing.index[m][job.prepared[d].positions] for m, d in member_datums]),
+            device,
+        )
+        # K may differ between data only where a datum has no positions at all
+        filled = [p for p in prepared if len(p.positions)]
+        self.targets = _cat([p.targets for p in filled], device)
+        self._inputs: Inputs = {
+            key: _cat([p.inputs[key] for p in filled], device)
+            for key in (filled[0].inputs if filled else {})
+        }
+
+    def gradient_of(self, rows: slice, logprobs: torch.Tensor) -> torch.Tensor:
+        inputs = {key: value[rows] for key, value in self._inputs.items()}
+        return loss_and_gradient(self.job.loss_fn, logprobs, inputs, self.job.config)[1]
+
+    def precomputed(
+        self, logprobs: torch.Tensor
+    ) -> Callable[[slice, torch.Tensor], torch.Tensor]:
+        gradients = torch.cat(
+            [
+                loss_and_gradient(self.job.loss_fn, part, inputs, self.job.config)[1]
+                for _, part, inputs in self.split(logprobs)
+            ]
+        )
+        return lambda rows, _logprobs: gradients[rows]
+
+    def split(self, logprobs: torch.Tensor) -> list[tuple[int, torch.Tensor, Inputs]]:
+        parts, start = [], 0
+        for d, count in zip(self._datums, self._counts, strict=True):
+            if count:
+                rows = slice(start, start + count)
+                inputs = {key: value[rows] for key, value in self._inputs.items()}
+                parts.append((d, logprobs[rows], inputs))
+            start += count
+        return parts
+
+
+def _cat(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    return torch.cat(tensors).to(device) if tensors else torch.empty(0, device=device)
+
+
+class _Result:
+    def __init__(self, job: TrainJob) -> None:
+        self._job = job
+        self._logprobs = [np.zeros(p.target_shape, dtype=np.float32) for p in job.prepared]
+        self._loss = 0.0
+
+    def add(self, datum: int, logprobs: torch.Tensor, losses: torch.Tensor) -> None:
+        self._logprobs[datum][self._job.prepared[datum].positions] = logprobs.cpu().numpy()
+        self._loss += losses.double().sum().item()
+
+    def output(self) -> ForwardBackwardOutput:
+        return ForwardBackwardOutput(
+            loss_fn_output_type="TorchLossReturn",
+            loss_fn_outputs=[{"logprobs": TensorData.from_numpy(a)} for a in self._logprobs],
+            metrics={"loss:sum": self._loss},
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
