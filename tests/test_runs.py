@@ -1,0 +1,206 @@
+"""Run directories: new, resumed, refused."""
+
+import enum
+import importlib
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import chz
+import numpy as np
+import pytest
+
+from utils.config import ConfigError, load_config, load_yaml
+from utils.runs import RunDir, git_state, run_meta
+
+
+class Kind(enum.Enum):
+    A = "a"
+
+
+@chz.chz
+class Inner:
+    rank: int = 8
+
+
+@chz.chz
+class Config:
+    log_path: Path | None = None
+    learning_rate: float = 1e-4
+    num_steps: int = 10
+    kind: Kind = Kind.A
+    words: tuple[str, ...] = ("x",)
+    inner: Inner = chz.field(default_factory=Inner)
+    ceiling: float = float("nan")
+
+
+def test_a_new_run_records_how_it_was_made(tmp_path: Path):
+    run = RunDir.open("sft", None, Config(), root=tmp_path)
+    assert run.path.parent == tmp_path / "sft" and run.path.name == run.run_id
+    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run.run_id) and not run.resumed
+    stored = load_yaml(run.path / "config.yaml")
+    meta = stored.pop("meta")
+    assert stored["kind"] == "a" and stored["words"] == ["x"] and stored["inner"] == {"rank": 8}
+    assert meta["script"] == "sft" and meta["packages"]["chz"] and meta["python"].startswith("3.")
+    assert meta["started"].endswith("+00:00") and meta["command"]
+    other = RunDir.open("sft", None, Config(), root=tmp_path)
+    assert other.path != run.path
+    again = load_config(Config, [f"config_file={run.path / 'config.yaml'}"])
+    assert chz.replace(again, ceiling=0.0) == chz.replace(Config(), ceiling=0.0)
+
+
+def test_the_same_settings_resume(tmp_path: Path):
+    config = Config(log_path=tmp_path / "run")
+    assert not RunDir.open("sft", config.log_path, config).resumed
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    moved = Config(log_path=tmp_path / "sub" / ".." / "run", num_steps=20)
+    (tmp_path / "sub").mkdir()
+    run = RunDir.open("sft", moved.log_path, moved, resume_fields_ignored=["num_steps"])
+    assert run.resumed and run.run_id == "run"
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    (line,) = (tmp_path / "run" / "resumes.jsonl").read_text().splitlines()
+    assert json.loads(line)["config"]["num_steps"] == 20
+
+
+def test_other_settings_are_refused_field_by_field(tmp_path: Path):
+    RunDir.open("sft", tmp_path / "run", Config())
+    other = Config(learning_rate=2e-4, words=("x", "y"), inner=Inner(rank=4), num_steps=3)
+    with pytest.raises(ConfigError) as caught:
+        RunDir.open("sft", tmp_path / "run", other, resume_fields_ignored=["num_steps"])
+    head, *fields = caught.value.problems
+    assert str(tmp_path / "run") in head
+    assert fields == [
+        "learning_rate: stored 0.0001, given 0.0002; give learning_rate=0.0001 to go on, "
+        "or start a new run",
+        "words: stored ['x'], given ['x', 'y']; give words=['x'] to go on, or start a new run",
+        "inner.rank: stored 8, given 4; give inner.rank=8 to go on, or start a new run",
+    ]
+    assert not (tmp_path / "run" / "resumes.jsonl").exists()
+
+
+def test_a_field_of_another_version_is_refused(tmp_path: Path):
+    RunDir.open("sft", tmp_path / "run", {"a": 1, "old": 2})
+    with pytest.raises(ConfigError, match=r"old: stored 2, given '\(absent\)'"):
+        RunDir.open("sft", tmp_path / "run", {"a": 1})
+
+
+def test_foreign_folders_are_left_alone(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    assert not RunDir.open("sft", tmp_path / "empty", Config()).resumed
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"no config\.yaml"):
+        RunDir.open("sft", tmp_path / "full", Config())
+    with pytest.raises(ConfigError, match="is a file"):
+        RunDir.open("sft", tmp_path / "full" / "thesis.tex", Config())
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_and_samples_are_cut_at_the_resumed_step(tmp_path: Path):
+    run = RunDir.open("sft", tmp_path, {})
+    run.truncate_metrics(0)
+    run.log_sample({"text": "no step"})
+    for step in range(4):
+        run.log_metrics(step, {"loss": np.float32(0.5), "n": np.int64(step), "done": step == 3})
+        run.log_sample({"step": step, "text": "é"})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    run.truncate_metrics(2)
+    run.log_metrics(2, {"loss": 0.25})
+    assert lines(run.path / "metrics.jsonl") == [
+        {"step": 0, "loss": 0.5, "n": 0, "done": False},
+        {"step": 1, "loss": 0.5, "n": 1, "done": False},
+        {"step": 2, "loss": 0.25},
+    ]
+    assert [r.get("step") for r in lines(run.path / "samples.jsonl")] == [None, 0, 1]
+    with pytest.raises(ValueError, match="'step' is the first argument"):
+        run.log_metrics(1, {"step": 2})
+
+
+def test_checkpoints(tmp_path: Path):
+    run = RunDir.open("sft", tmp_path, {})
+    assert run.last_checkpoint() is None
+    run.log_checkpoint("000010", 10, "state", "tinker://a/weights/000010", epoch=1)
+    run.log_checkpoint("final", 20, "sampler", tmp_path / "s")
+    last = {"name": "000010", "step": 10, "batch": 10, "epoch": 1}
+    assert run.last_checkpoint() == {**last, "state_path": "tinker://a/weights/000010"}
+    sampler = run.last_checkpoint("sampler")
+    assert sampler is not None and sampler["sampler_path"] == str(tmp_path / "s")
+    with open(run.path / "checkpoints.jsonl", "a") as file:
+        file.write('{"name": "000030", "state_pa')
+    assert run.last_checkpoint()["name"] == "000010"  # type: ignore[index]
+
+
+def test_sinks_are_checked_before_anything_is_made(tmp_path: Path, monkeypatch):
+    real = importlib.import_module
+
+    def missing(name: str) -> object:
+        if name in ("wandb", "torch.utils.tensorboard"):
+            raise ImportError(f"No module named {name!r}")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ConfigError) as caught:
+        RunDir.open("sft", tmp_path / "run", {}, sinks=["wandb", "tensorboard", "mlflow"])
+    wandb, tensorboard, mlflow = caught.value.problems
+    assert "uv pip install wandb" in wandb and "uv pip install tensorboard" in tensorboard
+    assert mlflow == "sinks names 'mlflow'; allowed: wandb, tensorboard"
+    assert not (tmp_path / "run").exists()
+
+
+class Writer:
+    """Stands for a third-party writer."""
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir, self.scalars, self.closed = log_dir, [], False
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.append((name, value, step))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_sinks_get_the_numbers(tmp_path: Path, monkeypatch):
+    writers = []
+
+    class Module:
+        @staticmethod
+        def SummaryWriter(log_dir: str) -> Writer:
+            writers.append(Writer(log_dir))
+            return writers[-1]
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: Module)
+    with RunDir.open("sft", tmp_path / "run", {}, sinks=["tensorboard"]) as run:
+        run.log_metrics(3, {"loss": 0.5, "kind": "text", "n": 2})
+    (writer,) = writers
+    assert writer.log_dir == str(tmp_path / "run" / "tensorboard") and writer.closed
+    assert writer.scalars == [("loss", 0.5, 3), ("n", 2.0, 3)]
+
+
+def test_git_state(tmp_path: Path):
+    assert git_state(tmp_path) == (None, None)
+
+    def git(*arguments: str) -> str:
+        settings = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(tmp_path), *settings, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "a")
+    assert git_state(tmp_path) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "a").write_text("2")
+    assert git_state(tmp_path)[1] is True
+    # somebody else's repository around an installed copy says nothing about ours
+    (tmp_path / "site-packages").mkdir()
+    assert git_state(tmp_path / "site-packages") == (None, None)
+
+
+def test_run_meta_is_plain():
+    assert json.loads(json.dumps(run_meta()))

@@ -1,0 +1,111 @@
+"""Files that survive a crash: written whole or not at all, and JSON lines with a torn end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Replace `path` by `data` in one step; parent folders are made. After a crash it holds the old
+    content or the new, never a mixture."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode & 0o7777)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def atomic_write_text(path: Path | str, text: str) -> None:
+    """`atomic_write_bytes` of UTF-8 text, newlines as they are."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def fsync_directory(path: Path | str) -> None:
+    """Make renames inside `path` durable, where the platform can."""
+    # Windows cannot open folders, and some network file systems refuse to sync them
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def append_jsonl(path: Path | str, record: Mapping[str, Any], *, fsync: bool = False) -> None:
+    """Append one line and flush it; a torn line that a crash left at the end is removed first."""
+    path = Path(path)
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _mend_tail(path)
+    with open(path, "ab") as file:
+        file.write(line)
+        file.flush()
+        if fsync:
+            os.fsync(file.fileno())
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """The records of a file written by `append_jsonl`.
+
+    A last line without its newline that does not parse was torn by a crash: it is dropped with a
+    warning. Any other broken line is a ValueError naming file and line.
+    """
+    return [record for _, record in _numbered_records(Path(path))]
+
+
+def _numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                logger.warning("%s:%d: dropped a line torn by a crash", path, number)
+                return
+            raise ValueError(f"{path}:{number}: not a line of JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {record!r}")
+        yield number, record
+
+
+def _mend_tail(path: Path) -> None:
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        start = file.read().rfind(b"\n") + 1
+        file.seek(start)
+        try:
+            json.loads(file.read())
+        except ValueError:
+            logger.warning("%s: removed a line torn by a crash", path)
+            file.truncate(start)
+        else:
+            file.write(b"\n")

