@@ -1,0 +1,140 @@
+"""Test-time training: many adapters, each on its own data, stepped together through futures."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from training.api import AdamParams, Datum, SamplingClient, ServiceClient, TrainingClient
+from utils.progress import progress
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """What all adapters of a call share. `lora` are keywords of create_lora_training_client.
+
+    Learning rates fall along a half cosine after `warmup_steps`; losses are divided by the batch's
+    trained tokens, as transformers' Trainer does, so that a rate means what it means there.
+    """
+
+    lora: dict[str, Any]
+    batch_size: int = 2
+    warmup_steps: int = 0
+    beta2: float = 0.999
+    eps: float = 1e-8
+    max_parallel: int = 16
+
+
+@dataclass(frozen=True)
+class AdaptJob:
+    """One adapter: its data, learning rate and epochs. No data means the base model itself."""
+
+    datums_D: list[Datum]
+    learning_rate: float
+    num_epochs: int
+    seed: int
+
+    def num_steps(self, batch_size: int) -> int:
+        return math.ceil(len(self.datums_D) / batch_size) * self.num_epochs
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(datum.model_input.length for datum in self.datums_D) * self.num_epochs
+
+
+def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
+    """The factor on the learning rate at `step` (from 0): transformers' cosine with warm-up."""
+    if step < warmup_steps:
+        return step / max(1, warmup_steps)
+    done = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def mean_weighted(datums: Sequence[Datum]) -> list[Datum]:
+    """The data with weights that sum to 1 over all of them: a sum of losses becomes their mean."""
+    total = sum(float(datum.loss_fn_inputs["weights"].to_numpy().sum()) for datum in datums)
+    return [
+        Datum(
+            datum.model_input,
+            {
+                "target_tokens": datum.loss_fn_inputs["target_tokens"],
+                "weights": datum.loss_fn_inputs["weights"].to_numpy() / np.float32(total),
+            },
+        )
+        for datum in datums
+    ]
+
+
+class _Run:
+    """One adapter on its way through its data."""
+
+    def __init__(self, client: TrainingClient, job: AdaptJob, settings: AdaptSettings) -> None:
+        self.client = client
+        self._job = job
+        self._settings = settings
+        self._rng = np.random.default_rng(job.seed)
+        self._step = 0
+        self._num_steps = job.num_steps(settings.batch_size)
+        self._order: list[int] = []
+
+    def submit_step(self) -> tuple[Any, int] | None:
+        """Requests the next step; the future of its loss and its tokens, or None at the end."""
+        if self._step == self._num_steps:
+            return None
+        if not self._order:
+            self._order = self._rng.permutation(len(self._job.datums_D)).tolist()
+        size = self._settings.batch_size
+        chosen, self._order = self._order[:size], self._order[size:]
+        batch = mean_weighted([self._job.datums_D[i] for i in chosen])
+        factor = cosine_schedule(self._step, self._num_steps, self._settings.warmup_steps)
+        self._step += 1
+        self.client.forward_backward(batch, "cross_entropy")
+        adam = AdamParams(
+            learning_rate=self._job.learning_rate * factor,
+            beta1=0.9,
+            beta2=self._settings.beta2,
+            eps=self._settings.eps,
+        )
+        return self.client.optim_step(adam), sum(datum.model_input.length for datum in batch)
+
+
+def adapt(
+    service: ServiceClient,
+    base_model: str,
+    jobs_J: Sequence[AdaptJob],
+    settings: AdaptSettings,
+    *,
+    on_adapted: Callable[[int, SamplingClient], None],
+    desc: str = "adapting",
+) -> None:
+    """Trains every job's adapter; calls on_adapted(index, sampler) as each is finished.
+
+    At most `max_parallel` adapters exist at a time: one that is done makes room for the next, so
+    memory does not grow with the number of jobs.
+    """
+    waiting = sorted(range(len(jobs_J)), key=lambda j: -jobs_J[j].num_tokens)
+    running: dict[int, _Run] = {}
+    total = sum(job.num_steps(settings.batch_size) for job in jobs_J)
+    with progress(total, desc, "step") as bar:
+        while waiting or running:
+            while waiting and len(running) < settings.max_parallel:
+                j = waiting.pop(0)
+                if jobs_J[j].num_steps(settings.batch_size) == 0:
+                    on_adapted(j, service.create_sampling_client(base_model=base_model))
+                    continue
+                client = service.create_lora_training_client(
+                    base_model, seed=jobs_J[j].seed, **settings.lora
+                )
+                running[j] = _Run(client, jobs_J[j], settings)
+            submitted = {j: run.submit_step() for j, run in running.items()}
+            for j, step in submitted.items():
+                if step is None:
+                    client = running.pop(j).client
+                    on_adapted(j, client.save_weights_and_get_sampling_client().result())
+                else:
+                    future, num_tokens = step
+                    future.result()
+                    bar.update(1)
+                    bar.add(tokens=num_tokens)

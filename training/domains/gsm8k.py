@@ -1,0 +1,120 @@
+"""GSM8K: grade-school word problems with a numeric answer (Cobbe et al. 2021)."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import chz
+
+from training.api import ServiceClient
+from training.domains.base import Algorithm, Problem, Reward, Split
+from training.grading import extract_final_answer, same_answer
+
+logger = logging.getLogger(__name__)
+
+HUB_NAME = "openai/gsm8k"
+
+
+@chz.chz(typecheck=True)
+class Gsm8kConfig:
+    data_path: str | None = chz.field(
+        default=None,
+        doc="folder with train.jsonl and test.jsonl, or one .jsonl file for both splits; "
+        f"None: {HUB_NAME} from the Hugging Face hub",
+    )
+    instruction: str = chz.field(
+        default="Think step by step. End with the final answer, a number, in \\boxed{}.",
+        doc="what stands after the question",
+    )
+    max_tokens: int = chz.field(default=256, doc="longest answer that is sampled")
+
+
+class Gsm8kDomain:
+    name = "gsm8k"
+    algorithm: Algorithm = "grpo"
+    json_schema: dict[str, Any] | None = None
+
+    def __init__(self, config: Gsm8kConfig, service: ServiceClient | None = None) -> None:
+        """Raises FileNotFoundError where config.data_path names nothing; `service` is not used."""
+        self.config = config
+        self.max_tokens = config.max_tokens
+        if config.data_path is not None:
+            for split in ("train", "test"):
+                _split_file(Path(config.data_path), split)
+
+    def problems(self, split: Split) -> list[Problem]:
+        """Problem.data is the correct number as text. Raises ValueError for a malformed row."""
+        if self.config.data_path is None:
+            source, rows = f"{HUB_NAME} ({split})", _load_hub(split)
+        else:
+            path = _split_file(Path(self.config.data_path), split)
+            source, rows = str(path), _load_jsonl(path)
+        logger.info("gsm8k %s: %d problems from %s", split, len(rows), source)
+        return [self._problem(row, f"gsm8k/{split}/{i}", source) for i, row in enumerate(rows)]
+
+    def rewards(
+        self, problems_P: list[Problem], answers_P_G: list[list[str]]
+    ) -> list[list[Reward]]:
+        """1 for the right number, else 0."""
+        return [
+            [_grade(answer, problem.data) for answer in answers_G]
+            for problem, answers_G in zip(problems_P, answers_P_G, strict=True)
+        ]
+
+    def _problem(self, row: dict[str, Any], problem_id: str, source: str) -> Problem:
+        question, answer = row.get("question"), row.get("answer")
+        if not isinstance(question, str) or not isinstance(answer, str) or "####" not in answer:
+            raise ValueError(
+                f"{source}, {problem_id}: a row needs 'question' and an 'answer' that ends with "
+                f"'#### number'; got {row}"
+            )
+        gold = answer.rpartition("####")[2].strip()
+        text = f"{question.strip()}\n\n{self.config.instruction}"
+        return Problem(problem_id, [{"role": "user", "content": text}], gold)
+
+
+def _grade(answer: str, gold: str) -> Reward:
+    final = extract_final_answer(answer)
+    if final is None:
+        return Reward(0.0, False, "no \\boxed{} and no ####")
+    right = same_answer(final, gold)
+    return Reward(float(right), right, f"answered {final}, correct is {gold}")
+
+
+def _split_file(path: Path, split: str) -> Path:
+    found = path / f"{split}.jsonl" if path.is_dir() else path
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"data_path={str(path)!r}: no file {found}; give a folder with train.jsonl and "
+            f"test.jsonl, one .jsonl file, or nothing for {HUB_NAME} from the hub"
+        )
+    return found
+
+
+def _load_jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object, got {line[:80]!r}")
+        rows.append(row)
+    return rows
+
+
+def _load_hub(split: Split) -> list[dict[str, Any]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(HUB_NAME, "main", split=split)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{HUB_NAME} could not be fetched from the Hugging Face hub ({error}); check the "
+            "network, or give a local copy: data_path=folder with train.jsonl and test.jsonl"
+        ) from error
+    return [dict(row) for row in loaded]

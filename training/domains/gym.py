@@ -1,0 +1,199 @@
+"""Any data set of reasoning-gym: procedural problems with their own scoring."""
+
+import dataclasses
+import difflib
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+import chz
+
+from training.api import ServiceClient
+from training.domains.base import Algorithm, Problem, Reward, Split
+
+if TYPE_CHECKING:
+    from reasoning_gym.dataset import ProceduralDataset
+
+logger = logging.getLogger(__name__)
+
+# reasoning-gym makes item i from seed + i, so two splits are disjoint when their seeds are at
+# least one size apart
+SPLIT_DISTANCE = 100_000_000
+
+# Some scorers evaluate the answer as Python or through sympy, which is the same. What a model
+# writes must never be run, nor hang on 9**9**9, so such answers are scored only if nothing is left
+# of them when these tokens are taken out.
+_ARITHMETIC = re.compile(r"[-+()\s]|\*(?!\*)|/(?!/)|(?<!\d)\d{1,15}(?:\.\d{0,15})?(?!\d)")
+_ALGEBRA = re.compile(
+    _ARITHMETIC.pattern
+    + r"|(?<![A-Za-z0-9_.])(?:sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|exp|log|ln"
+    r"|sqrt|pi|[a-zA-MPRT-Z])(?![A-Za-z0-9_.])"
+    r"|\*\*\s*(?:\d{1,2}|\(\s*-?\d{1,2}\s*(?:/\s*\d{1,2}\s*)?\))(?![\d.]|\s*\*\*)"
+)
+_LIST = re.compile(r"(?!for\b)(?<!\w)\w+|[-\s\[\],.'\"#]")
+_SAFE_TOKENS = {
+    "countdown": _ARITHMETIC,
+    "puzzle24": _ARITHMETIC,
+    "simple_integration": _ALGEBRA,
+    "intermediate_integration": _ALGEBRA,
+    "polynomial_multiplication": _ALGEBRA,
+    "binary_matrix": _LIST,
+    "n_queens": _LIST,
+    "spiral_matrix": _LIST,
+    "string_insertion": _LIST,
+}
+# (((9**99)**99)**99)**99 has a hundred million digits
+MAX_NESTED_POWERS = 2
+
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+@chz.chz(typecheck=True)
+class GymConfig:
+    task: str = chz.field(default="chain_sum", doc="name of a reasoning-gym data set")
+    task_config: dict[str, Any] = chz.field(
+        default_factory=dict, doc="settings of that data set, such as task_config.max_terms=3"
+    )
+    train_size: int = chz.field(
+        default=1000, doc="problems in the train split, less those of the test split"
+    )
+    test_size: int = chz.field(default=100, doc="problems in the test split")
+    seed: int = chz.field(default=0, doc="first seed of the test split")
+    answer_prefix: str | None = chz.field(
+        default=None,
+        doc='text such as "Answer:" before the final answer, so that the model may think first; '
+        "None: the whole reply is the answer",
+    )
+    max_tokens: int = chz.field(default=64, doc="longest answer that is sampled")
+
+
+class GymDomain:
+    name = "gym"
+    algorithm: Algorithm = "grpo"
+    json_schema: dict[str, Any] | None = None
+
+    def __init__(self, config: GymConfig, service: ServiceClient | None = None) -> None:
+        """Raises ValueError for an unknown task or setting; `service` is not used."""
+        self.config = config
+        self.max_tokens = config.max_tokens
+        if not (0 < config.train_size <= SPLIT_DISTANCE and 0 < config.test_size <= SPLIT_DISTANCE):
+            raise ValueError(
+                f"train_size={config.train_size}, test_size={config.test_size}: "
+                f"allowed are 1 to {SPLIT_DISTANCE}"
+            )
+        self._datasets: dict[Split, ProceduralDataset] = {
+            "train": _create(config, seed=config.seed + SPLIT_DISTANCE, size=config.train_size),
+            "test": _create(config, seed=config.seed, size=config.test_size),
+        }
+
+    def problems(self, split: Split) -> list[Problem]:
+        """The same for the same config. Problem.data is reasoning-gym's entry.
+
+        Train problems whose question is also in the test split are left out; ValueError where
+        none remains.
+        """
+        task = self.config.task
+        entries = dict(enumerate(self._entries(split)))
+        if split == "train":
+            # different seeds can make the same question where a task has few
+            tested = {entry["question"] for entry in self._entries("test")}
+            entries = {i: e for i, e in entries.items() if e["question"] not in tested}
+            num_left_out = self.config.train_size - len(entries)
+            logger.info("gym train: %d problems left out, the test split has them", num_left_out)
+            if not entries:
+                raise ValueError(
+                    f"task={task!r}: every train problem is also in the test split; take a "
+                    "larger train_size, a smaller test_size or a task_config with more variety"
+                )
+        logger.info("gym %s: %d problems of reasoning-gym's %s", split, len(entries), task)
+        return [
+            Problem(f"gym/{task}/{split}/{i}", [{"role": "user", "content": self._ask(e)}], e)
+            for i, e in entries.items()
+        ]
+
+    def rewards(
+        self, problems_P: list[Problem], answers_P_G: list[list[str]]
+    ) -> list[list[Reward]]:
+        """reasoning-gym's scores, 0 to 1; solved is 1."""
+        return [
+            [self._score(answer, problem.data) for answer in answers_G]
+            for problem, answers_G in zip(problems_P, answers_P_G, strict=True)
+        ]
+
+    def _entries(self, split: Split) -> list[dict[str, Any]]:
+        dataset = self._datasets[split]
+        return [dataset[i] for i in range(len(dataset))]
+
+    def _ask(self, entry: dict[str, Any]) -> str:
+        prefix = self.config.answer_prefix
+        if prefix is None:
+            how = "Reply with the final answer only."
+        else:
+            how = f'Think step by step. End with "{prefix}" and the final answer only.'
+        return f"{entry['question'].strip()}\n\n{how}"
+
+    def _score(self, reply: str, entry: dict[str, Any]) -> Reward:
+        answer = extract_answer(reply, self.config.answer_prefix)
+        if answer is None:
+            return Reward(0.0, False, f"no {self.config.answer_prefix!r} in the reply")
+        if not is_safe(answer, entry["metadata"].get("source_dataset", self.config.task)):
+            return Reward(0.0, False, f"answered {answer}, which is no plain expression or list")
+        try:
+            value = float(self._datasets["test"].score_answer(answer, entry))
+        except Exception as error:
+            # some scorers parse the answer and raise whatever their parser does: a wrong answer
+            return Reward(0.0, False, f"the scorer of {self.config.task} raised {error!r}")
+        return Reward(value, value >= 1.0, f"answered {answer}, an answer is {entry['answer']}")
+
+
+def extract_answer(reply: str, prefix: str | None = None) -> str | None:
+    """The last <answer>...</answer>, else what follows the last `prefix`, stripped.
+
+    Without a prefix the whole reply; None where the prefix is asked for and missing.
+    """
+    tagged = _TAGGED.findall(reply)
+    if tagged:
+        return tagged[-1].strip()
+    if prefix is None:
+        return reply.strip()
+    _, found, answer = reply.rpartition(prefix)
+    return answer.strip() if found else None
+
+
+def is_safe(answer: str, task: str) -> bool:
+    """Whether the task's scorer can be given the answer: it neither runs code nor explodes."""
+    tokens = _SAFE_TOKENS.get(task)
+    if tokens is None:
+        return True
+    return (
+        tokens.sub("", answer) == "" and len(re.findall(r"\)\s*\*\*", answer)) <= MAX_NESTED_POWERS
+    )
+
+
+def _create(config: GymConfig, *, seed: int, size: int) -> "ProceduralDataset":
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if config.task not in DATASETS:
+        close = difflib.get_close_matches(config.task, DATASETS, n=5)
+        raise ValueError(
+            f"task={config.task!r} is no data set of reasoning-gym"
+            f"{'; close are ' + ', '.join(close) if close else ''}. All {len(DATASETS)}: "
+            'python -c "from reasoning_gym.factory import DATASETS; print(sorted(DATASETS))"'
+        )
+    known = {field.name for field in dataclasses.fields(DATASETS[config.task][1])}
+    known -= {"seed", "size"}
+    unknown = sorted(set(config.task_config) - known)
+    if unknown:
+        raise ValueError(
+            f"task_config has {unknown}; {config.task} knows {sorted(known)} (the seed and the "
+            "sizes are settings of the domain: seed, train_size, test_size)"
+        )
+    try:
+        return reasoning_gym.create_dataset(
+            config.task, seed=seed, size=size, **dict(sorted(config.task_config.items()))
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"task={config.task!r} refuses task_config={config.task_config}: {error}"
+        ) from error

@@ -1,0 +1,44 @@
+"""Domains by name; each is imported when it is asked for."""
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from training.api import ServiceClient
+from training.domains.base import Domain
+
+
+class _Entry(NamedTuple):
+    module: str
+    config_class: str
+    domain_class: str
+
+
+_DOMAINS = {
+    "arc": _Entry("training.domains.arc.domain", "ArcConfig", "ArcDomain"),
+    "gsm8k": _Entry("training.domains.gsm8k", "Gsm8kConfig", "Gsm8kDomain"),
+    "gym": _Entry("training.domains.gym", "GymConfig", "GymDomain"),
+}
+
+
+def domain_config_class(name: str) -> type[Any]:
+    """The chz class that configures the domain; ValueError for an unknown name."""
+    entry = _entry(name)
+    return getattr(import_module(entry.module), entry.config_class)
+
+
+def make_domain(name: str, config: Any, service: ServiceClient) -> Domain:
+    """The domain, ready to use; raises ValueError for a config of another domain."""
+    entry = _entry(name)
+    expected = domain_config_class(name)
+    if not isinstance(config, expected):
+        raise ValueError(
+            f"domain {name!r} takes a config of class {expected.__name__}, "
+            f"got {type(config).__name__}"
+        )
+    return getattr(import_module(entry.module), entry.domain_class)(config, service)
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _DOMAINS:
+        raise ValueError(f"domain={name!r}: known are {', '.join(_DOMAINS)}")
+    return _DOMAINS[name]

@@ -1,0 +1,63 @@
+"""What a model name means: `embedded`, a local folder or a Hugging Face hub id."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+FORMS = (
+    "a model name is 'embedded' (a small model that needs no network), a local folder in "
+    "transformers' format, or a Hugging Face hub id such as 'HuggingFaceTB/SmolLM2-360M-Instruct'"
+)
+
+
+def resolve_model(model_name: str) -> str | Path:
+    """What from_pretrained() takes: a folder, or the hub id itself once its config.json is here.
+
+    Raises FileNotFoundError for a folder that is absent or holds no model, and ValueError for a
+    hub id that cannot be fetched.
+    """
+    if model_name == EMBEDDED:
+        from training.local.embedded import embedded_model_dir
+
+        return embedded_model_dir()
+    folder = Path(model_name).expanduser()
+    # a hub id has at most one slash and never begins with one of these
+    if folder.is_dir() or model_name.startswith(("/", ".", "~")) or model_name.count("/") > 1:
+        if not (folder / "config.json").is_file():
+            problem = "has no config.json" if folder.is_dir() else "does not exist"
+            raise FileNotFoundError(f"model_name={model_name!r}: the folder {problem}; {FORMS}")
+        return folder
+    return _hub_id(model_name)
+
+
+def load_tokenizer(model_name: str) -> "PreTrainedTokenizerBase":
+    """The model's own tokenizer; raises what resolve_model() raises, or ValueError without one."""
+    source = resolve_model(model_name)
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model_name={model_name!r}: no tokenizer could be loaded from {source} ({error})"
+        ) from error
+    assert tokenizer is not None
+    return tokenizer
+
+
+def _hub_id(model_name: str) -> str:
+    from transformers.utils import cached_file
+
+    try:
+        cached_file(model_name, "config.json")
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"model_name={model_name!r} is no local folder and could not be fetched from the "
+            f"Hugging Face hub ({reason}); {FORMS}. Check the spelling, the network and, for a "
+            "gated model, the login (hf auth login), or download it and give the folder"
+        ) from error
+    return model_name
