@@ -1,6 +1,7 @@
 """Fixtures shared by the engine's tests; nothing heavy is imported before one is used."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +24,42 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return make
 
 
-@pytest.fixture
-def connect_local(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """connect_local(**options) -> a CPU service with its own checkpoint_dir, closed at the end."""
+@contextmanager
+def _services(checkpoint_dir: Path) -> Iterator[Callable[..., Any]]:
     from training.api import connect
 
-    services: list[Any] = []
+    made: list[Any] = []
 
     def make(**options: Any) -> Any:
-        options = {"device": "cpu", "checkpoint_dir": tmp_path / "checkpoints", **options}
-        services.append(connect("local", **options))
-        return services[-1]
+        made.append(
+            connect("local", **{"device": "cpu", "checkpoint_dir": checkpoint_dir, **options})
+        )
+        return made[-1]
 
     yield make
-    for service in services:
+    for service in made:
         service.close()
 
 
 @pytest.fixture
-def service(connect_local: Callable[..., Any]) -> Any:
-    return connect_local()
+def connect_local(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """connect_local(**options) -> a CPU service with its own checkpoint_dir, closed at the end."""
+    with _services(tmp_path / "checkpoints") as make:
+        yield make
 
 
-@pytest.fixture
-def cuda_service(connect_local: Callable[..., Any]) -> Any:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One CPU service for a test file: each tiny model is loaded once."""
+    with _services(tmp_path_factory.mktemp("checkpoints")) as make:
+        yield make()
+
+
+@pytest.fixture(scope="module")
+def cuda_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     import torch
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    return connect_local(device="cuda")
+    with _services(tmp_path_factory.mktemp("checkpoints")) as make:
+        yield make(device="cuda")

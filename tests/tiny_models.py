@@ -20,7 +20,8 @@ from transformers import (
 from training.api import Datum, ModelInput
 from training.local.decoder import HEAD
 
-torch.set_num_threads(2)
+# more threads would wait for each other longer than these models compute
+torch.set_num_threads(1)
 
 VOCAB = 131
 CONTEXT = 256
@@ -102,7 +103,8 @@ def save_tiny_model(folder: Path, family: str, seed: int = 0) -> str:
             is_rms_offset = family.startswith("gemma")
             centre = 0.0 if is_rms_offset or name.endswith("bias") else 1.0
             if name in ("model.norm.weight", "transformer.ln_f.weight"):
-                centre += 0.35 / (embedding * 7 if family.startswith("gemma") else embedding)
+                # logits get a deviation of about 2.5
+                centre += 0.36 / embedding - 1
             parameter.copy_(centre + 0.1 * noise)
         elif any(part in name for part in ("embed", "lm_head", ".wte", ".wpe")):
             parameter.copy_(embedding * noise)
@@ -189,13 +191,17 @@ def policy_datum(
 
 
 @torch.no_grad()
-def randomise(client: Any, seed: int, size: float = 0.05) -> None:
-    """Fills A and B of a local training client so that B A * scale has deviation `size`, about
-    a third of that of the base model's weights."""
-    adapter = client._adapter
+def randomise(client: Any, seed: int, size: float = 0.3) -> None:
+    """Fills A and B of a local training client: B A * scale is `size` times the base weight."""
+    adapter, decoder = client._adapter, client._engine.decoder
     generator = torch.Generator().manual_seed(seed)
-    deviation = (size / (adapter.config.scale * adapter.config.rank**0.5)) ** 0.5
-    adapter.flat.copy_(torch.randn(adapter.flat.shape, generator=generator) * deviation)
+    adapter.flat.copy_(torch.randn(adapter.flat.shape, generator=generator))
+    for path, low_rank in adapter.layers.items():
+        base = decoder.head_weight if path == HEAD else decoder.body.get_submodule(path).weight
+        delta = low_rank.scale * adapter.config.rank**0.5
+        factor = (size * float(base.std()) / delta) ** 0.5
+        low_rank.a.mul_(factor)
+        low_rank.b.mul_(factor)
 
 
 def peft_twin(client: Any, folder: str, name: str = "twin") -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 LossFnType = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
 StopReason = Literal["stop", "length"]
@@ -33,16 +34,30 @@ class RequestFailedError(RuntimeError):
 
 
 class APIFuture(Generic[T]):
-    """The result of a request: blocks with .result(timeout), or is awaited."""
+    """The result of a request: blocks with .result(timeout), or is awaited.
 
-    def __init__(self, future: "concurrent.futures.Future[T]") -> None:
+    `on_wait` is called when somebody begins to wait for a result that is not there yet.
+    """
+
+    def __init__(
+        self,
+        future: "concurrent.futures.Future[T]",
+        on_wait: "Callable[[concurrent.futures.Future[Any]], None] | None" = None,
+    ) -> None:
         self._future = future
+        self._on_wait = on_wait
 
     def result(self, timeout: float | None = None) -> T:
         """Raises TimeoutError after `timeout` seconds, and whatever the request raised."""
+        self._begin_wait()
         return self._future.result(timeout)
 
+    def _begin_wait(self) -> None:
+        if self._on_wait is not None and not self._future.done():
+            self._on_wait(self._future)
+
     async def result_async(self, timeout: float | None = None) -> T:
+        self._begin_wait()
         async with asyncio.timeout(timeout):
             return await asyncio.wrap_future(self._future)
 
@@ -55,11 +70,18 @@ class APIFuture(Generic[T]):
     def done(self) -> bool:
         return self._future.done()
 
-    @classmethod
-    def resolved(cls, value: T) -> "APIFuture[T]":
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        future.set_result(value)
-        return cls(future)
+    def map(self, function: "Callable[[T], U]") -> "APIFuture[U]":
+        """The future of function(result); waiting for it waits for this one."""
+        mapped: concurrent.futures.Future[U] = concurrent.futures.Future()
+
+        def done(source: "concurrent.futures.Future[T]") -> None:
+            try:
+                mapped.set_result(function(source.result()))
+            except BaseException as error:
+                mapped.set_exception(error)
+
+        self._future.add_done_callback(done)
+        return APIFuture(mapped, lambda _mapped: self._begin_wait())
 
 
 # ---------------------------------------------------------------------------------------- tensors
@@ -328,9 +350,7 @@ class GetServerCapabilitiesResponse:
 
 # ---------------------------------------------------------------------------------------- protocols
 
-CustomLoss = Callable[
-    [list[Datum], "list[torch.Tensor]"], "tuple[torch.Tensor, dict[str, float]]"
-]
+CustomLoss = Callable[[list[Datum], "list[torch.Tensor]"], "tuple[torch.Tensor, dict[str, float]]"]
 LossConfig = Mapping[str, float | str]
 
 
@@ -371,7 +391,9 @@ class TrainingClient(Protocol):
         self, data: list[Datum], loss_fn: CustomLoss
     ) -> APIFuture[ForwardBackwardOutput]: ...
 
-    def optim_step(self, optim_params: AdamParams | None = None) -> APIFuture[OptimStepResponse]: ...
+    def optim_step(
+        self, optim_params: AdamParams | None = None
+    ) -> APIFuture[OptimStepResponse]: ...
 
     def save_state(self, name: str, overwrite: bool = False) -> APIFuture[SaveWeightsResponse]: ...
 

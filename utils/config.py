@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -78,15 +79,22 @@ def config_entrypoint(
     if "--help" in argv or "-h" in argv:
         print(config_help(target, argv, layers=layers, color=sys.stdout.isatty()), end="")
         sys.exit(0)
-    try:
+    with exit_on_config_error():
         result: Any = main(load_config(target, argv, layers=layers))
         if inspect.iscoroutine(result):
             import asyncio
 
             result = asyncio.run(result)
+        return result
+
+
+@contextlib.contextmanager
+def exit_on_config_error() -> Iterator[None]:
+    """Prints a ConfigError tidily and ends the program with code 2."""
+    try:
+        yield
     except ConfigError as error:
         _exit_with(error)
-    return result
 
 
 def load_config(

@@ -152,6 +152,11 @@ class RunDir:
         record = {"name": name, "step": step, "batch": step, f"{kind}_path": str(path)}
         append_jsonl(self.path / "checkpoints.jsonl", {**record, **to_plain(extra)}, fsync=True)
 
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """All lines of checkpoints.jsonl, oldest first."""
+        path = self.path / "checkpoints.jsonl"
+        return read_jsonl(path) if path.exists() else []
+
     def last_checkpoint(self, kind: Literal["state", "sampler"] = "state") -> dict[str, Any] | None:
         """The latest line of checkpoints.jsonl that has a path of this kind."""
         path = self.path / "checkpoints.jsonl"

@@ -27,17 +27,48 @@ class Reward(NamedTuple):
     note: str = ""
 
 
+class Stateless:
+    """For domains whose answers are free text, graded at once and then forgotten."""
+
+    def invalid(self, answer: str) -> str | None:
+        return None
+
+    def reward_tokens(self, problem: Problem) -> int:
+        return 0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(f"this domain keeps no state; got {sorted(state)}")
+
+
 class Domain(Protocol):
     """A source of problems that grades whole batches, so that slow rewards can be batched too.
 
     `json_schema` constrains sampling where the backend can enforce it; `algorithm` is what the
-    domain's paper used and scripts/rl_loop.py's default.
+    domain's paper used, and `loop_defaults` the values of scripts/rl_loop.py's settings that the
+    user left open. `state` is what the domain remembers between batches, as plain data.
     """
 
     name: str
     algorithm: Algorithm
     max_tokens: int
     json_schema: dict[str, Any] | None
+    loop_defaults: dict[str, Any]
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def invalid(self, answer: str) -> str | None:
+        """Why an answer cannot be graded at all and may be sampled again, or None."""
+        ...
+
+    def reward_tokens(self, problem: Problem) -> int:
+        """Roughly how many tokens one reward trains on, for plans."""
+        ...
 
     def problems(self, split: Split) -> list[Problem]: ...
 

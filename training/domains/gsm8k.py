@@ -3,12 +3,12 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 
 from training.api import ServiceClient
-from training.domains.base import Algorithm, Problem, Reward, Split
+from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
 from training.grading import extract_final_answer, same_answer
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,11 @@ class Gsm8kConfig:
     max_tokens: int = chz.field(default=256, doc="longest answer that is sampled")
 
 
-class Gsm8kDomain:
+class Gsm8kDomain(Stateless):
     name = "gsm8k"
     algorithm: Algorithm = "grpo"
     json_schema: dict[str, Any] | None = None
+    loop_defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Gsm8kConfig, service: ServiceClient | None = None) -> None:
         """Raises FileNotFoundError where config.data_path names nothing; `service` is not used."""

@@ -4,12 +4,12 @@ import dataclasses
 import difflib
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import chz
 
 from training.api import ServiceClient
-from training.domains.base import Algorithm, Problem, Reward, Split
+from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
@@ -67,10 +67,11 @@ class GymConfig:
     max_tokens: int = chz.field(default=64, doc="longest answer that is sampled")
 
 
-class GymDomain:
+class GymDomain(Stateless):
     name = "gym"
     algorithm: Algorithm = "grpo"
     json_schema: dict[str, Any] | None = None
+    loop_defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: GymConfig, service: ServiceClient | None = None) -> None:
         """Raises ValueError for an unknown task or setting; `service` is not used."""

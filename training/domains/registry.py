@@ -1,10 +1,15 @@
 """Domains by name; each is imported when it is asked for."""
 
+import os
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import chz
+
 from training.api import ServiceClient
 from training.domains.base import Domain
+from utils.config import ConfigError, load_yaml
 
 
 class _Entry(NamedTuple):
@@ -36,6 +41,27 @@ def make_domain(name: str, config: Any, service: ServiceClient) -> Domain:
             f"got {type(config).__name__}"
         )
     return getattr(import_module(entry.module), entry.domain_class)(config, service)
+
+
+def with_domain_fields(
+    base: type[Any], argv: Sequence[str], *, default: str, layers: Sequence[str] = ("config_file",)
+) -> type[Any]:
+    """`base`, a chz class with a `domain` field, joined with the fields of the domain that the
+    command line (else a YAML layer, else `default`) names, so that all are set side by side.
+
+    Raises ConfigError for an unknown domain.
+    """
+    given = dict(argument.partition("=")[::2] for argument in argv)
+    name = default
+    for layer in layers:
+        if os.path.isfile(given.get(layer, "")):
+            name = load_yaml(given[layer]).get("domain", name)
+    name = given.get("domain", name)
+    try:
+        domain_config = domain_config_class(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return chz.chz(typecheck=True)(type("Config", (base, domain_config), {"__doc__": base.__doc__}))
 
 
 def _entry(name: str) -> _Entry:

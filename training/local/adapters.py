@@ -48,6 +48,8 @@ def choose_targets(
         names = {path.rsplit(".", 1)[-1] for path in decoder.layers}
         if unknown := sorted(set(target_modules) - names):
             raise ValueError(f"target_modules has {unknown}; this model has {sorted(names)}")
+        if not target_modules:
+            raise ValueError(f"target_modules is empty; this model has {sorted(names)}")
         return tuple(p for p in decoder.layers if p.rsplit(".", 1)[-1] in target_modules)
     groups = {"attn": train_attn, "mlp": train_mlp, "unembed": train_unembed}
     targets = tuple(path for path, layer in decoder.layers.items() if groups[layer.group])
@@ -229,7 +231,9 @@ def peft_files(
     return tensors, adapter_config
 
 
-def read_peft_folder(folder: Path, decoder: Decoder) -> tuple[AdapterConfig, dict[str, torch.Tensor]]:
+def read_peft_folder(
+    folder: Path, decoder: Decoder
+) -> tuple[AdapterConfig, dict[str, torch.Tensor]]:
     """A PEFT LoRA folder's configuration and tensors, by layer path and "A" / "B".
 
     Raises ValueError naming the folder and what does not fit this engine or base model.
@@ -249,6 +253,13 @@ def read_peft_folder(folder: Path, decoder: Decoder) -> tuple[AdapterConfig, dic
         alpha *= math.sqrt(rank)
     tensors = load_file(weights_file)
     by_name = {_peft_prefix(path, decoder): path for path in decoder.layers}
+    # PEFT adds a copy of the base head to the folder when an adapter targets the head
+    head_copy = tensors.pop(f"{_peft_prefix(HEAD, decoder)}.base_layer.weight", None)
+    if head_copy is not None and not _equals_head(head_copy, decoder):
+        raise ValueError(
+            f"{weights_file}: its output head differs from that of {decoder.model_path}; "
+            "was the adapter trained on another base model?"
+        )
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         prefix, _, part = name.removesuffix(".weight").rpartition(".lora_")
@@ -279,6 +290,12 @@ def fill_layers(layers: dict[str, LowRank], tensors: dict[str, torch.Tensor]) ->
     for path, low_rank in layers.items():
         low_rank.a.copy_(tensors[f"{path}.A"])
         low_rank.b.copy_(tensors[f"{path}.B"])
+
+
+def _equals_head(weight: torch.Tensor, decoder: Decoder) -> bool:
+    head = decoder.head_weight.cpu()
+    # the copy may have been rounded to another dtype
+    return weight.shape == head.shape and torch.allclose(weight.float(), head, rtol=1e-2, atol=1e-3)
 
 
 def config_to_json(config: AdapterConfig) -> dict[str, Any]:

@@ -224,7 +224,9 @@ class CacheBlock:
         if self.prefix is not None:
             prefix_key, prefix_value = self.prefix[layer]
             flat = grouped.transpose(0, 1).reshape(kv_heads, -1, d)
-            shared = (flat @ prefix_key.transpose(1, 2)).view(kv_heads, rows, -1, self.prefix_length)
+            shared = (flat @ prefix_key.transpose(1, 2)).view(
+                kv_heads, rows, -1, self.prefix_length
+            )
             scores = torch.cat([shared.transpose(0, 1), scores], dim=-1)
         scores = scores.float()
         if kind.softcap is not None:

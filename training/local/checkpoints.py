@@ -7,8 +7,8 @@ the PEFT folder and state.json. Any PEFT LoRA folder can be loaded, also without
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,19 @@ class State:
 
 
 def fingerprint(decoder: Decoder) -> str:
-    """Tells base models of one shape apart by a sample of their weights."""
-    weight = decoder.head_weight
-    step = max(1, len(weight) // 256)
-    sample = weight[::step].float().cpu().contiguous().numpy().tobytes()
-    return hashlib.sha256(sample).hexdigest()[:16]
+    """Tells base models of one shape apart by a sample of every layer's weights.
+
+    Samples are rounded to bfloat16, what a GPU computes with, so that a folder moves between
+    devices.
+    """
+    digest = hashlib.sha256()
+    for path in decoder.layers:
+        weight: Any = (
+            decoder.head_weight if path == HEAD else decoder.body.get_submodule(path).weight
+        )
+        step = max(1, len(weight) // 16)
+        digest.update(weight[::step].bfloat16().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_state(path: str | Path) -> State:
@@ -103,16 +111,22 @@ def write_folder(folder: Path, write: Any, *, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists; choose another name or pass overwrite=True")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    # not mkdtemp, whose folders others may not read
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
+    temporary.mkdir()
     try:
         write(temporary)
         for file in temporary.iterdir():
             _fsync(file)
         _fsync(temporary)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            folder.rename(old / "old")
-            temporary.rename(folder)
+            old = temporary.with_name(f"{temporary.name}.old")
+            folder.rename(old)
+            try:
+                temporary.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             temporary.rename(folder)
@@ -154,7 +168,9 @@ def load_adapter(state: State, decoder: Decoder, *, with_optimizer: bool) -> Ada
 
 
 @torch.no_grad()
-def export_merged(folder: Path, layers: dict[str, LowRank], decoder: Decoder, tokenizer: Any) -> None:
+def export_merged(
+    folder: Path, layers: dict[str, LowRank], decoder: Decoder, tokenizer: Any
+) -> None:
     """The base model with the adapter added into its weights, as a Hugging Face folder.
 
     A delta on a tied head belongs to the output alone, so the exported head is untied then.

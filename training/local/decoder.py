@@ -16,7 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from training.local.attention import ATTENTION_NAME, AttentionPlan, SegmentAttention, attention_forward
+from training.local.attention import (
+    ATTENTION_NAME,
+    AttentionPlan,
+    SegmentAttention,
+    attention_forward,
+)
 from training.local.batching import Segment
 from training.local.linear import (
     LoraLinear,

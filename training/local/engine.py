@@ -3,6 +3,11 @@
 Requests of one client run in order. forward and forward_backward requests of different clients
 that are next in line run as one pass; samples of different clients decode in one batch, which new
 requests join between tokens.
+
+Requests are collected until somebody waits for a result; then all that were made so far run. So
+requests submitted together run together, and what runs with what depends on the program alone, not
+on timing: a program with one thread computes the same bits every time. Requests that nobody waits
+for start by themselves after a short while.
 """
 
 import logging
@@ -18,7 +23,7 @@ from typing import Any
 import torch
 
 from training.api import APIFuture, RequestFailedError, SampleResponse
-from training.local.constraint import ConstraintFactory
+from training.local.constraint import Constraint, ConstraintFactory
 from training.local.decoder import Decoder
 from training.local.sampler import SampleJob, Sampler
 from training.local.trainer import Trainer, TrainJob
@@ -26,8 +31,8 @@ from training.models import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# A pass waits this long for company after the last arrival, and at most ten times as long.
-_LINGER_SECONDS = 0.003
+# Requests that nobody waits for start when none has come for this long.
+_UNATTENDED_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class EngineOptions:
 class _TrainRequest:
     job: TrainJob
     future: "Future[Any]"
+    arrival: int = 0
 
 
 @dataclass
@@ -63,6 +69,7 @@ class _CallRequest:
 
     call: Callable[[], Any]
     future: "Future[Any]"
+    arrival: int = 0
 
 
 @dataclass
@@ -88,14 +95,18 @@ class Engine:
             decoder,
             max_prefill_tokens=options.max_prefill_tokens,
             max_rows=options.max_rows,
-            decode=lambda tokens: self.tokenizer.decode(tokens),
-            make_constraint=lambda schema: self._constraints(schema),
+            decode=self.decode,
+            make_constraint=self.make_constraint,
         )
         self._condition = threading.Condition()
         self._queues: list[ClientQueue] = []
-        self._samples: deque[tuple[SampleJob, Future[SampleResponse]]] = deque()
+        self._samples: deque[tuple[SampleJob, Future[SampleResponse], int]] = deque()
         self._in_flight: dict[int, Future[SampleResponse]] = {}
+        self._arrivals = 0
         self._last_arrival = 0.0
+        # what somebody waits for, and the last request made before that wait began
+        self._awaited: list[Future[Any]] = []
+        self._limit = 0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="autodidact-engine", daemon=True)
         self._thread.start()
@@ -119,6 +130,13 @@ class Engine:
         eos = min(self.eos_tokens, default=None)
         return ConstraintFactory(self.tokenizer, self.decoder.vocab_size, eos)
 
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens)
+
+    def make_constraint(self, schema: dict[str, Any]) -> Constraint:
+        """Raises ValueError for a schema that llguidance does not understand."""
+        return self._constraints(schema)
+
     # ----------------------------------------------------------------------------- client side
 
     def new_queue(self) -> ClientQueue:
@@ -135,19 +153,22 @@ class Engine:
 
     def _submit(self, queue: ClientQueue, request: _TrainRequest | _CallRequest) -> APIFuture[Any]:
         with self._condition:
-            self._check_open()
+            request.arrival = self._arrived()
             queue.waiting.append(request)
-            self._arrived()
-        return APIFuture(request.future)
+        return APIFuture(request.future, self._wait_for)
 
     def submit_sample(self, job: SampleJob) -> APIFuture[SampleResponse]:
         future: Future[SampleResponse] = Future()
         job.on_done = lambda response: self._sample_done(job, response)
         with self._condition:
-            self._check_open()
-            self._samples.append((job, future))
-            self._arrived()
-        return APIFuture(future)
+            self._samples.append((job, future, self._arrived()))
+        return APIFuture(future, self._wait_for)
+
+    def _wait_for(self, future: "Future[Any]") -> None:
+        with self._condition:
+            self._awaited.append(future)
+            self._limit = self._arrivals
+            self._condition.notify()
 
     def close(self) -> None:
         """Stops the worker after the request it is on; what still waits fails."""
@@ -156,63 +177,58 @@ class Engine:
             self._condition.notify()
         self._thread.join()
 
-    def _check_open(self) -> None:
+    def _arrived(self) -> int:
         if self._closed:
             raise RuntimeError("the service was closed; make a new one with connect()")
-
-    def _arrived(self) -> None:
+        self._arrivals += 1
         self._last_arrival = time.monotonic()
         self._condition.notify()
+        return self._arrivals
 
     # ----------------------------------------------------------------------------- worker side
 
     def _work(self) -> None:
-        while True:
-            with self._condition:
-                while not (self._closed or self._waiting() or self.sampler.rows):
-                    self._condition.wait()
-                if self._closed:
-                    break
-            if self._waiting():
-                self._linger()
-            self._run_calls()
-            self._run_training()
-            self._run_calls()
-            self._run_sampling()
+        while (limit := self._next_limit()) is not None:
+            self._run_calls(limit)
+            self._run_training(limit)
+            self._run_calls(limit)
+            self._run_sampling(limit)
         error = RuntimeError("the service was closed before this request ran")
         waiting = [request.future for queue in self._queues for request in queue.waiting]
-        waiting += [future for _, future in self._samples]
+        waiting += [future for _, future, _ in self._samples]
         for future in [*waiting, *self._in_flight.values()]:
             _fail(future, error)
 
-    def _waiting(self) -> bool:
-        return bool(self._samples) or any(queue.waiting for queue in self._queues)
-
-    def _linger(self) -> None:
-        """Lets requests that arrive together run together."""
-        started = time.monotonic()
-        while True:
-            now = time.monotonic()
-            quiet = now - self._last_arrival
-            if quiet >= _LINGER_SECONDS or now - started >= 10 * _LINGER_SECONDS:
-                return
-            time.sleep(_LINGER_SECONDS - quiet)
-
-    def _take_heads(self, kind: type) -> list[Any]:
+    def _next_limit(self) -> int | None:
+        """Blocks until there is work; the last request that may run now, or None when closed."""
         with self._condition:
-            heads = [queue for queue in self._queues if queue.waiting]
+            while not self._closed:
+                self._awaited = [future for future in self._awaited if not future.done()]
+                if self._awaited:
+                    return self._limit
+                timeout = None
+                if self._samples or self.sampler.rows or any(q.waiting for q in self._queues):
+                    timeout = self._last_arrival + _UNATTENDED_SECONDS - time.monotonic()
+                    if timeout <= 0:
+                        return self._arrivals
+                self._condition.wait(timeout)
+        return None
+
+    def _take_heads(self, kind: type, limit: int) -> list[Any]:
+        with self._condition:
+            heads = [q for q in self._queues if q.waiting and q.waiting[0].arrival <= limit]
             return [q.waiting.popleft() for q in heads if isinstance(q.waiting[0], kind)]
 
-    def _run_calls(self) -> None:
-        while requests := self._take_heads(_CallRequest):
+    def _run_calls(self, limit: int) -> None:
+        while requests := self._take_heads(_CallRequest, limit):
             for request in requests:
                 if request.future.set_running_or_notify_cancel():
                     _resolve(request.future, request.call)
 
-    def _run_training(self) -> None:
+    def _run_training(self, limit: int) -> None:
         requests = [
             request
-            for request in self._take_heads(_TrainRequest)
+            for request in self._take_heads(_TrainRequest, limit)
             if request.future.set_running_or_notify_cancel()
         ]
         if not requests:
@@ -228,11 +244,15 @@ class Engine:
         for request, output in zip(requests, outputs, strict=True):
             request.future.set_result(output)
 
-    def _run_sampling(self) -> None:
+    def _run_sampling(self, limit: int) -> None:
         admitted: list[SampleJob] = []
         with self._condition:
-            while self._samples and self._fits(admitted, self._samples[0][0]):
-                job, future = self._samples.popleft()
+            while (
+                self._samples
+                and self._samples[0][2] <= limit
+                and self._fits(admitted, self._samples[0][0])
+            ):
+                job, future, _ = self._samples.popleft()
                 if future.set_running_or_notify_cancel():
                     self._in_flight[id(job)] = future
                     admitted.append(job)
@@ -278,4 +298,3 @@ def _explain(error: Exception) -> Exception:
             "out of memory while sampling; lower max_rows, num_samples or max_tokens", "server"
         )
     return error
-

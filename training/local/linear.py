@@ -125,7 +125,11 @@ def add_low_rank_(out: torch.Tensor, x: torch.Tensor, name: str, current: LoraPa
     """out [T, out] += scale * (x A^T) B^T, slice by slice, in place."""
     if current.stacked:
         if (stack := current.stacked.get(name)) is not None:
-            out.unsqueeze(1).baddbmm_(torch.bmm(x.unsqueeze(1).float(), stack.a), stack.b)
+            hidden = torch.bmm(x.unsqueeze(1).float(), stack.a)
+            if out.dtype == torch.float32:
+                out.unsqueeze(1).baddbmm_(hidden, stack.b)
+            else:
+                out += torch.bmm(hidden, stack.b).squeeze(1).to(out.dtype)
         return
     for start, stop, layers in current.slices:
         if (low_rank := layers.get(name)) is None:

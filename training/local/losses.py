@@ -36,8 +36,13 @@ def _cross_entropy(p: torch.Tensor, inputs: Inputs, _config: Config) -> torch.Te
     return -(p * inputs["weights"])
 
 
+def _ratio(p: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """exp(p - q), but 1 where the advantage is 0, since an overflow there would make inf * 0."""
+    return torch.exp(torch.where(inputs["advantages"] != 0, p - inputs["logprobs"], 0.0))
+
+
 def _importance_sampling(p: torch.Tensor, inputs: Inputs, _config: Config) -> torch.Tensor:
-    return -(torch.exp(p - inputs["logprobs"]) * inputs["advantages"])
+    return -(_ratio(p, inputs) * inputs["advantages"])
 
 
 def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, config: Config) -> torch.Tensor:
@@ -46,7 +51,7 @@ def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, config: Config) -> t
 
 
 def _ppo(p: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    return _clipped(torch.exp(p - inputs["logprobs"]), inputs["advantages"], config)
+    return _clipped(_ratio(p, inputs), inputs["advantages"], config)
 
 
 def _cispo(p: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
@@ -98,7 +103,9 @@ def resolve_config(loss_fn: str, config: Mapping[str, float | str] | None) -> di
     if unknown := sorted(given.keys() - allowed.keys()):
         keys = ", ".join(allowed) if allowed else "none"
         raise ValueError(f"loss_fn_config has {unknown}; {loss_fn} allows the keys: {keys}")
-    if missing := sorted(key for key, default in allowed.items() if default is None and key not in given):
+    if missing := sorted(
+        key for key, default in allowed.items() if default is None and key not in given
+    ):
         raise ValueError(
             f"loss_fn_config lacks {missing}: {loss_fn} has no published default for them; "
             f"pass loss_fn_config={{{', '.join(f'{key!r}: ...' for key in missing)}}}"

@@ -71,9 +71,11 @@ class _Row:
         if self.constraint is not None:
             self.constraint.accept(token)
         stop_reason: StopReason | None = None
-        if token in self.job.stop_tokens or self._ends_with_stop_string(decode):
-            stop_reason = "stop"
-        elif self.constraint is not None and self.constraint.finished:
+        if (
+            token in self.job.stop_tokens
+            or self._ends_with_stop_string(decode)
+            or (self.constraint is not None and self.constraint.finished)
+        ):
             stop_reason = "stop"
         elif len(self.tokens) >= self.job.max_tokens:
             stop_reason = "length"
@@ -164,9 +166,7 @@ class Sampler:
                 lora,
             )
             self.prompt_tokens += len(packing.tokens)
-            index = {
-                m: to_device(i, self._decoder.device) for m, i in packing.index.items()
-            }
+            index = {m: to_device(i, self._decoder.device) for m, i in packing.index.items()}
             self._prompt_logprobs([(jobs[m], hidden[i]) for m, i in index.items()])
             self._start_rows([(jobs[m], i) for m, i in index.items()], hidden, cache)
 
@@ -227,7 +227,10 @@ class Sampler:
     ) -> CacheBlock:
         prefix = [(k[:, index].contiguous(), v[:, index].contiguous()) for k, v in cache]
         own = [
-            (k.new_zeros(rows, k.shape[0], 64, k.shape[2]), v.new_zeros(rows, v.shape[0], 64, v.shape[2]))
+            (
+                k.new_zeros(rows, k.shape[0], 64, k.shape[2]),
+                v.new_zeros(rows, v.shape[0], 64, v.shape[2]),
+            )
             for k, v in cache
         ]
         return CacheBlock(prefix, own, torch.zeros(rows, dtype=torch.long, device=index.device))

@@ -233,11 +233,9 @@ class LocalTrainingClient(_Ready):
         def combine(output: ForwardBackwardOutput) -> ForwardBackwardOutput:
             own = {"loss:sum": float(loss), "surrogate_loss:sum": output.metrics["loss:sum"]}
             logprobs = [{"logprobs": TensorData.from_torch(leaf)} for leaf in leaves]
-            return ForwardBackwardOutput(
-                output.loss_fn_output_type, logprobs, {**metrics, **own}
-            )
+            return ForwardBackwardOutput(output.loss_fn_output_type, logprobs, {**metrics, **own})
 
-        return _map_future(surrogate, combine)
+        return surrogate.map(combine)
 
     def optim_step(self, optim_params: AdamParams | None = None) -> APIFuture[OptimStepResponse]:
         p = optim_params or AdamParams()
@@ -366,16 +364,22 @@ class LocalSamplingClient(_Ready):
     ) -> APIFuture[SampleResponse]:
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples}: at least 1 is needed")
+        if topk_prompt_logprobs < 0 or topk_sample_logprobs < 0:
+            raise ValueError(
+                f"topk_prompt_logprobs={topk_prompt_logprobs}, "
+                f"topk_sample_logprobs={topk_sample_logprobs}: numbers from 0 are needed"
+            )
         job = self._job(prompt, num_samples, sampling_params)
+        vocab_size = self._engine.decoder.vocab_size
         job.include_prompt_logprobs = include_prompt_logprobs
-        job.topk_prompt_logprobs = topk_prompt_logprobs
-        job.topk_sample_logprobs = topk_sample_logprobs
+        job.topk_prompt_logprobs = min(topk_prompt_logprobs, vocab_size)
+        job.topk_sample_logprobs = min(topk_sample_logprobs, vocab_size)
         return self._engine.submit_sample(job)
 
     def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
         job = self._job(prompt, 0, SamplingParams(max_tokens=1, stop=[]))
         job.include_prompt_logprobs = True
-        return _map_future(self._engine.submit_sample(job), lambda r: r.prompt_logprobs or [])
+        return self._engine.submit_sample(job).map(lambda r: r.prompt_logprobs or [])
 
     def get_tokenizer(self) -> Any:
         return self._engine.tokenizer
@@ -394,7 +398,10 @@ class LocalSamplingClient(_Ready):
                 f"prompt has {len(tokens)} tokens; the context holds {decoder.context_length}, "
                 "prompt and answer together"
             )
+        # what is wrong here must not fail the batch that the request would join
         stop_tokens, stop_strings = self._stops(params)
+        if params.json_schema is not None:
+            self._engine.make_constraint(params.json_schema)
         return SampleJob(
             weights=self._weights,
             prompt=tokens,
@@ -415,22 +422,12 @@ class LocalSamplingClient(_Ready):
         if not stops:
             return frozenset(), ()
         tokens = frozenset(int(s) for s in stops if not isinstance(s, str))
-        return tokens | self._engine.eos_tokens, tuple(s for s in stops if isinstance(s, str))
-
-
-def _map_future(future: APIFuture[Any], function: Any) -> APIFuture[Any]:
-    from concurrent.futures import Future
-
-    mapped: Future[Any] = Future()
-
-    def done(source: "Future[Any]") -> None:
-        if (error := source.exception()) is not None:
-            mapped.set_exception(error)
-        else:
-            mapped.set_result(function(source.result()))
-
-    future.future().add_done_callback(done)
-    return APIFuture(mapped)
+        strings = tuple(s for s in stops if isinstance(s, str))
+        if "" in strings:
+            raise ValueError("SamplingParams.stop has an empty string; use stop=[] for no stop")
+        if strings:
+            self._engine.decode([])
+        return tokens | self._engine.eos_tokens, strings
 
 
 def _base_of(state: State, base_model: str | None) -> str:
@@ -490,6 +487,7 @@ def _check_adam(p: AdamParams) -> None:
             ("beta2", p.beta2, 0 <= p.beta2 < 1, "0 <= beta2 < 1"),
             ("eps", p.eps, p.eps >= 0, "a number from 0"),
             ("weight_decay", p.weight_decay, p.weight_decay >= 0, "a number from 0"),
+            ("grad_clip_norm", p.grad_clip_norm, True, "a finite number (0: off)"),
         )
         if not (np.isfinite(value) and ok)
     ]

@@ -37,28 +37,32 @@ class Trainer:
         self._decoder = decoder
         self._max_tokens = max_tokens
         self._share_prompts = share_prompts
+        self._batch: list[Tree] = []
         self.tokens_computed = 0
 
     def run(self, jobs: list[TrainJob]) -> list[ForwardBackwardOutput]:
-        """All jobs in one pass. Out of memory halves the micro-batch, for good, and starts over."""
+        """All jobs in one pass, or an error that leaves every gradient as it was.
+
+        Out of memory halves the micro-batch, for good, and starts over.
+        """
         before = [job.adapter.grad.clone() if job.adapter.has_grad else None for job in jobs]
         while True:
             try:
                 return self._run(jobs)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                longest = max(len(s) for job in jobs for s in job.sequences)
+            except Exception as error:
                 for job, grad in zip(jobs, before, strict=True):
                     job.adapter.grad.zero_() if grad is None else job.adapter.grad.copy_(grad)
                     job.adapter.has_grad = grad is not None
-                if self._max_tokens // 2 < longest:
+                if not _is_out_of_memory(error):
+                    raise
+                tokens = sum(tree.num_tokens for tree in self._batch)
+                if len(_members(self._batch)) == 1:
                     raise RequestFailedError(
-                        f"out of memory with {longest} tokens in one sequence; use shorter "
+                        f"out of memory with {tokens} tokens in one sequence; use shorter "
                         "sequences, a smaller model or a device with more memory",
                         category="server",
                     ) from error
-                self._max_tokens //= 2
+                self._max_tokens = max(1, min(self._max_tokens, tokens) // 2)
             if self._decoder.device.type == "cuda":
                 torch.cuda.empty_cache()
             logger.warning(
@@ -91,6 +95,7 @@ class Trainer:
         results: list["_Result"],
         backward: bool,
     ) -> None:
+        self._batch = batch
         packing = pack(batch)
         self.tokens_computed += len(packing.tokens)
         device = self._decoder.device
@@ -114,7 +119,11 @@ class Trainer:
                 data = [members[m] for tree in batch for m in tree.members]
                 rows = _JobRows(
                     jobs[job_index],
-                    [(m, d) for (j, d), m in zip(data, _members(batch), strict=True) if j == job_index],
+                    [
+                        (m, d)
+                        for (j, d), m in zip(data, _members(batch), strict=True)
+                        if j == job_index
+                    ],
                     packing,
                     device,
                 )
@@ -185,9 +194,7 @@ class _JobRows:
         inputs = {key: value[rows] for key, value in self._inputs.items()}
         return loss_and_gradient(self.job.loss_fn, logprobs, inputs, self.job.config)[1]
 
-    def precomputed(
-        self, logprobs: torch.Tensor
-    ) -> Callable[[slice, torch.Tensor], torch.Tensor]:
+    def precomputed(self, logprobs: torch.Tensor) -> Callable[[slice, torch.Tensor], torch.Tensor]:
         gradients = torch.cat(
             [
                 loss_and_gradient(self.job.loss_fn, part, inputs, self.job.config)[1]

@@ -144,9 +144,7 @@ class InnerLoop:
             "role": "assistant",
             "content": answer_text(output, self.settings.grid_format),
         }
-        train_on = (
-            "all_tokens" if edit.strategy == "train_using_all_tokens" else "last_assistant"
-        )
+        train_on = "all_tokens" if edit.strategy == "train_using_all_tokens" else "last_assistant"
         rendered = render_training(
             self._tokenizer, [*self._messages(example), answer], train_on=train_on
         )
@@ -222,4 +220,3 @@ class _Question:
     test_index: int
     prompt: VotingPrompt
     future: APIFuture[SampleResponse]
-

@@ -1,0 +1,183 @@
+"""Find the ARC tasks of task_set=small: unsolved by the embedded model as it is, solved after it is
+fine-tuned under a good self-edit, and not under a bad one.
+
+    uv run benchmarks/arc_small_search.py
+    uv run benchmarks/arc_small_search.py max_minutes=20
+
+Tries every ARC-AGI-1 training task that fits, with the settings that scripts/rl_loop.py has for
+task_set=small. Results go to benchmarks/results/arc_small_search.jsonl as they come; a run goes on
+where the last one stopped, then writes the table and training/domains/arc/small.json.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import chz
+
+from training.api import connect
+from training.chat import render_prompt
+from training.domains.arc.domain import ArcConfig
+from training.domains.arc.inner import InnerLoop
+from training.domains.arc.report import describe
+from training.domains.arc.self_edit import SelfEdit
+from training.domains.arc.tasks import SMALL_FILE, Task, load_tasks
+from training.domains.arc.text import task_messages
+from training.models import load_tokenizer
+from utils.files import append_jsonl, atomic_write_text, read_jsonl
+
+logger = logging.getLogger(__name__)
+
+RESULTS = Path(__file__).parent / "results" / "arc_small_search.jsonl"
+
+
+def _plain(learning_rate: float, epochs: int, *, basic: bool = False) -> SelfEdit:
+    return SelfEdit(
+        use_basic_augmentations=basic,
+        use_size_augmentations=False,
+        use_chain_augmentations=False,
+        use_repeat_augmentations=False,
+        strategy="train_using_output_tokens",
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+    )
+
+
+# None is the model as it is. The bad edit comes last: only tasks that a good one solves get it.
+EDITS: dict[str, SelfEdit | None] = {
+    "base": None,
+    "high": _plain(3e-3, 2),
+    "long": _plain(1e-3, 4),
+    "basic": _plain(1e-3, 4, basic=True),
+}
+BAD = ("bad", _plain(1e-5, 1))
+
+
+@chz.chz(typecheck=True)
+class Config:
+    max_prompt_tokens: int = chz.field(default=260, doc="tasks with a longer prompt are left out")
+    max_minutes: float = chz.field(default=1e9, doc="stop after this time; run again to go on")
+    at_once: int = chz.field(default=8, doc="tasks whose adapters train together")
+    test_share: float = chz.field(default=0.4, doc="share of the found tasks held out")
+
+
+def main(config: Config) -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    deadline = time.monotonic() + 60 * config.max_minutes
+    tokenizer = load_tokenizer("embedded")
+    loop = InnerLoop(connect(), tokenizer, ArcConfig(task_set="small").inner)
+    tasks = _candidates(tokenizer, loop, config.max_prompt_tokens)
+    logger.info("%d of the ARC-AGI-1 training tasks fit", len(tasks))
+    for name, edit in [*EDITS.items(), BAD]:
+        if time.monotonic() < deadline:
+            _run_edit(loop, tasks, name, edit, config.at_once, deadline)
+    _write_table(tasks)
+    _write_small(tasks, config.test_share)
+
+
+def _candidates(tokenizer: Any, loop: InnerLoop, limit: int) -> list[Task]:
+    sized = []
+    for task in load_tasks("arc1_train"):
+        messages = task_messages(task, loop.settings.grid_format)
+        size = len(render_prompt(tokenizer, messages))
+        if len(task.test) == 1 and size <= limit:
+            sized.append((size, task.id, task))
+    return [task for _, _, task in sorted(sized, key=lambda item: item[:2])]
+
+
+def _results() -> dict[str, dict[str, Any]]:
+    """Task id -> edit -> result."""
+    results: dict[str, dict[str, Any]] = {}
+    for record in read_jsonl(RESULTS) if RESULTS.exists() else []:
+        results.setdefault(record["task"], {})[record["edit"]] = record
+    return results
+
+
+def _solved_by(results: dict[str, Any]) -> list[str]:
+    return [name for name in EDITS if name != "base" and results.get(name, {}).get("solved")]
+
+
+def _run_edit(
+    loop: InnerLoop,
+    tasks: list[Task],
+    name: str,
+    edit: SelfEdit | None,
+    at_once: int,
+    deadline: float,
+) -> None:
+    known = _results()
+    todo = [task for task in tasks if name not in known.get(task.id, {})]
+    if name != "base":
+        todo = [t for t in todo if not known[t.id]["base"]["solved"]]
+    if name == BAD[0]:
+        todo = [t for t in todo if _solved_by(known[t.id])]
+    elif name != "base":
+        # one good edit is enough
+        todo = [t for t in todo if not _solved_by(known[t.id])]
+    for start in range(0, len(todo), at_once):
+        if time.monotonic() > deadline:
+            logger.info("%s: %d tasks left for the next run", name, len(todo) - start)
+            return
+        batch = todo[start : start + at_once]
+        jobs = [(task, None if edit is None else loop.job(task, edit)) for task in batch]
+        started = time.monotonic()
+        outcomes = loop.run(jobs, desc=f"{name} {start + len(batch)}/{len(todo)}")
+        seconds = (time.monotonic() - started) / len(batch)
+        for task, outcome in zip(batch, outcomes, strict=True):
+            record = {
+                "task": task.id,
+                "edit": name,
+                "solved": outcome.score.solved,
+                "cell_accuracy": round(outcome.score.cell_accuracy, 3),
+                "steps": outcome.num_steps,
+                "seconds": round(seconds, 1),
+            }
+            RESULTS.parent.mkdir(exist_ok=True)
+            append_jsonl(RESULTS, record)
+            if outcome.score.solved:
+                logger.info("%s solved by %s", task.id, name)
+
+
+def _write_table(tasks: list[Task]) -> None:
+    results = _results()
+    names = [*EDITS, BAD[0]]
+    lines = ["# Which small ARC tasks the embedded model learns, by self-edit", ""]
+    lines += ["Written by `uv run benchmarks/arc_small_search.py`. yes: solved; else the share of"]
+    lines += ["right cells; -: not tried. The self-edits:", ""]
+    lines += [f"- {n}: {describe(e)}" for n, e in [*EDITS.items(), BAD] if e is not None]
+    lines += ["", "| task | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for task in tasks:
+        cells = []
+        for name in names:
+            record = results.get(task.id, {}).get(name)
+            text = "-" if record is None else f"{record['cell_accuracy']:.2f}"
+            cells.append("yes" if record is not None and record["solved"] else text)
+        lines.append(f"| {task.id} | " + " | ".join(cells) + " |")
+    atomic_write_text(RESULTS.with_suffix(".md"), "\n".join(lines) + "\n")
+
+
+def _write_small(tasks: list[Task], test_share: float) -> None:
+    """Every k-th found task is held out, so that both splits have the same mix of sizes."""
+    results = _results()
+    found = [
+        task.id
+        for task in tasks
+        if _solved_by(results.get(task.id, {}))
+        and not results[task.id].get(BAD[0], {"solved": True})["solved"]
+    ]
+    logger.info("%d tasks found: %s", len(found), found)
+    if len(found) < 2:
+        logger.warning("Too few tasks for two splits; small.json is left as it is")
+        return
+    stride = max(2, round(1 / test_share))
+    test = found[1::stride]
+    splits = {"train": [task_id for task_id in found if task_id not in test], "test": test}
+    atomic_write_text(SMALL_FILE, json.dumps(splits, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main)

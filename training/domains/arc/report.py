@@ -1,0 +1,72 @@
+"""ARC's part of a run's report: the table of self-edits, coloured grids, published file formats."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.domains.arc.files import (
+    CONFIGS_NAME,
+    RESULTS_NAME,
+    SelfEditRecord,
+    write_configs,
+    write_results,
+)
+from training.domains.arc.self_edit import Bounds, SelfEdit, SelfEditError, parse_self_edit
+from training.domains.arc.tasks import Task
+from utils.report import ArcPair, Report
+
+
+def edit_summary(text: str, bounds: Bounds) -> str:
+    """A self-edit in a few words: families, what is trained, learning rate x epochs."""
+    try:
+        return describe(parse_self_edit(text, bounds))
+    except SelfEditError:
+        return "invalid: " + " ".join(text.split())
+
+
+def describe(edit: SelfEdit) -> str:
+    families = "+".join(edit.families) or "no augmentation"
+    trained = "all tokens" if edit.strategy == "train_using_all_tokens" else "outputs"
+    return f"{families}, {trained}, lr {edit.learning_rate:.2g} x {edit.num_train_epochs}"
+
+
+def write_published_files(folder: Path, samples: Sequence[dict[str, Any]], bounds: Bounds) -> None:
+    """final_configs_and_indices.json and final_results.json of the published few-shot code."""
+    records: dict[str, dict[int, SelfEditRecord]] = {}
+    results: dict[int, dict[str, bool]] = {}
+    for sample in samples:
+        by_index = records.setdefault(sample["problem"], {})
+        index = len(by_index)
+        try:
+            config = parse_self_edit(sample["answer"], bounds).to_json()
+        except SelfEditError:
+            config = {}
+        by_index[index] = SelfEditRecord(
+            config, sample["prompt"], sample["answer"], sample["tokens"]
+        )
+        results.setdefault(index, {})[sample["problem"]] = bool(sample["solved"])
+    write_configs(folder / CONFIGS_NAME, records)
+    write_results(folder / RESULTS_NAME, results)
+
+
+def add_task(
+    report: Report, task: Task, outcomes: Sequence[tuple[str, dict[str, Any] | None]]
+) -> None:
+    """Demonstrations and, for every (label, ArcDomain.outcome()), the answers to the tests."""
+    pairs = [
+        ArcPair(pair.input.tolist(), pair.output.tolist(), label=f"demonstration {i + 1}")
+        for i, pair in enumerate(task.train)
+        if pair.output is not None
+    ]
+    report.arc_pairs(pairs, caption=f"Task {task.id}: demonstrations")
+    answered = []
+    for label, outcome in outcomes:
+        if outcome is None:
+            continue
+        for pair, attempts in zip(task.test, outcome["attempts"], strict=True):
+            expected = None if pair.output is None else pair.output.tolist()
+            answered.append(
+                ArcPair(pair.input.tolist(), attempts[0], expected=expected, label=label)
+            )
+    if answered:
+        report.arc_pairs(answered, caption=f"Task {task.id}: answers to the test")

@@ -1,0 +1,156 @@
+"""What a reinforcement run shows at its end: tables on the screen and report.html."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.domains.arc.domain import ArcDomain
+from training.domains.arc.report import add_task, edit_summary, write_published_files
+from training.domains.base import Domain, Problem, Split
+from training.rl import mean_and_error
+from utils.files import read_jsonl
+from utils.report import Report, line_plot
+from utils.tables import text_table
+
+Problems = Mapping[Split, list[Problem]]
+_SHOWN_ANSWERS = 40
+
+
+def print_tables(domain: Domain, problems: Problems, run: Path) -> None:
+    """The reward of every answer of the last batch, and held-out results before and after."""
+    samples = read_jsonl(run / "samples.jsonl")
+    print()
+    if isinstance(domain, ArcDomain):
+        domain.look_up_base([*problems["train"], *problems["test"]])
+        print(text_table(*_self_edit_table(domain, problems, samples), max_width=72))
+    print()
+    print(text_table(*_evaluation_table(samples)))
+
+
+def _self_edit_table(
+    domain: ArcDomain, problems: Problems, samples: list[dict[str, Any]]
+) -> tuple[list[str], list[list[Any]]]:
+    by_id = {p.id: p for split in ("train", "test") for p in problems[split]}
+    rows = []
+    for sample in samples:
+        problem = by_id.get(sample["problem"])
+        if problem is None:
+            continue
+        base = domain.outcome(problem, None)
+        when = _when(sample, samples)
+        rows.append(
+            [
+                sample["problem"],
+                "-" if base is None else _yes(base["solved"]),
+                when,
+                edit_summary(sample["answer"], domain.bounds),
+                f"{sample['reward']:.2f}",
+                sample["note"],
+            ]
+        )
+    headers = ["task", "base solved?", "when", "self-edit", "reward", "training and result"]
+    return headers, rows
+
+
+def _when(sample: dict[str, Any], samples: list[dict[str, Any]]) -> str:
+    if sample["kind"] == "train":
+        return f"train, batch {sample['step']}"
+    last = max(s["step"] for s in samples if s["kind"] == "eval")
+    if sample["step"] == 0:
+        return "held out, before"
+    return "held out, after" if sample["step"] == last else f"held out, step {sample['step']}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    rows = []
+    steps = sorted({s["step"] for s in samples if s["kind"] == "eval"})
+    for step in steps:
+        rewards = [s["reward"] for s in samples if s["kind"] == "eval" and s["step"] == step]
+        solved = [s["solved"] for s in samples if s["kind"] == "eval" and s["step"] == step]
+        mean, error = mean_and_error(rewards)
+        spread = f"{min(rewards):.2f} to {max(rewards):.2f}"
+        share = f"{sum(solved)}/{len(solved)}"
+        rows.append([f"after {step} updates", f"{mean:.3f} ± {error:.3f}", spread, share])
+    return ["held-out evaluation", "mean reward ± s.e.", "range", "solved"], rows
+
+
+def write_report(domain: Domain, problems: Problems, run: Path, *, title: str) -> Path:
+    metrics = read_jsonl(run / "metrics.jsonl")
+    samples = read_jsonl(run / "samples.jsonl")
+    report = Report(title, f"run {run.name}")
+    report.tiles(_tiles(metrics))
+    _plots(report, metrics)
+    report.heading("Held-out evaluation")
+    report.table(*_evaluation_table(samples))
+    if isinstance(domain, ArcDomain):
+        report.heading("Self-edits and their rewards")
+        report.table(*_self_edit_table(domain, problems, samples))
+        _arc_tasks(report, domain, problems, samples)
+        write_published_files(run, [s for s in samples if s["kind"] == "train"], domain.bounds)
+    report.heading("Answers")
+    for sample in samples[-_SHOWN_ANSWERS:]:
+        label = f"{_when(sample, samples)}, {sample['problem']}: reward {sample['reward']:.2f}"
+        with report.details(label):
+            report.pre(sample["prompt"], "prompt")
+            report.pre(sample["answer"], "answer")
+            if sample["note"]:
+                report.paragraph(sample["note"])
+    path = run / "report.html"
+    report.write(path)
+    return path
+
+
+def _tiles(metrics: list[dict[str, Any]]) -> list[tuple[str, Any] | tuple[str, Any, str]]:
+    evaluations = [m for m in metrics if "eval/reward" in m]
+    batches = [m for m in metrics if "train/reward" in m]
+    tiles: list[tuple[str, Any] | tuple[str, Any, str]] = []
+    if evaluations:
+        first, last = evaluations[0], evaluations[-1]
+        tiles.append(("held-out reward before", f"{first['eval/reward']:.3f}"))
+        tiles.append(("held-out reward after", f"{last['eval/reward']:.3f}"))
+    tiles.append(("batches", len(batches)))
+    for name in ("tokens/sampled", "tokens/trained"):
+        tiles.append((name.replace("/", " "), f"{sum(m[name] for m in batches):,.0f}"))
+    return tiles
+
+
+_PLOTS = (
+    ("reward", ("train/reward", "eval/reward")),
+    ("share solved", ("train/solved", "eval/solved")),
+    ("entropy, nats per token", ("policy/entropy",)),
+    ("sampler against trainer, nats", ("policy/rms_sampler_trainer",)),
+)
+
+
+def _plots(report: Report, metrics: list[dict[str, Any]]) -> None:
+    for label, names in _PLOTS:
+        lines = {}
+        for name in names:
+            points = [(m["step"], m[name]) for m in metrics if name in m]
+            if len(points) > 1:
+                lines[name] = ([x for x, _ in points], [y for _, y in points])
+        if lines:
+            report.figure(line_plot(lines, xlabel="updates", ylabel=label), label)
+
+
+def _arc_tasks(
+    report: Report, domain: ArcDomain, problems: Problems, samples: list[dict[str, Any]]
+) -> None:
+    for split, heading in (("train", "Training tasks"), ("test", "Held-out tasks")):
+        report.heading(heading)
+        for problem in problems[split]:
+            mine = [s for s in samples if s["problem"] == problem.id]
+            if not mine:
+                continue
+            best = max(mine, key=lambda s: s["reward"])
+            worst = min(mine, key=lambda s: s["reward"])
+            outcomes = [("base model", domain.outcome(problem, None))]
+            for name, sample in (("best self-edit", best), ("worst self-edit", worst)):
+                summary = edit_summary(sample["answer"], domain.bounds)
+                label = f"{name}: {summary} (reward {sample['reward']:.2f})"
+                outcomes.append((label, domain.outcome(problem, sample["answer"])))
+            add_task(report, problem.data, outcomes)
