@@ -31,9 +31,8 @@ def _services(checkpoint_dir: Path) -> Iterator[Callable[..., Any]]:
     made: list[Any] = []
 
     def make(**options: Any) -> Any:
-        made.append(
-            connect("local", **{"device": "cpu", "checkpoint_dir": checkpoint_dir, **options})
-        )
+        arguments: dict[str, Any] = {"device": "cpu", "checkpoint_dir": checkpoint_dir, **options}
+        made.append(connect("local", **arguments))
         return made[-1]
 
     yield make

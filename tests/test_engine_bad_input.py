@@ -160,7 +160,9 @@ def test_an_error_inside_a_pass_leaves_the_gradients_alone(tiny_model, connect_l
         return type(decoder).hidden(decoder, *args)
 
     decoder.hidden = hidden
-    futures = [c.forward_backward(good_data() + good_data(seed=1), "cross_entropy") for c in clients]
+    futures = [
+        c.forward_backward(good_data() + good_data(seed=1), "cross_entropy") for c in clients
+    ]
     for future in futures:
         with pytest.raises(RuntimeError, match="boom"):
             future.result()
@@ -226,7 +228,7 @@ def test_what_a_request_lacks_is_said_to_it_alone(tiny_model, service, sampler: 
     wanted = hf_greedy(hf_model(tiny_model("llama")), [5, 6, 7], 30)
     assert [s.tokens for s in good.result().sequences] == [wanted] * 2
     embedded = service.create_sampling_client(base_model="embedded")
-    with pytest.raises(ValueError, match="json_schema: .*nonsense"):
+    with pytest.raises(ValueError, match=r"json_schema: .*nonsense"):
         embedded.sample(prompt, 1, SamplingParams(json_schema={"type": "nonsense"}))
 
 
@@ -266,7 +268,7 @@ def test_an_error_while_sampling_fails_those_requests_and_no_later_one(tiny_mode
 
 @pytest.mark.parametrize("rank", [0, -1, 2.5, True, "8"])
 def test_bad_rank(rank: Any, tiny_model, service):
-    with pytest.raises(ValueError, match="rank=.*whole number from 1"):
+    with pytest.raises(ValueError, match=r"rank=.*whole number from 1"):
         service.create_lora_training_client(tiny_model("llama"), rank=rank)
 
 
@@ -290,8 +292,9 @@ def test_bad_services(tmp_path: Path):
     with pytest.raises(TypeError, match="unknown_option"):
         connect("local", unknown_option=1)
     for option in ("max_train_tokens", "max_prefill_tokens", "max_rows"):
+        arguments: dict[str, Any] = {option: 0}
         with pytest.raises(ValueError, match=f"{option}=0: at least 1"):
-            connect("local", **{option: 0})
+            connect("local", **arguments)
     with pytest.raises(ValueError, match="backend='remote': allowed are local, tinker"):
         connect("remote")
     with pytest.raises(ValueError, match="base_url"):
@@ -436,7 +439,8 @@ def test_out_of_memory_halves_the_micro_batch(
     folder = tiny_model("llama")
     rng = np.random.default_rng(1)
     data = [cross_entropy_datum(rng, random_tokens(rng, int(n))) for n in rng.integers(5, 60, 30)]
-    gradients = []
+    gradients: list[list[torch.Tensor]] = []
+    sizes: list[int] = []
     for limited in (False, True):
         service = connect_local(max_train_tokens=512)
         clients = [service.create_lora_training_client(folder, rank=2, seed=i) for i in range(2)]

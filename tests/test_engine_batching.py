@@ -210,7 +210,7 @@ def test_micro_batches_change_no_gradient(loss_fn: str, tiny_model, connect_loca
         data = [
             cross_entropy_datum(rng, random_tokens(rng, int(n))) for n in rng.integers(1, 90, 9)
         ]
-    wanted = None
+    wanted = wanted_output = None
     for max_train_tokens in (10_000, 150, 64, 1):
         service = connect_local(max_train_tokens=max_train_tokens)
         passes = count_calls(service.engine(folder).decoder, "hidden")
@@ -265,7 +265,7 @@ def test_logits_only_where_something_can_matter(tiny_model, service):
     assert [len(r) for r in rows] == [64, 6]
 
 
-# ---------------------------------------------------------------------------- several clients at once
+# -------------------------------------------------------------------------- several clients at once
 
 
 def clients_of(service: Any, folder: str) -> list[Any]:
@@ -345,11 +345,11 @@ def test_clients_in_one_pass_equal_clients_alone(max_train_tokens: int, tiny_mod
 
 def train_steps(client: Any, data: list[list[Datum]]) -> list[float]:
     """All requests at once, results afterwards."""
-    futures = []
+    futures, updates = [], []
     for step in data:
         futures.append(client.forward_backward(step, "cross_entropy"))
-        last = client.optim_step(AdamParams(learning_rate=1e-2, eps=1e-3))
-    last.result()
+        updates.append(client.optim_step(AdamParams(learning_rate=1e-2, eps=1e-3)))
+    updates[-1].result()
     return [f.result().metrics["loss:sum"] for f in futures]
 
 
@@ -366,11 +366,12 @@ def test_clients_stepped_together_train_as_alone(tiny_model, service):
     together = clients_of(service, folder)
     passes = count_calls(service.engine(folder).trainer, "run")
     losses: list[list[Any]] = [[] for _ in together]
+    updates = []
     for step in range(4):
         for i, client in enumerate(together):
             losses[i].append(client.forward_backward(steps_data(i, 4)[step], "cross_entropy"))
-            last = client.optim_step(AdamParams(learning_rate=1e-2, eps=1e-3))
-    last.result()
+            updates.append(client.optim_step(AdamParams(learning_rate=1e-2, eps=1e-3)))
+    updates[-1].result()
     got = [[f.result().metrics["loss:sum"] for f in futures] for futures in losses]
     assert [len(jobs) for jobs in passes] == [len(together)] * 4
     for a, b, x, y in zip(together, alone, got, wanted, strict=True):

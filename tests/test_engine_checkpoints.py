@@ -204,7 +204,7 @@ def test_a_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path: Path):
     assert modes[0] == modes[1]
 
 
-# ------------------------------------------------------------------------------ folders that are wrong
+# -------------------------------------------------------------------------- folders that are wrong
 
 
 def load(service: Any, path: Any, folder: str | None = None) -> Any:

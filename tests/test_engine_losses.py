@@ -1,4 +1,4 @@
-"""Losses, gradients and optimizer steps against a plain Hugging Face + PEFT + autograd reference."""
+"""Losses, gradients and optimizer steps against Hugging Face, PEFT and autograd."""
 
 from typing import Any
 

@@ -56,7 +56,7 @@ def test_logprobs_are_the_trainers(family: str, tiny_model, service):
     client = adapted_client(service, tiny_model(family), 0)
     sampler = client.save_weights_and_get_sampling_client().result()
     (shared,) = prompts_of(0, (20,))
-    prompts = [*prompts_of(1, (1, 3, 40)), shared, shared + [5, 6], shared + [7]]
+    prompts = [*prompts_of(1, (1, 3, 40)), shared, [*shared, 5, 6], [*shared, 7]]
     futures = []
     for i, prompt in enumerate(prompts):
         params = SamplingParams(max_tokens=30, stop=[], seed=i, temperature=(1.0, 0.6, 1.5)[i % 3])
@@ -146,7 +146,7 @@ def test_rows_join_and_leave_while_others_decode(tiny_model, connect_local):
     service = connect_local(max_rows=9, max_prefill_tokens=64)
     sampler = service.create_sampling_client(base_model=folder)
     (shared,) = prompts_of(0, (30,))
-    prompts = [*prompts_of(1, (1, 4, 50, 90, 17)), shared, shared + [9], shared + [10, 11]]
+    prompts = [*prompts_of(1, (1, 4, 50, 90, 17)), shared, [*shared, 9], [*shared, 10, 11]]
     lengths = (30, 7, 1, 19, 2, 80, 12, 25)
     groups = (1, 3, 1, 2, 1, 2, 1, 4)
     arrives_at = (0, 0, 0, 3, 3, 5, 20, 21)
@@ -422,7 +422,8 @@ def test_temperature_zero_ignores_truncation_and_seed(tiny_model, service):
     sampler = service.create_sampling_client(base_model=folder)
     (prompt,) = prompts_of(8, (11,))
     wanted = hf_greedy(hf_model(folder), prompt, 20)
-    for changes in ({}, {"top_k": 3}, {"top_p": 0.1}, {"seed": 7}):
+    settings: list[dict[str, Any]] = [{}, {"top_k": 3}, {"top_p": 0.1}, {"seed": 7}]
+    for changes in settings:
         params = SamplingParams(max_tokens=20, temperature=0, stop=[], **changes)
         sequences = sampler.sample(ints(prompt), 3, params).result().sequences
         assert [s.tokens for s in sequences] == [wanted] * 3

@@ -100,23 +100,27 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_metrics_and_samples_are_cut_at_the_resumed_step(tmp_path: Path):
+def test_logs_are_cut_where_the_checkpoint_was(tmp_path: Path):
     run = RunDir.open("sft", tmp_path, {})
-    run.truncate_metrics(0)
-    run.log_sample({"text": "no step"})
+    run.truncate_logs({})
+    assert run.log_sizes() == {}
     for step in range(4):
+        if step == 2:
+            sizes = run.log_sizes()
         run.log_metrics(step, {"loss": np.float32(0.5), "n": np.int64(step), "done": step == 3})
         run.log_sample({"step": step, "text": "é"})
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
-    run.truncate_metrics(2)
+    run.truncate_logs(sizes)
     run.log_metrics(2, {"loss": 0.25})
     assert lines(run.path / "metrics.jsonl") == [
         {"step": 0, "loss": 0.5, "n": 0, "done": False},
         {"step": 1, "loss": 0.5, "n": 1, "done": False},
         {"step": 2, "loss": 0.25},
     ]
-    assert [r.get("step") for r in lines(run.path / "samples.jsonl")] == [None, 0, 1]
+    assert [r["step"] for r in lines(run.path / "samples.jsonl")] == [0, 1]
+    run.truncate_logs({})
+    assert run.log_sizes() == {"metrics.jsonl": 0, "samples.jsonl": 0}
     with pytest.raises(ValueError, match="'step' is the first argument"):
         run.log_metrics(1, {"step": 2})
 

@@ -1,6 +1,5 @@
 """Test-time training: many adapters, each on its own data, stepped together through futures."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from training.api import AdamParams, Datum, SamplingClient, ServiceClient, TrainingClient
+from training.loop import epoch_batches, learning_rate_factor
 from utils.progress import progress
 
 
@@ -44,14 +44,6 @@ class AdaptJob:
         return sum(datum.model_input.length for datum in self.datums_D) * self.num_epochs
 
 
-def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
-    """The factor on the learning rate at `step` (from 0): transformers' cosine with warm-up."""
-    if step < warmup_steps:
-        return step / max(1, warmup_steps)
-    done = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
-
-
 def mean_weighted(datums: Sequence[Datum]) -> list[Datum]:
     """The data with weights that sum to 1 over all of them: a sum of losses becomes their mean."""
     total = sum(float(datum.loss_fn_inputs["weights"].to_numpy().sum()) for datum in datums)
@@ -74,21 +66,18 @@ class _Run:
         self.client = client
         self._job = job
         self._settings = settings
-        self._rng = np.random.default_rng(job.seed)
+        rng = np.random.default_rng(job.seed)
+        self._batches = epoch_batches(job.datums_D, settings.batch_size, job.num_epochs, rng)
         self._step = 0
-        self._num_steps = job.num_steps(settings.batch_size)
-        self._order: list[int] = []
 
     def submit_step(self) -> tuple[Any, int] | None:
         """Requests the next step; the future of its loss and its tokens, or None at the end."""
-        if self._step == self._num_steps:
+        if self._step == len(self._batches):
             return None
-        if not self._order:
-            self._order = self._rng.permutation(len(self._job.datums_D)).tolist()
-        size = self._settings.batch_size
-        chosen, self._order = self._order[:size], self._order[size:]
-        batch = mean_weighted([self._job.datums_D[i] for i in chosen])
-        factor = cosine_schedule(self._step, self._num_steps, self._settings.warmup_steps)
+        batch = mean_weighted(self._batches[self._step])
+        factor = learning_rate_factor(
+            "cosine", self._step, len(self._batches), self._settings.warmup_steps
+        )
         self._step += 1
         self.client.forward_backward(batch, "cross_entropy")
         adam = AdamParams(

@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 U = TypeVar("U")
 
 LossFnType = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
@@ -33,7 +33,7 @@ class RequestFailedError(RuntimeError):
         self.category = category
 
 
-class APIFuture(Generic[T]):
+class APIFuture(Generic[T_co]):
     """The result of a request: blocks with .result(timeout), or is awaited.
 
     `on_wait` is called when somebody begins to wait for a result that is not there yet.
@@ -41,13 +41,13 @@ class APIFuture(Generic[T]):
 
     def __init__(
         self,
-        future: "concurrent.futures.Future[T]",
+        future: "concurrent.futures.Future[T_co]",
         on_wait: "Callable[[concurrent.futures.Future[Any]], None] | None" = None,
     ) -> None:
         self._future = future
         self._on_wait = on_wait
 
-    def result(self, timeout: float | None = None) -> T:
+    def result(self, timeout: float | None = None) -> T_co:
         """Raises TimeoutError after `timeout` seconds, and whatever the request raised."""
         self._begin_wait()
         return self._future.result(timeout)
@@ -56,25 +56,25 @@ class APIFuture(Generic[T]):
         if self._on_wait is not None and not self._future.done():
             self._on_wait(self._future)
 
-    async def result_async(self, timeout: float | None = None) -> T:
+    async def result_async(self, timeout: float | None = None) -> T_co:
         self._begin_wait()
         async with asyncio.timeout(timeout):
             return await asyncio.wrap_future(self._future)
 
-    def __await__(self) -> Generator[Any, None, T]:
+    def __await__(self) -> Generator[Any, None, T_co]:
         return self.result_async().__await__()
 
-    def future(self) -> "concurrent.futures.Future[T]":
+    def future(self) -> "concurrent.futures.Future[T_co]":
         return self._future
 
     def done(self) -> bool:
         return self._future.done()
 
-    def map(self, function: "Callable[[T], U]") -> "APIFuture[U]":
+    def map(self, function: "Callable[[T_co], U]") -> "APIFuture[U]":
         """The future of function(result); waiting for it waits for this one."""
         mapped: concurrent.futures.Future[U] = concurrent.futures.Future()
 
-        def done(source: "concurrent.futures.Future[T]") -> None:
+        def done(source: "concurrent.futures.Future[T_co]") -> None:
             try:
                 mapped.set_result(function(source.result()))
             except BaseException as error:

@@ -6,27 +6,35 @@ import logging
 import math
 import shutil
 import signal
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from training.api import TrainingClient
 from utils.files import atomic_write_text
 from utils.runs import RunDir
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass
 class LoopState:
-    """Where a loop is: `step` batches are done; `evaluated` after the last of them."""
+    """Where a loop is: `step` batches are done; `evaluated` after the last of them.
+
+    `logged` is how long the run's logs were: what a resumed loop does again is logged once.
+    """
 
     step: int = 0
     evaluated: bool = False
     domain: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
+    logged: dict[str, int] = field(default_factory=dict)
 
 
 class Recorder:
@@ -34,48 +42,80 @@ class Recorder:
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
+        self._saved: tuple[int, bool] | None = None
 
     def load(self) -> LoopState:
-        """The state of the last checkpoint, or a new one; later metrics are forgotten."""
+        """The state of the last checkpoint, or a new one; what was logged later is forgotten."""
         last = self.run.last_checkpoint()
         if last is None:
-            self.run.truncate_metrics(0)
+            self.run.truncate_logs({})
             return LoopState()
         state = LoopState(**json.loads(Path(last["loop_state"]).read_text(encoding="utf-8")))
         state.checkpoint = last["state_path"]
-        self.run.truncate_metrics(state.step + 1)
+        self.run.truncate_logs(state.logged)
+        self._saved = (state.step, state.evaluated)
         logger.info("resuming after step %d from %s", state.step, state.checkpoint)
         return state
 
     def save(self, trainer: TrainingClient, state: LoopState, *, keep: int) -> None:
-        """One checkpoint of trainer and loop; then all but the last `keep` are deleted."""
-        name = f"{state.step:06d}"
-        state.checkpoint = trainer.save_state(name, overwrite=True).result().path
-        file = self.run.path / "loop_state" / f"{name}.json"
-        file.parent.mkdir(exist_ok=True)
-        atomic_write_text(file, json.dumps(asdict(state)))
-        self.run.log_checkpoint(name, state.step, "state", state.checkpoint, loop_state=str(file))
-        if keep:
-            self._delete_old(keep)
+        """One checkpoint of trainer and loop, whole or not at all; then all but the last `keep`
+        are deleted. Nothing happens where the last one is of this very state."""
+        if self._saved == (state.step, state.evaluated):
+            return
+        with uninterrupted():
+            name = f"{state.step:06d}"
+            state.checkpoint = trainer.save_state(name, overwrite=True).result().path
+            state.logged = self.run.log_sizes()
+            file = self.run.path.resolve() / "loop_state" / f"{name}.json"
+            atomic_write_text(file, json.dumps(asdict(state)))
+            self.run.log_checkpoint(
+                name, state.step, "state", state.checkpoint, loop_state=str(file)
+            )
+            self._saved = (state.step, state.evaluated)
+            if keep:
+                self._delete_old(keep)
 
     def _delete_old(self, keep: int) -> None:
-        """Only folders inside the run: a remote service keeps its own checkpoints."""
-        known = [Path(c["state_path"]) for c in self.run.checkpoints()]
-        newest = list(dict.fromkeys(reversed(known)))[:keep]
-        for path in set(known) - set(newest):
-            if path.is_relative_to(self.run.path) and path.is_dir():
+        """Only what lies inside the run: a remote service keeps its own checkpoints."""
+        records = self.run.checkpoints()
+        newest = list(dict.fromkeys(r["state_path"] for r in reversed(records)))[:keep]
+        kept = [r for r in records if r["state_path"] in newest]
+        wanted = {r[key] for r in kept for key in ("state_path", "loop_state")}
+        for path in {r[key] for r in records for key in ("state_path", "loop_state")} - wanted:
+            if not Path(path).is_relative_to(self.run.path.resolve()):
+                continue
+            if Path(path).is_dir():
                 shutil.rmtree(path)
+            else:
+                Path(path).unlink(missing_ok=True)
 
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def learning_rate_factor(schedule: Schedule, index: int, total: int) -> float:
-    """The factor at update `index` (from 0) of `total`; linear and cosine end near 0."""
+def learning_rate_factor(
+    schedule: Schedule, index: int, total: int, warmup_steps: int = 0
+) -> float:
+    """The factor at update `index` (from 0) of `total`, as transformers' schedules of these names:
+    a linear warm-up from 0, then constant, or down towards 0 along a line or half a cosine."""
+    if index < warmup_steps:
+        return index / warmup_steps
     if schedule == "constant":
         return 1.0
-    done = min(1.0, index / max(1, total))
+    done = min(1.0, (index - warmup_steps) / max(1, total - warmup_steps))
     return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def epoch_batches(
+    items: Sequence[T], size: int, num_epochs: int, rng: np.random.Generator
+) -> list[list[T]]:
+    """Batches of `num_epochs` passes, each in a new order; the last of a pass may be smaller."""
+    orders = [rng.permutation(len(items)) for _ in range(num_epochs)]
+    return [
+        [items[i] for i in order[start : start + size]]
+        for order in orders
+        for start in range(0, len(order), size)
+    ]
 
 
 @contextlib.contextmanager
@@ -92,3 +132,18 @@ def uninterrupted() -> Generator[None, None, None]:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def exit_on_interrupt(run: RunDir) -> Generator[None, None, None]:
+    """Ends the program with code 130 at Ctrl-C, and says from where the run can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        last = run.last_checkpoint()
+        where = "before the first checkpoint" if last is None else f"after step {last['step']}"
+        print(
+            f"\nStopped {where}; the same command with log_path={run.path} goes on from there.",
+            file=sys.stderr,
+        )
+        sys.exit(130)

@@ -1,30 +1,46 @@
-"""Reinforcement learning on groups of answers: advantages, training data, diagnostics.
+"""Reinforcement learning on groups of answers: GRPO and ReST-EM updates, and what they are made of.
 
 Axes: P problems of a batch, G answers of a group, T tokens of an answer, D training data.
 """
 
+import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from training.api import Datum, ModelInput, SampledSequence
+from training.adapt import mean_weighted
+from training.api import (
+    AdamParams,
+    Datum,
+    LossFnType,
+    ModelInput,
+    SampledSequence,
+    SamplingClient,
+    TrainingClient,
+)
+from training.domains.base import Problem, Reward
+from training.loop import Schedule, epoch_batches, learning_rate_factor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One sampled answer with the prompt it answers."""
+    """One sampled answer with the prompt it answers; `text` is what the domain grades."""
 
     prompt: list[int]
     tokens_T: list[int]
     logprobs_T: np.ndarray
+    text: str = ""
 
     @classmethod
-    def of(cls, prompt: list[int], sequence: SampledSequence) -> "Trajectory":
+    def of(cls, prompt: list[int], sequence: SampledSequence, text: str = "") -> "Trajectory":
         logprobs = sequence.logprobs_np
         assert logprobs is not None
-        return cls(prompt, sequence.tokens, logprobs.astype(np.float64))
+        return cls(prompt, sequence.tokens, logprobs.astype(np.float64), text)
 
     @property
     def all_tokens(self) -> list[int]:
@@ -34,6 +50,154 @@ class Trajectory:
 def seed_for(*parts: object) -> int:
     """A seed that depends on the parts' text alone, the same in every process."""
     return zlib.crc32("/".join(map(str, parts)).encode())
+
+
+def problem_batch(problems: Sequence[Problem], step: int, size: int, seed: int) -> list[Problem]:
+    """The problems of batch `step`: passes over all of them, each pass in a new seeded order."""
+    chosen = []
+    for at in range(step * size, (step + 1) * size):
+        epoch, index = divmod(at, len(problems))
+        order = np.random.default_rng([seed, epoch]).permutation(len(problems))
+        chosen.append(problems[order[index]])
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------ updates
+
+
+class Update(NamedTuple):
+    """What an update measured, and how many tokens it trained on, each as often as it was seen."""
+
+    metrics: dict[str, float]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class GrpoSettings:
+    """`num_updates` above 1 reuses the batch; kl_coef > 0 needs the base model's sampler."""
+
+    loss_fn: LossFnType = "importance_sampling"
+    loss_fn_config: dict[str, float] = field(default_factory=dict)
+    num_updates: int = 1
+    kl_coef: float = 0.0
+
+
+@dataclass(frozen=True)
+class RestEmSettings:
+    """The learning rate follows `lr_schedule` within each batch's updates."""
+
+    num_epochs: int = 2
+    batch_size: int = 8
+    lr_schedule: Schedule = "constant"
+
+
+def check_loss(loss_fn: str, loss_fn_config: dict[str, float]) -> None:
+    """Raises ValueError for settings that the loss does not know or lacks."""
+    # loads torch
+    from training.local.losses import resolve_config
+
+    resolve_config(loss_fn, loss_fn_config)
+
+
+def grpo_update(
+    trainer: TrainingClient,
+    groups_P_G: Sequence[Sequence[Trajectory]],
+    rewards_P_G: Sequence[Sequence[Reward]],
+    settings: GrpoSettings,
+    adam: AdamParams,
+    *,
+    base: SamplingClient | None = None,
+) -> Update:
+    """Raises the probability of answers that are better than their group's mean."""
+    advantages_P = centred_advantages([[r.value for r in group] for group in rewards_P_G])
+    kept = [
+        (trajectory, float(advantage))
+        for group, advantages_G in zip(groups_P_G, advantages_P, strict=True)
+        if advantages_G is not None
+        for trajectory, advantage in zip(group, advantages_G, strict=True)
+    ]
+    metrics: dict[str, float] = {"skipped_groups": sum(a is None for a in advantages_P)}
+    if not kept:
+        logger.warning("All %d groups had one reward throughout: no update", len(groups_P_G))
+        return Update(metrics, 0)
+    trajectories_D = [trajectory for trajectory, _ in kept]
+    advantages_D_T = [np.full(len(t.tokens_T), advantage) for t, advantage in kept]
+    if settings.kl_coef:
+        assert base is not None
+        advantages_D_T, metrics["policy/kl_base"] = kl_penalised(
+            [advantage for _, advantage in kept],
+            trajectories_D,
+            answer_logprobs(base, trajectories_D),
+            settings.kl_coef,
+        )
+    datums_D = [policy_datum(t, a) for t, a in zip(trajectories_D, advantages_D_T, strict=True)]
+    if settings.loss_fn == "gspo":
+        datums_D = [
+            with_sequence_mask(datum, len(t.tokens_T))
+            for datum, t in zip(datums_D, trajectories_D, strict=True)
+        ]
+    for update in range(settings.num_updates):
+        future = trainer.forward_backward(
+            datums_D, settings.loss_fn, dict(settings.loss_fn_config) or None
+        )
+        stepped = trainer.optim_step(adam)
+        output = future.result()
+        if update == 0:
+            logprobs_D = [o["logprobs"].to_numpy() for o in output.loss_fn_outputs]
+            metrics |= policy_diagnostics(trajectories_D, logprobs_D)
+        metrics["loss"] = output.metrics["loss:sum"]
+        metrics |= {f"optim/{k}": v for k, v in (stepped.result().metrics or {}).items()}
+    metrics["optim/learning_rate"] = adam.learning_rate
+    num_tokens = sum(datum.model_input.length for datum in datums_D)
+    return Update(metrics, num_tokens * settings.num_updates)
+
+
+def rest_em_update(
+    trainer: TrainingClient,
+    groups_P_G: Sequence[Sequence[Trajectory]],
+    rewards_P_G: Sequence[Sequence[Reward]],
+    settings: RestEmSettings,
+    adam: AdamParams,
+    *,
+    seed: Sequence[int],
+) -> Update:
+    """Imitates all successes, as SEAL's M-step does, with the mean loss per answer token."""
+    datums_D = [
+        answer_datum(trajectory)
+        for group, rewards in zip(groups_P_G, rewards_P_G, strict=True)
+        for trajectory, reward in zip(group, rewards, strict=True)
+        if reward.solved
+    ]
+    metrics: dict[str, float] = {"successes": len(datums_D)}
+    if not datums_D:
+        logger.warning("No success in this batch: no update")
+        return Update(metrics, 0)
+    rng = np.random.default_rng(seed)
+    batches = epoch_batches(datums_D, settings.batch_size, settings.num_epochs, rng)
+    for index, batch in enumerate(batches):
+        factor = learning_rate_factor(settings.lr_schedule, index, len(batches))
+        future = trainer.forward_backward(mean_weighted(batch), "cross_entropy")
+        stepped = trainer.optim_step(replace(adam, learning_rate=adam.learning_rate * factor))
+        metrics["loss"] = future.result().metrics["loss:sum"]
+        metrics |= {f"optim/{k}": v for k, v in (stepped.result().metrics or {}).items()}
+        metrics.setdefault("loss/first", metrics["loss"])
+    return Update(metrics, sum(d.model_input.length for batch in batches for d in batch))
+
+
+def answer_logprobs(
+    sampler: SamplingClient, trajectories_D: Sequence[Trajectory]
+) -> list[np.ndarray]:
+    """The sampler's logprobs of the answers' tokens."""
+    futures = [
+        sampler.compute_logprobs(ModelInput.from_ints(t.all_tokens)) for t in trajectories_D
+    ]
+    return [
+        np.array(future.result()[-len(t.tokens_T) :], dtype=np.float64)
+        for t, future in zip(trajectories_D, futures, strict=True)
+    ]
+
+
+# -------------------------------------------------------------------------------------------- parts
 
 
 def centred_advantages(rewards_P_G: Sequence[Sequence[float]]) -> list[np.ndarray | None]:
@@ -124,6 +288,19 @@ def policy_diagnostics(
 def entropy(trajectories: Sequence[Trajectory]) -> float:
     """Nats per token, estimated by the sampled tokens' mean -logprob."""
     return float(-np.concatenate([t.logprobs_T for t in trajectories]).mean())
+
+
+def reward_metrics(kind: str, rewards_P_G: Sequence[Sequence[Reward]]) -> dict[str, float]:
+    """Mean, standard error, share solved, and the share of groups whose rewards differ."""
+    flat = [reward for group in rewards_P_G for reward in group]
+    mean, error = mean_and_error([reward.value for reward in flat])
+    spread = [np.ptp([reward.value for reward in group]) > 0 for group in rewards_P_G]
+    return {
+        f"{kind}/reward": mean,
+        f"{kind}/reward_stderr": error,
+        f"{kind}/solved": float(np.mean([reward.solved for reward in flat])),
+        f"{kind}/groups_with_spread": float(np.mean(spread)),
+    }
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -62,6 +62,19 @@ def raise_problems(problems: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
+def problems_of(*checks: Callable[[], object]) -> list[str]:
+    """The complaints of those checks that raise a ValueError, an ImportError or an OSError."""
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems += error.problems
+        except (ValueError, ImportError, OSError) as error:
+            problems.append(str(error))
+    return problems
+
+
 def config_entrypoint(
     main: Callable[[Any], T],
     argv: Sequence[str] | None = None,

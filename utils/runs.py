@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import secrets
 import shlex
@@ -31,6 +32,7 @@ from utils.files import append_jsonl, atomic_write_text, read_jsonl
 logger = logging.getLogger(__name__)
 
 SINKS = ("wandb", "tensorboard")
+LOGS = ("metrics.jsonl", "samples.jsonl")
 PACKAGES = (
     "autodidact",
     "torch",
@@ -82,7 +84,8 @@ class RunDir:
         open_sinks = _sink_factories(sinks)
         resumed = log_path is not None and (log_path / "config.yaml").is_file()
         if log_path is None:
-            path = _new_directory(root / script)
+            path = new_run_path(script, root)
+            path.mkdir(parents=True)
         else:
             path = log_path
             if not resumed:
@@ -120,23 +123,21 @@ class RunDir:
             sink.log(step, numbers)
 
     def log_sample(self, record: Mapping[str, Any]) -> None:
-        """One line of samples.jsonl; with a `step` in it, `truncate_metrics` knows its age."""
+        """One line of samples.jsonl."""
         append_jsonl(self.path / "samples.jsonl", to_plain(record))
 
-    def truncate_metrics(self, step: int) -> None:
-        """Forget the metrics and samples of `step` and later: the resumed run logs them again."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.path / name
-            if not path.exists():
-                continue
-            records = read_jsonl(path)
-            kept = [r for r in records if not isinstance(r.get("step"), int) or r["step"] < step]
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
-            atomic_write_text(path, "".join(lines))
-            if len(kept) < len(records):
-                logger.info(
-                    "%s: dropped %d lines from step %d on", path, len(records) - len(kept), step
-                )
+    def log_sizes(self) -> dict[str, int]:
+        """How long metrics.jsonl and samples.jsonl are now, for `truncate_logs`."""
+        paths = [self.path / name for name in LOGS]
+        return {path.name: path.stat().st_size for path in paths if path.exists()}
+
+    def truncate_logs(self, sizes: Mapping[str, int]) -> None:
+        """Forget what was logged after `sizes` was taken: the resumed run logs it again."""
+        for name in LOGS:
+            path, size = self.path / name, sizes.get(name, 0)
+            if path.exists() and path.stat().st_size > size:
+                logger.info("%s: dropped what was logged after the checkpoint", path)
+                os.truncate(path, size)
 
     def log_checkpoint(
         self,
@@ -224,15 +225,10 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _new_directory(parent: Path) -> Path:
-    while True:
-        now = datetime.datetime.now(datetime.UTC)
-        path = parent / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
+def new_run_path(script: str, root: Path = Path("runs")) -> Path:
+    """A path for a new run, named by the time; nothing is made."""
+    now = datetime.datetime.now(datetime.UTC)
+    return root / script / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def _require_free(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Domains by name; each is imported when it is asked for."""
 
-import os
+import contextlib
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -51,11 +51,15 @@ def with_domain_fields(
 
     Raises ConfigError for an unknown domain.
     """
-    given = dict(argument.partition("=")[::2] for argument in argv)
+    given: dict[str, str] = {}
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        given[key] = value
     name = default
     for layer in layers:
-        if os.path.isfile(given.get(layer, "")):
-            name = load_yaml(given[layer]).get("domain", name)
+        # what is wrong with the file is told with all other problems
+        with contextlib.suppress(ValueError, OSError):
+            name = str(load_yaml(given[layer]).get("domain", name))
     name = given.get("domain", name)
     try:
         domain_config = domain_config_class(name)

@@ -222,7 +222,7 @@ class CacheBlock:
         grouped = (query * kind.scale).view(rows, kv_heads, heads // kv_heads, d)
         scores = grouped @ keys.transpose(2, 3)
         if self.prefix is not None:
-            prefix_key, prefix_value = self.prefix[layer]
+            prefix_key = self.prefix[layer][0]
             flat = grouped.transpose(0, 1).reshape(kv_heads, -1, d)
             shared = (flat @ prefix_key.transpose(1, 2)).view(
                 kv_heads, rows, -1, self.prefix_length
@@ -237,7 +237,7 @@ class CacheBlock:
         else:
             shared_weights = weights[..., : self.prefix_length].transpose(0, 1)
             out = weights[..., self.prefix_length :] @ values
-            flat = shared_weights.reshape(kv_heads, -1, self.prefix_length) @ prefix_value
+            flat = shared_weights.reshape(kv_heads, -1, self.prefix_length) @ self.prefix[layer][1]
             out = out + flat.view(kv_heads, rows, -1, d).transpose(0, 1)
         return out.reshape(rows, heads, d)
 

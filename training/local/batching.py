@@ -89,7 +89,7 @@ def micro_batches(trees: Sequence[Tree], max_tokens: int) -> list[list[Tree]]:
     """
     batches: list[list[Tree]] = []
     size = 0
-    for tree in (part for tree in trees for part in _cut(tree, max_tokens)):
+    for tree in (part for whole in trees for part in _cut(whole, max_tokens)):
         if not batches or size + tree.num_tokens > max_tokens:
             batches.append([])
             size = 0

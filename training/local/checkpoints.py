@@ -146,8 +146,8 @@ def _fsync(path: Path) -> None:
 def check_base(state: State, decoder: Decoder) -> None:
     if state.fingerprint is not None and state.fingerprint != fingerprint(decoder):
         raise ValueError(
-            f"{state.folder}: saved from base model {state.base_model!r}, whose weights differ from "
-            f"those of {decoder.model_path}; load it with its own base_model"
+            f"{state.folder}: saved from base model {state.base_model!r}, whose weights differ "
+            f"from those of {decoder.model_path}; load it with its own base_model"
         )
 
 

@@ -159,10 +159,14 @@ class Sampler:
                 ]
             )
             cache: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+            def keep(_layer: int, key: torch.Tensor, value: torch.Tensor, cache=cache) -> None:
+                cache.append((key, value))
+
             hidden = self._decoder.hidden(
                 to_device(packing.tokens, self._decoder.device),
                 to_device(packing.positions, self._decoder.device),
-                SegmentAttention(packing.segments, lambda _layer, k, v: cache.append((k, v))),
+                SegmentAttention(packing.segments, keep),
                 lora,
             )
             self.prompt_tokens += len(packing.tokens)

@@ -64,8 +64,8 @@ class _Ready:
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
+        yield from ()
         return self
-        yield
 
 
 class LocalServiceClient:
@@ -460,7 +460,8 @@ def _check_tokens(where: str, tokens: list[int], decoder: Decoder) -> None:
     low, high = min(tokens), max(tokens)
     if low < 0 or high >= decoder.vocab_size:
         raise ValueError(
-            f"{where} has token ids in [{low}, {high}]; the vocabulary is 0..{decoder.vocab_size - 1}"
+            f"{where} has token ids in [{low}, {high}]; "
+            f"the vocabulary is 0..{decoder.vocab_size - 1}"
         )
 
 
