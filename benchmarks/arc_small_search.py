@@ -9,6 +9,7 @@ task_set=small. Results go to benchmarks/results/arc_small_search.jsonl as they 
 where the last one stopped, then writes the table and training/domains/arc/small.json.
 """
 
+import dataclasses
 import json
 import logging
 import time
@@ -17,12 +18,13 @@ from typing import Any
 
 import chz
 
+from training.adapt import AdaptJob
 from training.api import connect
 from training.chat import render_prompt
 from training.domains.arc.domain import ArcConfig
 from training.domains.arc.inner import InnerLoop
 from training.domains.arc.report import describe
-from training.domains.arc.self_edit import SelfEdit
+from training.domains.arc.self_edit import SelfEdit, SelfEditError
 from training.domains.arc.tasks import SMALL_FILE, Task, load_tasks
 from training.domains.arc.text import task_messages
 from training.models import load_tokenizer
@@ -48,9 +50,9 @@ def _plain(learning_rate: float, epochs: int, *, basic: bool = False) -> SelfEdi
 # None is the model as it is. The bad edit comes last: only tasks that a good one solves get it.
 EDITS: dict[str, SelfEdit | None] = {
     "base": None,
+    "plain": _plain(1e-3, 4),
+    "basic": _plain(1e-3, 1, basic=True),
     "high": _plain(3e-3, 2),
-    "long": _plain(1e-3, 4),
-    "basic": _plain(1e-3, 4, basic=True),
 }
 BAD = ("bad", _plain(1e-5, 1))
 
@@ -116,14 +118,15 @@ def _run_edit(
     if name == BAD[0]:
         todo = [t for t in todo if _solved_by(known[t.id])]
     elif name != "base":
-        # one good edit is enough
+        # one good edit is enough; the most promising tasks first
         todo = [t for t in todo if not _solved_by(known[t.id])]
+        todo.sort(key=lambda t: -max(r["cell_accuracy"] for r in known[t.id].values()))
     for start in range(0, len(todo), at_once):
         if time.monotonic() > deadline:
             logger.info("%s: %d tasks left for the next run", name, len(todo) - start)
             return
         batch = todo[start : start + at_once]
-        jobs = [(task, None if edit is None else loop.job(task, edit)) for task in batch]
+        jobs = [(task, _job(loop, task, edit)) for task in batch]
         started = time.monotonic()
         outcomes = loop.run(jobs, desc=f"{name} {start + len(batch)}/{len(todo)}")
         seconds = (time.monotonic() - started) / len(batch)
@@ -140,6 +143,16 @@ def _run_edit(
             append_jsonl(RESULTS, record)
             if outcome.score.solved:
                 logger.info("%s solved by %s", task.id, name)
+
+
+def _job(loop: InnerLoop, task: Task, edit: SelfEdit | None) -> AdaptJob | None:
+    """Tasks with so many demonstrations that the edit's steps pass the bound get fewer epochs."""
+    while edit is not None:
+        try:
+            return loop.job(task, edit)
+        except SelfEditError:
+            edit = dataclasses.replace(edit, num_train_epochs=edit.num_train_epochs - 1)
+    return None
 
 
 def _write_table(tasks: list[Task]) -> None:

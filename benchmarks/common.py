@@ -34,7 +34,6 @@ from utils.tables import text_table
 if TYPE_CHECKING:
     import torch
 
-    from training.local.engine import Engine
     from training.local.service import LocalServiceClient
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,9 @@ class Settings:
         default="embedded",
         doc="embedded, a folder, a hub id, or random_1b: random weights of Llama 3.2 1B's shape",
     )
-    device: str | None = chz.field(default=None, doc="cpu or cuda; default: cuda where there is one")
+    device: str | None = chz.field(
+        default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
     threads: int | None = chz.field(default=None, doc="torch threads; default: 2 on CPU")
     repeats: int = chz.field(default=5, doc="timed rounds; tables show their median")
     warmup: int = chz.field(default=1, doc="rounds before the timed ones")
@@ -231,10 +232,6 @@ def local_service(config: Settings, **options: Any) -> "Iterator[LocalServiceCli
         yield service
 
 
-def engine_of(service: "LocalServiceClient", name: str) -> "Engine":
-    return service.engine(name)
-
-
 def load_hf(name: str, device: str | None) -> Any:
     """The same model as the engine has, as a user of transformers would load it for speed."""
     import torch
@@ -331,8 +328,9 @@ class Report:
 
     def finish(self) -> None:
         """Prints the table and appends the rows to the results."""
-        columns = [key for key in dict.fromkeys(k for r in self._rows for k in r)]
-        columns.remove("seconds")
+        columns = [
+            key for key in dict.fromkeys(k for r in self._rows for k in r) if key != "seconds"
+        ]
         rows = [[row.get(column) for column in columns] for row in self._rows]
         print(f"\n{self._name}: {self._config.model} on {machine(self._config)['device']}")
         print(text_table(columns, rows, max_width=70))

@@ -1,5 +1,6 @@
 """Test-time training: many adapters, each on its own data, stepped together through futures."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

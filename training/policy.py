@@ -33,7 +33,7 @@ class Policy:
         max_resamples: int,
         seed: int,
     ) -> None:
-        self._trainer = trainer
+        self.trainer = trainer
         self._domain = domain
         self._tokenizer = trainer.get_tokenizer()
         self._stop = stop_sequences(self._tokenizer)
@@ -43,9 +43,6 @@ class Policy:
 
     def prompt(self, problem: Problem) -> list[int]:
         return render_prompt(self._tokenizer, problem.messages)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(tokens))
 
     def answers(
         self, problems_P: Sequence[Problem], *, size: int, temperature: float, key: Sequence[object]
@@ -57,7 +54,7 @@ class Policy:
             seed_for(self._seed, *key, index, problem.id)
             for index, problem in enumerate(problems_P)
         ]
-        sampler = self._trainer.save_weights_and_get_sampling_client().result()
+        sampler = self.trainer.save_weights_and_get_sampling_client().result()
         futures_P = [
             self.request(sampler, prompt, size=size, temperature=temperature, seed=seed)
             for prompt, seed in zip(prompts_P, seeds_P, strict=True)
@@ -121,3 +118,7 @@ class Policy:
     def _trajectory(self, prompt: list[int], sequence: SampledSequence) -> Trajectory:
         text = parse_response(self._tokenizer, sequence.tokens)
         return Trajectory.of(prompt, sequence, text)
+
+
+def texts(groups_P_G: Sequence[Sequence[Trajectory]]) -> list[list[str]]:
+    return [[trajectory.text for trajectory in group] for group in groups_P_G]

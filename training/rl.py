@@ -188,9 +188,7 @@ def answer_logprobs(
     sampler: SamplingClient, trajectories_D: Sequence[Trajectory]
 ) -> list[np.ndarray]:
     """The sampler's logprobs of the answers' tokens."""
-    futures = [
-        sampler.compute_logprobs(ModelInput.from_ints(t.all_tokens)) for t in trajectories_D
-    ]
+    futures = [sampler.compute_logprobs(ModelInput.from_ints(t.all_tokens)) for t in trajectories_D]
     return [
         np.array(future.result()[-len(t.tokens_T) :], dtype=np.float64)
         for t, future in zip(trajectories_D, futures, strict=True)

@@ -1,19 +1,75 @@
-"""What a reinforcement run shows at its end: tables on the screen and report.html."""
+"""What a reinforcement run writes down, and shows at its end: tables and report.html."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.domains.arc.domain import ArcDomain
 from training.domains.arc.report import add_task, edit_summary, write_published_files
-from training.domains.base import Domain, Problem, Split
-from training.rl import mean_and_error
+from training.domains.base import Domain, Problem, Reward, Split
+from training.rl import Trajectory, Update, entropy, mean_and_error, reward_metrics
 from utils.files import read_jsonl
 from utils.report import Report, line_plot
+from utils.runs import RunDir
 from utils.tables import text_table
 
 Problems = Mapping[Split, list[Problem]]
 _SHOWN_ANSWERS = 40
+
+
+def batch_metrics(
+    groups_P_G: Sequence[Sequence[Trajectory]],
+    rewards_P_G: Sequence[Sequence[Reward]],
+    update: Update,
+    seconds: Mapping[str, float],
+) -> dict[str, float]:
+    """One batch's line of metrics.jsonl; `seconds` of the phases sampling, rewards and update."""
+    trajectories = [trajectory for group in groups_P_G for trajectory in group]
+    num_sampled = sum(len(t.tokens_T) for t in trajectories)
+    return {
+        **update.metrics,
+        **reward_metrics("train", rewards_P_G),
+        "policy/entropy": entropy(trajectories),
+        "tokens/sampled": num_sampled,
+        "tokens/trained": update.num_tokens,
+        "speed/sampled_per_second": num_sampled / seconds["sampling"],
+        "speed/trained_per_second": update.num_tokens / seconds["update"],
+        **{f"time/{phase}": value for phase, value in seconds.items()},
+    }
+
+
+def record_answers(
+    run: RunDir,
+    kind: str,
+    step: int,
+    problems_P: Sequence[Problem],
+    groups_P_G: Sequence[Sequence[Trajectory]],
+    rewards_P_G: Sequence[Sequence[Reward]],
+    prompt_text: Callable[[list[int]], str],
+) -> None:
+    """A line of samples.jsonl for every answer."""
+    for problem, group, rewards in zip(problems_P, groups_P_G, rewards_P_G, strict=True):
+        prompt = prompt_text(group[0].prompt)
+        for trajectory, reward in zip(group, rewards, strict=True):
+            run.log_sample(
+                {
+                    "step": step,
+                    "kind": kind,
+                    "problem": problem.id,
+                    "prompt": prompt,
+                    "answer": trajectory.text,
+                    "tokens": trajectory.tokens_T,
+                    "reward": reward.value,
+                    "solved": reward.solved,
+                    "note": reward.note,
+                }
+            )
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    """The few metrics that belong on the screen."""
+    names = ("eval/reward", "eval/solved", "train/reward", "train/solved", "loss")
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
 
 
 def print_tables(domain: Domain, problems: Problems, run: Path) -> None:

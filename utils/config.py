@@ -62,16 +62,26 @@ def raise_problems(problems: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
+@contextlib.contextmanager
+def as_config_errors() -> Iterator[None]:
+    """For calls whose ValueError, ImportError or OSError says what is wrong with the settings."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, ImportError, OSError) as error:
+        raise ConfigError(str(error)) from error
+
+
 def problems_of(*checks: Callable[[], object]) -> list[str]:
-    """The complaints of those checks that raise a ValueError, an ImportError or an OSError."""
+    """What those checks complain of that raise a ValueError, an ImportError or an OSError."""
     problems: list[str] = []
     for check in checks:
         try:
-            check()
+            with as_config_errors():
+                check()
         except ConfigError as error:
             problems += error.problems
-        except (ValueError, ImportError, OSError) as error:
-            problems.append(str(error))
     return problems
 
 

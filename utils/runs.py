@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import importlib
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -27,7 +26,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from utils.config import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
-from utils.files import append_jsonl, atomic_write_text, read_jsonl
+from utils.files import append_jsonl, read_jsonl
 
 logger = logging.getLogger(__name__)
 

@@ -59,7 +59,7 @@ def with_domain_fields(
     for layer in layers:
         # what is wrong with the file is told with all other problems
         with contextlib.suppress(ValueError, OSError):
-            name = str(load_yaml(given[layer]).get("domain", name))
+            name = str(load_yaml(given.get(layer, "")).get("domain", name))
     name = given.get("domain", name)
     try:
         domain_config = domain_config_class(name)

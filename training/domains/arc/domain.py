@@ -93,10 +93,12 @@ SMALL = Preset(
     lora_alpha=32.0,
     batch_size=2,
     warmup_steps=2,
-    cap=16,
+    cap=64,
     max_example_tokens=512,
     max_answer_tokens=64,
-    bounds=Bounds(min_learning_rate=1e-5, max_learning_rate=1e-2, min_epochs=1, max_epochs=4),
+    bounds=Bounds(
+        min_learning_rate=1e-5, max_learning_rate=1e-2, min_epochs=1, max_epochs=4, max_steps=48
+    ),
     loop={
         "num_steps": 1,
         "groups_per_batch": 3,
@@ -167,7 +169,9 @@ class ArcConfig:
     max_learning_rate: float | None = chz.field(default=None, doc="a self-edit above is refused")
     min_epochs: int | None = chz.field(default=None, doc="a self-edit below is refused")
     max_epochs: int | None = chz.field(default=None, doc="a self-edit above is refused")
-    max_inner_steps: int = chz.field(default=375, doc="a self-edit that needs more is refused")
+    max_inner_steps: int | None = chz.field(
+        default=None, doc="a self-edit that needs more is refused (SEAL: 375)"
+    )
     max_tokens: int = chz.field(default=128, doc="longest self-edit that is sampled")
 
     @chz.validate
@@ -210,7 +214,7 @@ class ArcConfig:
             max_learning_rate=_or(self.max_learning_rate, preset.max_learning_rate),
             min_epochs=_or(self.min_epochs, preset.min_epochs),
             max_epochs=_or(self.max_epochs, preset.max_epochs),
-            max_steps=self.max_inner_steps,
+            max_steps=_or(self.max_inner_steps, preset.max_steps),
         )
 
     @property
