@@ -51,8 +51,8 @@ def _plain(learning_rate: float, epochs: int, *, basic: bool = False) -> SelfEdi
 EDITS: dict[str, SelfEdit | None] = {
     "base": None,
     "plain": _plain(1e-3, 4),
+    "high": _plain(3e-3, 4),
     "basic": _plain(1e-3, 1, basic=True),
-    "high": _plain(3e-3, 2),
 }
 BAD = ("bad", _plain(1e-5, 1))
 
@@ -60,6 +60,7 @@ BAD = ("bad", _plain(1e-5, 1))
 @chz.chz(typecheck=True)
 class Config:
     max_prompt_tokens: int = chz.field(default=260, doc="tasks with a longer prompt are left out")
+    max_demonstrations: int = chz.field(default=3, doc="so are tasks with more demonstrations")
     max_minutes: float = chz.field(default=1e9, doc="stop after this time; run again to go on")
     at_once: int = chz.field(default=8, doc="tasks whose adapters train together")
     test_share: float = chz.field(default=0.4, doc="share of the found tasks held out")
@@ -72,7 +73,7 @@ def main(config: Config) -> None:
     deadline = time.monotonic() + 60 * config.max_minutes
     tokenizer = load_tokenizer("embedded")
     loop = InnerLoop(connect(), tokenizer, ArcConfig(task_set="small").inner)
-    tasks = _candidates(tokenizer, loop, config.max_prompt_tokens)
+    tasks = _candidates(tokenizer, loop, config)
     logger.info("%d of the ARC-AGI-1 training tasks fit", len(tasks))
     for name, edit in [*EDITS.items(), BAD]:
         if time.monotonic() < deadline:
@@ -81,12 +82,13 @@ def main(config: Config) -> None:
     _write_small(tasks, config.test_share)
 
 
-def _candidates(tokenizer: Any, loop: InnerLoop, limit: int) -> list[Task]:
+def _candidates(tokenizer: Any, loop: InnerLoop, config: Config) -> list[Task]:
     sized = []
     for task in load_tasks("arc1_train"):
         messages = task_messages(task, loop.settings.grid_format)
         size = len(render_prompt(tokenizer, messages))
-        if len(task.test) == 1 and size <= limit:
+        fits = size <= config.max_prompt_tokens and len(task.train) <= config.max_demonstrations
+        if len(task.test) == 1 and fits:
             sized.append((size, task.id, task))
     return [task for _, _, task in sorted(sized, key=lambda item: item[:2])]
 

@@ -68,6 +68,11 @@ class Settings:
     )
 
     @chz.validate
+    def _device(self) -> None:
+        if self.device not in (None, "cpu", "cuda"):
+            raise ValueError(f"device={self.device!r}: allowed are cpu and cuda")
+
+    @chz.validate
     def _counts(self) -> None:
         if self.repeats < 1 or self.warmup < 1:
             raise ValueError(
@@ -77,12 +82,9 @@ class Settings:
 
 
 def prepare(config: S, quick: Mapping[str, Any]) -> S:
-    """Logging, the device's defaults and, with quick=true, the sizes in `quick`."""
+    """Fills in the device's defaults and, with quick=true, the sizes in `quick`."""
     import torch
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     threads = config.threads or (2 if device == "cpu" else torch.get_num_threads())
     sizes = {"repeats": 1, **quick} if config.quick else {}

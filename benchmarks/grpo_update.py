@@ -21,10 +21,8 @@ from typing import Any
 
 import chz
 import numpy as np
-
 from common import (
     ALPHA,
-    RANDOM_1B,
     Report,
     Settings,
     base_model,
@@ -38,12 +36,11 @@ from common import (
     randomise_adapters,
     synchronize,
 )
+
 from training.api import AdamParams, Datum, ModelInput, SamplingParams
 from training.models import load_tokenizer
 from training.rl import Trajectory, centred_advantages, policy_datum
 from utils.progress import progress
-
-logger = logging.getLogger(__name__)
 
 LEARNING_RATE = 1e-5
 # TRL's defaults, as far as the engine has the setting
@@ -69,6 +66,9 @@ QUICK = {"prompt_tokens": 24, "group_size": 4, "max_tokens": 4, "rank": 4}
 
 
 def main(config: Config) -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     config = prepare(config, QUICK)
     assert config.device is not None
     report = Report("grpo_update", config)
@@ -129,8 +129,9 @@ def update_rows(report: Report, name: str, config: Config) -> float:
 
 
 def update(client: Any, datums: list[Datum]) -> None:
-    client.forward_backward(datums, "importance_sampling")
+    loss = client.forward_backward(datums, "importance_sampling")
     client.optim_step(ADAM).result()
+    loss.result()
 
 
 def sample_group(
@@ -204,8 +205,6 @@ def step_rows(report: Report, name: str, config: Config) -> None:
 
 
 def has_tokenizer(name: str) -> bool:
-    if name == RANDOM_1B:
-        return False
     try:
         load_tokenizer(name)
     except ValueError:
@@ -231,10 +230,11 @@ def race_trl(
 ) -> dict[str, list[float]]:
     """Seconds per step of the engine and of TRL, in turn: after each of TRL's steps a callback
     runs one of the engine's."""
-    from datasets import Dataset
     from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer  # pyrefly: ignore[missing-import]
+
+    from datasets import Dataset
 
     num_steps = config.warmup + config.repeats
     seconds: dict[str, list[float]] = {"engine": [], "TRL GRPOTrainer": []}
@@ -300,6 +300,7 @@ def race_trl(
             ),
             callbacks=[TakeTurns()],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     if set(rewarded) != {config.max_tokens}:
         raise RuntimeError(f"TRL's answers have {sorted(set(rewarded))} tokens")

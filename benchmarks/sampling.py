@@ -17,7 +17,6 @@ from typing import Any
 
 import chz
 import numpy as np
-
 from common import (
     Report,
     Settings,
@@ -29,10 +28,9 @@ from common import (
     race,
     random_tokens,
 )
+
 from training.api import ModelInput, SamplingClient, SamplingParams
 from training.models import resolve_model
-
-logger = logging.getLogger(__name__)
 
 # Nats between the engine's and transformers' logprobs of a sampled token: the largest in float32,
 # the root mean square in bf16.
@@ -52,6 +50,9 @@ QUICK = {"prompt_tokens": 20, "num_samples": 3, "max_tokens": 5}
 
 
 def main(config: Config) -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     config = prepare(config, QUICK)
     assert config.device is not None
     report = Report("sampling", config)
@@ -123,10 +124,9 @@ def generate(model: Any, prompt: list[int], config: Config) -> None:
 def make_vllm(name: str, config: Config) -> Callable[[list[int]], None]:
     """Samples with vLLM, which runs in a process of its own; it returns logprobs too."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    from vllm import LLM
-    from vllm import SamplingParams as VllmParams
+    import vllm  # pyrefly: ignore[missing-import]
 
-    llm = LLM(
+    llm = vllm.LLM(
         model=str(resolve_model(name)),
         dtype="bfloat16" if config.device == "cuda" else "float32",
         max_model_len=config.prompt_tokens + config.max_tokens,
@@ -135,7 +135,7 @@ def make_vllm(name: str, config: Config) -> Callable[[list[int]], None]:
         skip_tokenizer_init=True,
         seed=0,
     )
-    params = VllmParams(
+    params = vllm.SamplingParams(
         n=config.num_samples,
         max_tokens=config.max_tokens,
         temperature=1.0,

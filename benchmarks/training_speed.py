@@ -19,27 +19,27 @@ from typing import TYPE_CHECKING, Any
 
 import chz
 import numpy as np
-
 from common import (
+    ALPHA,
     PeakMemory,
     Report,
     Settings,
     base_model,
     in_own_process,
+    load_hf,
     load_peft,
     local_service,
     prepare,
     race,
     random_tokens,
 )
+
 from training.api import AdamParams, Datum, ModelInput, TrainingClient
 
 if TYPE_CHECKING:
     import torch
 
     from training.local.decoder import Decoder
-
-logger = logging.getLogger(__name__)
 
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.999, eps=1e-8)
 # Both sides add up in another order; bf16 rounds each layer's output.
@@ -119,7 +119,8 @@ class PeftStep:
         )
 
     def __call__(self, batch: list[Example]) -> float:
-        loss = self._loss(*(t.to(self._device) for t in self._pad(batch)), batch)
+        tokens, mask, labels = (t.to(self._device) for t in self._pad(batch))
+        loss = self._loss(tokens, mask, labels, keep=max(e.num_answer for e in batch))
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -146,14 +147,14 @@ class PeftStep:
         tokens: "torch.Tensor",
         mask: "torch.Tensor",
         labels: "torch.Tensor",
-        batch: list[Example],
+        *,
+        keep: int,
     ) -> "torch.Tensor":
         import torch.nn.functional as F
 
         if not self._cut_logits:
             model_inputs = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
             return self._model(**model_inputs, use_cache=False).loss
-        keep = max(example.num_answer for example in batch)
         logits = self._model(
             input_ids=tokens,
             attention_mask=mask,
@@ -238,13 +239,14 @@ def _fresh_peft(name: str, config: Config) -> Any:
     """LoRA on every linear layer but the head, as the engine has it."""
     from peft import LoraConfig, get_peft_model
 
-    from common import ALPHA, load_hf
-
     lora = LoraConfig(r=config.rank, lora_alpha=int(ALPHA), target_modules="all-linear")
     return get_peft_model(load_hf(name, config.device), lora).eval()
 
 
 def main(config: Config) -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     config = prepare(config, QUICK)
     assert config.device is not None
     report = Report("training_speed", config)

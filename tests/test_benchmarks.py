@@ -1,0 +1,167 @@
+"""Every benchmark in its quick size on a tiny random model, in this process."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import chz
+import pytest
+
+from utils.files import read_jsonl
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """load(name) -> the module; a benchmark imports its neighbours as a script does."""
+    # at the end: names of the benchmarks must not hide anything else
+    monkeypatch.setattr("sys.path", [*sys.path, str(BENCHMARKS)])
+    return importlib.import_module
+
+
+@pytest.fixture
+def run(load: Any, tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """run(name, *arguments) -> the printed table and the rows of the results file."""
+
+    def run_one(name: str, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
+        shared = ["quick=true", "device=cpu", "threads=1", f"model={tiny_model('llama_tied')}"]
+        argv = [*shared, f"results_dir={tmp_path}", *arguments]
+        chz.nested_entrypoint(load(name).main, argv=argv)
+        return capsys.readouterr().out, read_jsonl(tmp_path / f"{name}.jsonl")
+
+    return run_one
+
+
+def by_contender(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["contender"]: row for row in rows}
+
+
+def test_training_speed(run: Any) -> None:
+    table, rows = run("training_speed", "memory=false", "repeats=2")
+    found = by_contender(rows)
+    assert list(found) == [
+        "engine",
+        "HF + PEFT",
+        "HF + PEFT, few logits",
+        "frozen products, torch",
+        "frozen products, oneDNN packed",
+    ]
+    assert found["engine"]["ratio"] == 1
+    assert found["HF + PEFT"]["goal"] == ">= 1.7"
+    assert "Largest difference of a round's losses" in table
+    assert all(row["median s"] > 0 and row["tokens/s"] > 0 for row in rows)
+    machine = rows[0]["machine"]
+    assert machine["threads"] == 1 and machine["cpu"] and machine["packages"]["torch"]
+    assert rows[0]["settings"]["quick"] is True
+
+
+@pytest.mark.parametrize("contender", ["engine", "HF + PEFT", "HF + PEFT, few logits"])
+def test_training_memory(load: Any, tiny_model: Any, contender: str) -> None:
+    module = load("training_speed")
+    options = {"model": tiny_model("llama_tied"), "device": "cpu", "threads": 1, "quick": True}
+    found = module.peak_memory(module.Config(**options, **module.QUICK), contender)
+    assert 0 < found["loaded MiB"] <= found["peak MiB"]
+
+
+def test_training_speed_notices_other_work(
+    run: Any, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("training_speed")
+    real = module.engine_step
+    monkeypatch.setattr(module, "engine_step", lambda c, batch: real(c, batch) + 0.01)
+    with pytest.raises(SystemExit, match="losses differ by"):
+        run("training_speed", "memory=false")
+
+
+def test_sampling(run: Any) -> None:
+    table, rows = run("sampling", "vllm=false")
+    found = by_contender(rows)
+    assert list(found) == ["engine", "transformers generate()"]
+    assert found["transformers generate()"]["goal"] == ">= 4"
+    assert "vLLM: skipped, vllm=false" in table
+
+
+def test_grpo_update(run: Any) -> None:
+    table, rows = run("grpo_update", "trl=false")
+    assert [(row["case"], row["contender"]) for row in rows] == [
+        ("update", "prompt shared"),
+        ("update", "prompt repeated"),
+        ("whole step", "engine"),
+    ]
+    assert rows[1]["goal"] == ">= 2.5"
+    assert "Gradients with and without sharing" in table
+    assert "TRL: skipped, trl=false" in table
+
+
+def test_adapters(run: Any) -> None:
+    table, rows = run("adapters")
+    # three adapters go in two groups, whose times add up
+    assert {row["case"] for row in rows} == {"train 1", "sample 1", "train 3", "sample 3"}
+    assert all(row["peak MiB"] > 0 for row in rows)
+    assert "Losses together and one by one" in table
+
+
+def test_adapters_of_chosen_layers(run: Any, load: Any) -> None:
+    config = chz.entrypoint(
+        load("adapters").Config, argv=["num_adapters=180", "target_modules=q_proj,v_proj"]
+    )
+    assert (config.num_adapters, config.target_modules) == ([180], ["q_proj", "v_proj"])
+
+
+def test_race_takes_turns_and_leaves_out_the_warmup(load: Any) -> None:
+    common = load("common")
+    calls: list[tuple[str, int]] = []
+    contenders = {name: lambda r, n=name: calls.append((n, r)) for name in "ab"}
+    seconds = common.race(contenders, common.Settings(repeats=2, warmup=1, device="cpu"), "race")
+    assert calls == [(name, r) for r in range(3) for name in "ab"]
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_report_ratios(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = load("common")
+    config = common.Settings(results_dir=tmp_path, device="cpu")
+    report = common.Report("made_up", config)
+    engine = [1.0, 2.0, 4.0]
+    report.add("case", "engine", seconds=engine, tokens=100, against=engine)
+    report.add("case", "other", seconds=[3.0, 8.0, 8.0], tokens=100, against=engine, goal=1.5)
+    report.note("a note")
+    report.finish()
+    rows = read_jsonl(tmp_path / "made_up.jsonl")
+    assert [row["tokens/s"] for row in rows] == [50, 12.5]
+    # the median of (3, 8, 8) over that of (1, 2, 4); 3/1, 8/2 and 8/4 in the rounds
+    assert (rows[1]["ratio"], rows[1]["per round"]) == (4.0, "2.00-4.00")
+    assert rows[1]["seconds"] == [3.0, 8.0, 8.0]
+    out = capsys.readouterr().out
+    assert "a note" in out and "seconds" not in out
+
+
+def test_quick_runs_leave_the_results_alone(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = load("common")
+    monkeypatch.setattr(common, "append_jsonl", lambda *_: pytest.fail("written"))
+    report = common.Report("made_up", common.Settings(quick=True, device="cpu"))
+    report.add("case", "engine", seconds=[1.0])
+    report.finish()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="only Linux resets it")
+def test_peak_memory_forgets_what_was_before(load: Any) -> None:
+    memory = load("common").PeakMemory("cpu")
+    size = 64 * 2**20
+    held = bytearray(os.urandom(1) * size)
+    memory.reset()
+    with_it = memory.mib()
+    del held
+    memory.reset()
+    without = memory.mib()
+    again = bytearray(os.urandom(1) * size)
+    assert len(again) == size
+    assert with_it - without > 50
+    assert memory.mib() - without > 50
+
+
+def test_settings_refuse_no_warmup(load: Any) -> None:
+    with pytest.raises(ValueError, match="warmup=0"):
+        load("common").Settings(warmup=0)
