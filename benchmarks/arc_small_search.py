@@ -35,32 +35,33 @@ logger = logging.getLogger(__name__)
 RESULTS = Path(__file__).parent / "results" / "arc_small_search.jsonl"
 
 
-def _plain(learning_rate: float, epochs: int, *, basic: bool = False) -> SelfEdit:
+def _edit(learning_rate: float, epochs: int, *families: str) -> SelfEdit:
     return SelfEdit(
-        use_basic_augmentations=basic,
-        use_size_augmentations=False,
-        use_chain_augmentations=False,
-        use_repeat_augmentations=False,
+        use_basic_augmentations="basic" in families,
+        use_size_augmentations="size" in families,
+        use_chain_augmentations="chain" in families,
+        use_repeat_augmentations="repeat" in families,
         strategy="train_using_output_tokens",
         learning_rate=learning_rate,
         num_train_epochs=epochs,
     )
 
 
-# None is the model as it is. The bad edit comes last: only tasks that a good one solves get it.
+ALL = ("basic", "size", "chain", "repeat")
+# None is the model as it is. The good edits are ones that the embedded model writes often. The bad
+# one comes last: only tasks that a good one solves get it.
 EDITS: dict[str, SelfEdit | None] = {
     "base": None,
-    "plain": _plain(1e-3, 4),
-    "high": _plain(3e-3, 4),
-    "basic": _plain(1e-3, 1, basic=True),
+    "plain": _edit(3e-3, 2),
+    "all": _edit(2e-3, 2, *ALL),
 }
-BAD = ("bad", _plain(1e-5, 1))
+BAD = ("bad", _edit(1e-4, 2, *ALL))
 
 
 @chz.chz(typecheck=True)
 class Config:
-    max_prompt_tokens: int = chz.field(default=260, doc="tasks with a longer prompt are left out")
-    max_demonstrations: int = chz.field(default=3, doc="so are tasks with more demonstrations")
+    max_prompt_tokens: int = chz.field(default=250, doc="tasks with a longer prompt are left out")
+    max_demonstrations: int = chz.field(default=4, doc="so are tasks with more demonstrations")
     max_minutes: float = chz.field(default=1e9, doc="stop after this time; run again to go on")
     at_once: int = chz.field(default=8, doc="tasks whose adapters train together")
     test_share: float = chz.field(default=0.4, doc="share of the found tasks held out")

@@ -13,6 +13,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,16 +134,16 @@ def main(config: Any) -> None:
     started = time.perf_counter()
 
     # everything that can be wrong with the settings, before a model is loaded or a file written
-    checks = [lambda: check_loss(config.loss_fn, config.loss_fn_config)]
+    checks: list[Callable[[], object]] = [lambda: check_loss(config.loss_fn, config.loss_fn_config)]
     if config.backend == "local":
         checks.append(lambda: resolve_model(config.model_name))
     raise_problems(problems_of(*checks))
     log_path = config.log_path or new_run_path("rl_loop")
-    local = {"checkpoint_dir": log_path.resolve() / "checkpoints", "device": config.device}
+    options: dict[str, Any] = {"base_url": config.base_url}
+    if config.backend == "local":
+        options |= {"checkpoint_dir": log_path.resolve() / "checkpoints", "device": config.device}
     with as_config_errors():
-        service = connect(
-            config.backend, base_url=config.base_url, **(local if config.backend == "local" else {})
-        )
+        service = connect(config.backend, **options)
         domain = make_domain(config.domain, config, service)
         settings = Settings.of(config, domain)
         problems: dict[Split, list[Problem]] = {

@@ -38,7 +38,7 @@ class Config:
 def test_a_new_run_records_how_it_was_made(tmp_path: Path):
     run = RunDir.open("sft", None, Config(), root=tmp_path)
     assert run.path.parent == tmp_path / "sft" and run.path.name == run.run_id
-    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run.run_id) and not run.resumed
+    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{6}", run.run_id) and not run.resumed
     stored = load_yaml(run.path / "config.yaml")
     meta = stored.pop("meta")
     assert stored["kind"] == "a" and stored["words"] == ["x"] and stored["inner"] == {"rank": 8}
@@ -103,7 +103,8 @@ def lines(path: Path) -> list[dict]:
 def test_logs_are_cut_where_the_checkpoint_was(tmp_path: Path):
     run = RunDir.open("sft", tmp_path, {})
     run.truncate_logs({})
-    assert run.log_sizes() == {}
+    sizes = run.log_sizes()
+    assert sizes == {}
     for step in range(4):
         if step == 2:
             sizes = run.log_sizes()

@@ -71,8 +71,8 @@ class _Run:
         self._batches = epoch_batches(job.datums_D, settings.batch_size, job.num_epochs, rng)
         self._step = 0
 
-    def submit_step(self) -> tuple[Any, int] | None:
-        """Requests the next step; the future of its loss and its tokens, or None at the end."""
+    def submit_step(self) -> tuple[list[Any], int] | None:
+        """Requests the next step; its futures and its tokens, or None at the end."""
         if self._step == len(self._batches):
             return None
         batch = mean_weighted(self._batches[self._step])
@@ -80,14 +80,15 @@ class _Run:
             "cosine", self._step, len(self._batches), self._settings.warmup_steps
         )
         self._step += 1
-        self.client.forward_backward(batch, "cross_entropy")
+        loss = self.client.forward_backward(batch, "cross_entropy")
         adam = AdamParams(
             learning_rate=self._job.learning_rate * factor,
             beta1=0.9,
             beta2=self._settings.beta2,
             eps=self._settings.eps,
         )
-        return self.client.optim_step(adam), sum(datum.model_input.length for datum in batch)
+        futures = [loss, self.client.optim_step(adam)]
+        return futures, sum(datum.model_input.length for datum in batch)
 
 
 def adapt(
@@ -107,7 +108,7 @@ def adapt(
     waiting = sorted(range(len(jobs_J)), key=lambda j: -jobs_J[j].num_tokens)
     running: dict[int, _Run] = {}
     total = sum(job.num_steps(settings.batch_size) for job in jobs_J)
-    with progress(total, desc, "step") as bar:
+    with progress(total, desc, "step", leave=total > 0) as bar:
         while waiting or running:
             while waiting and len(running) < settings.max_parallel:
                 j = waiting.pop(0)
@@ -124,7 +125,8 @@ def adapt(
                     client = running.pop(j).client
                     on_adapted(j, client.save_weights_and_get_sampling_client().result())
                 else:
-                    future, num_tokens = step
-                    future.result()
+                    futures, num_tokens = step
+                    for future in futures:
+                        future.result()
                     bar.update(1)
                     bar.add(tokens=num_tokens)

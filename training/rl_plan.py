@@ -16,6 +16,7 @@ from utils.tables import text_table
 _MAX_PROBE_ROWS = 32
 _MAX_PROBE_TOKENS = 32
 _PROMPTS_COUNTED = 64
+_REWARDS_COUNTED = 8
 
 
 class Speeds(NamedTuple):
@@ -97,7 +98,7 @@ def plan_table(
     prompt_tokens = mean_prompt * (num_steps * groups + num_eval)
     sampled_tokens = answer * (num_answers + num_eval_answers)
     trained_tokens = (mean_prompt + answer) * num_answers * num_passes
-    per_reward = float(np.mean([domain.reward_tokens(problem) for problem in counted]))
+    per_reward = float(np.mean([domain.reward_tokens(p) for p in counted[:_REWARDS_COUNTED]]))
     reward_tokens = per_reward * (num_answers + num_eval_answers)
     seconds = (
         prompt_tokens * speeds.seconds_per_prompt_token
@@ -115,7 +116,7 @@ def plan_table(
         ("prompt tokens", f"{prompt_tokens:,.0f}"),
         ("sampled tokens", f"{sampled_tokens:,.0f}"),
         ("trained tokens", f"up to {trained_tokens:,.0f}"),
-        ("tokens trained for rewards", f"up to {reward_tokens:,.0f} ({per_reward:,.0f} each)"),
+        ("tokens trained for rewards", f"up to {reward_tokens:,.0f}, {per_reward:,.0f} each"),
         (
             "measured, tokens/s",
             f"{1 / speeds.seconds_per_prompt_token:,.0f} prompt, "
@@ -124,6 +125,8 @@ def plan_table(
         ),
         ("estimated time", f"up to about {_duration(seconds)}"),
     ]
+    if not reward_tokens:
+        rows = [row for row in rows if row[0] != "tokens trained for rewards"]
     return text_table(("plan", ""), rows, align="ll")
 
 

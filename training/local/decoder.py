@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from training.local.attention import (
     ATTENTION_NAME,
@@ -60,6 +61,7 @@ class Decoder:
         self.model_path = str(model_path)
         self.device = device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        transformers_logging.disable_progress_bar()
         config = AutoConfig.from_pretrained(model_path)
         model: Any = AutoModelForCausalLM.from_pretrained(
             model_path, config=config, dtype=self.dtype, attn_implementation=ATTENTION_NAME

@@ -32,7 +32,7 @@ from training.models import load_tokenizer
 logger = logging.getLogger(__name__)
 
 # Requests that nobody waits for start when none has come for this long.
-_UNATTENDED_SECONDS = 0.1
+_UNATTENDED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class _CallRequest:
 class ClientQueue:
     """The requests of one training client, in order."""
 
+    number: int
     waiting: deque[_TrainRequest | _CallRequest] = field(default_factory=deque)
 
 
@@ -99,7 +100,9 @@ class Engine:
             make_constraint=self.make_constraint,
         )
         self._condition = threading.Condition()
-        self._queues: list[ClientQueue] = []
+        # those that have requests, by the clients' order of creation
+        self._queues: dict[int, ClientQueue] = {}
+        self._num_clients = 0
         self._samples: deque[tuple[SampleJob, Future[SampleResponse], int]] = deque()
         self._in_flight: dict[int, Future[SampleResponse]] = {}
         self._arrivals = 0
@@ -140,10 +143,9 @@ class Engine:
     # ----------------------------------------------------------------------------- client side
 
     def new_queue(self) -> ClientQueue:
-        queue = ClientQueue()
         with self._condition:
-            self._queues.append(queue)
-        return queue
+            self._num_clients += 1
+            return ClientQueue(self._num_clients)
 
     def submit_train(self, queue: ClientQueue, job: TrainJob) -> APIFuture[Any]:
         return self._submit(queue, _TrainRequest(job, Future()))
@@ -155,6 +157,7 @@ class Engine:
         with self._condition:
             request.arrival = self._arrived()
             queue.waiting.append(request)
+            self._queues[queue.number] = queue
         return APIFuture(request.future, self._wait_for)
 
     def submit_sample(self, job: SampleJob) -> APIFuture[SampleResponse]:
@@ -194,7 +197,7 @@ class Engine:
             self._run_calls(limit)
             self._run_sampling(limit)
         error = RuntimeError("the service was closed before this request ran")
-        waiting = [request.future for queue in self._queues for request in queue.waiting]
+        waiting = [request.future for queue in self._queues.values() for request in queue.waiting]
         waiting += [future for _, future, _ in self._samples]
         for future in [*waiting, *self._in_flight.values()]:
             _fail(future, error)
@@ -207,7 +210,7 @@ class Engine:
                 if self._awaited:
                     return self._limit
                 timeout = None
-                if self._samples or self.sampler.rows or any(q.waiting for q in self._queues):
+                if self._samples or self.sampler.rows or self._queues:
                     timeout = self._last_arrival + _UNATTENDED_SECONDS - time.monotonic()
                     if timeout <= 0:
                         return self._arrivals
@@ -216,8 +219,14 @@ class Engine:
 
     def _take_heads(self, kind: type, limit: int) -> list[Any]:
         with self._condition:
-            heads = [q for q in self._queues if q.waiting and q.waiting[0].arrival <= limit]
-            return [q.waiting.popleft() for q in heads if isinstance(q.waiting[0], kind)]
+            taken = []
+            for number, queue in sorted(self._queues.items()):
+                head = queue.waiting[0]
+                if head.arrival <= limit and isinstance(head, kind):
+                    taken.append(queue.waiting.popleft())
+                    if not queue.waiting:
+                        del self._queues[number]
+            return taken
 
     def _run_calls(self, limit: int) -> None:
         while requests := self._take_heads(_CallRequest, limit):

@@ -5,6 +5,7 @@ task's own demonstrations. Adapters are trained on the base model, not on the po
 reward is then a fact about the task, and is looked up when the same self-edit comes again.
 """
 
+import contextlib
 import dataclasses
 import logging
 from dataclasses import dataclass
@@ -93,11 +94,11 @@ SMALL = Preset(
     lora_alpha=32.0,
     batch_size=2,
     warmup_steps=2,
-    cap=64,
-    max_example_tokens=512,
+    cap=24,
+    max_example_tokens=256,
     max_answer_tokens=64,
     bounds=Bounds(
-        min_learning_rate=1e-5, max_learning_rate=1e-2, min_epochs=1, max_epochs=4, max_steps=48
+        min_learning_rate=1e-5, max_learning_rate=1e-2, min_epochs=2, max_epochs=4, max_steps=36
     ),
     loop={
         "num_steps": 1,
@@ -266,20 +267,17 @@ class ArcDomain:
         self.config = config
         self.bounds = config.bounds
         self.max_tokens = config.max_tokens
-        self.json_schema = json_schema(self.bounds)
+        self.json_schema: dict[str, Any] | None = json_schema(self.bounds)
         self.loop_defaults = config.preset.loop
         self.loop = InnerLoop(service, load_tokenizer(config.model_name), config.inner)
         self._known: dict[str, dict[str, Any]] = {}
 
     def problems(self, split: Split) -> list[Problem]:
-        return [
-            Problem(
-                id=task.id,
-                messages=self_edit_messages(task, self.loop.settings.grid_format, self.bounds),
-                data=task,
-            )
-            for task in self.tasks(split)
-        ]
+        return [self.problem(task) for task in self.tasks(split)]
+
+    def problem(self, task: Task) -> Problem:
+        messages = self_edit_messages(task, self.loop.settings.grid_format, self.bounds)
+        return Problem(task.id, messages, task)
 
     def tasks(self, split: Split) -> list[Task]:
         config = self.config
@@ -350,21 +348,19 @@ class ArcDomain:
         return None
 
     def reward_tokens(self, problem: Problem) -> int:
-        """A self-edit with all augmentations and the middle number of epochs."""
-        epochs = (self.bounds.min_epochs + self.bounds.max_epochs) // 2
-        edit = dataclasses.replace(
-            ORACLE, num_train_epochs=epochs, learning_rate=self.bounds.min_learning_rate
-        )
-        try:
-            return self.loop.job(problem.data, edit).num_tokens
-        except SelfEditError:
-            return 0
+        """A self-edit with all augmentations and the middle number of epochs, or fewer where the
+        step limit asks for it."""
+        for epochs in range((self.bounds.min_epochs + self.bounds.max_epochs) // 2, 0, -1):
+            edit = dataclasses.replace(ORACLE, num_train_epochs=epochs)
+            with contextlib.suppress(SelfEditError):
+                return self.loop.job(problem.data, edit).num_tokens
+        return 0
 
     def state(self) -> dict[str, Any]:
         return {"known": self._known}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._known = dict(state["known"])
+        self._known = dict(state.get("known", {}))
 
     def _edit(self, answer: str) -> SelfEdit | None:
         if self.config.mode == "baseline":

@@ -15,7 +15,7 @@ from training.domains.arc.tasks import Task
 from training.domains.arc.text import GridFormat, format_grid
 from training.domains.base import Message
 
-Strategy = Literal["train_using_all_tokens", "train_using_output_tokens"]
+Strategy = Literal["train_using_output_tokens", "train_using_all_tokens"]
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 FAMILY_OF_FLAG: dict[str, Family] = {
@@ -241,8 +241,8 @@ Variations to add to the pairs, each true or false:
 - use_repeat_augmentations: repeat the grid downwards, sideways or both ways
 
 Training:
-- strategy: train_using_all_tokens (learn the whole text) or train_using_output_tokens (learn the \
-answer only)
+- strategy: train_using_output_tokens (learn the answers only) or train_using_all_tokens (learn \
+the whole text)
 - learning_rate: a number{rates}
 - num_train_epochs: an integer{epochs}
 

@@ -1,0 +1,88 @@
+"""Runs scripts/rl_loop.py again and again, kills it at random moments, and compares what is left.
+
+A program of its own, so that it can import everything once and fork before any thread exists:
+
+    python tests/rl_kill_driver.py FOLDER NUM_KILLS SEED ARGUMENTS...
+
+Prints one line of JSON: the kills, the runs that came to their end, and what differed in them.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import matplotlib.pyplot
+import reasoning_gym  # noqa: F401
+import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
+from rl_loop import entrypoint
+from rl_results import results
+
+import training.local.service  # noqa: F401
+
+KILLED = -signal.SIGKILL
+
+
+def attempt(arguments: list[str], log: Path, seconds: float | None) -> int:
+    """The exit code of one run, killed after `seconds` if it is not done by then."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            entrypoint(arguments)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    deadline = time.monotonic() + (600 if seconds is None else seconds)
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        time.sleep(0.002)
+
+
+def main(folder: Path, num_kills: int, seed: int, arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    matplotlib.pyplot.switch_backend("agg")
+    rng = random.Random(seed)
+    log = folder / "log.txt"
+    started = time.monotonic()
+    reference = folder / "reference"
+    assert attempt([*arguments, f"log_path={reference}"], log, None) == 0, log.read_text()
+    whole = time.monotonic() - started
+    kills = runs = 0
+    problems: list[str] = []
+    while kills < num_kills and not problems:
+        runs += 1
+        path = folder / f"run{runs}"
+        while True:
+            seconds = rng.uniform(0, 0.6 * whole) if kills < num_kills else None
+            code = attempt([*arguments, f"log_path={path}"], log, seconds)
+            if code != KILLED:
+                break
+            kills += 1
+        if code != 0:
+            problems.append(f"run {runs} ended with {code}: {log.read_text()[-3000:]}")
+        elif (difference := results(path).difference(results(reference))) is not None:
+            problems.append(f"run {runs}: {difference}")
+    print(json.dumps({"kills": kills, "runs": runs, "problems": problems, "seconds": whole}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

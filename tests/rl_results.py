@@ -1,0 +1,47 @@
+"""What a run of scripts/rl_loop.py leaves behind, to be compared bit by bit."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.files import read_jsonl
+
+
+class Results(NamedTuple):
+    metrics: list[str]
+    samples: list[str]
+    loop_state: dict[str, Any]
+    files: dict[str, bytes]
+
+    def difference(self, other: "Results") -> str | None:
+        """The first difference in words, or None."""
+        for name in ("metrics", "samples"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if len(mine) != len(theirs):
+                return f"{name}: {len(mine)} lines and {len(theirs)}"
+            for a, b in zip(mine, theirs, strict=True):
+                if a != b:
+                    return f"{name}: {a}\nis not {b}"
+        if self.loop_state != other.loop_state:
+            return f"loop state: {self.loop_state} is not {other.loop_state}"
+        different = [name for name in self.files if self.files[name] != other.files.get(name)]
+        return f"files differ: {different}" if different else None
+
+
+def results(run: Path) -> Results:
+    """Numbers in metrics.jsonl have as many digits as it takes to tell two apart; what depends on
+    the clock is left out."""
+    last = read_jsonl(run / "checkpoints.jsonl")[-1]
+    state = json.loads(Path(last["loop_state"]).read_text())
+    metrics = [
+        {k: v for k, v in record.items() if not k.startswith(("time/", "speed/"))}
+        for record in read_jsonl(run / "metrics.jsonl")
+    ]
+    folder = Path(last["state_path"])
+    names = ("adapter_model.safetensors", "optimizer.safetensors", "adapter_config.json")
+    return Results(
+        [json.dumps(record) for record in metrics],
+        (run / "samples.jsonl").read_text().splitlines(),
+        {key: state[key] for key in ("step", "evaluated", "domain")},
+        {name: (folder / name).read_bytes() for name in names},
+    )
