@@ -98,7 +98,7 @@ SMALL = Preset(
     max_example_tokens=256,
     max_answer_tokens=64,
     bounds=Bounds(
-        min_learning_rate=1e-5, max_learning_rate=1e-2, min_epochs=2, max_epochs=4, max_steps=36
+        min_learning_rate=1e-5, max_learning_rate=5e-3, min_epochs=2, max_epochs=4, max_steps=36
     ),
     loop={
         "num_steps": 1,

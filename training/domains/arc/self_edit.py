@@ -205,12 +205,17 @@ def check_steps(num_examples: int, epochs: int, bounds: Bounds, batch_size: int 
         )
 
 
-_SKELETON = json.dumps(
-    {
-        "data_generation": dict.fromkeys(FAMILY_OF_FLAG, "..."),
-        "training": dict.fromkeys(_TRAINING_KEYS, "..."),
-    },
-    indent=2,
+# The flags show both values: with "..." a small model sets every one of them to true.
+_SKELETON = (
+    json.dumps(
+        {
+            "data_generation": dict.fromkeys(FAMILY_OF_FLAG, "false or true"),
+            "training": dict.fromkeys(_TRAINING_KEYS, "..."),
+        },
+        indent=2,
+    )
+    .replace('"..."', "...")
+    .replace('"false or true"', "false or true")
 )
 
 
@@ -246,7 +251,7 @@ the whole text)
 - learning_rate: a number{rates}
 - num_train_epochs: an integer{epochs}
 
-Reply with this JSON object and nothing else, every "..." replaced:
+Reply with this JSON object and nothing else, every choice made and every ... replaced:
 {_SKELETON}"""
     return [
         {"role": "system", "content": "You choose training settings and reply in JSON."},
