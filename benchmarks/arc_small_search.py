@@ -47,15 +47,16 @@ def _edit(learning_rate: float, epochs: int, *families: str) -> SelfEdit:
     )
 
 
-ALL = ("basic", "size", "chain", "repeat")
 # None is the model as it is. The good edits are ones that the embedded model writes often. The bad
 # one comes last: only tasks that a good one solves get it.
 EDITS: dict[str, SelfEdit | None] = {
     "base": None,
     "plain": _edit(3e-3, 2),
-    "all": _edit(2e-3, 2, *ALL),
+    "hot": _edit(5e-3, 2),
+    "long": _edit(2e-3, 3),
 }
-BAD = ("bad", _edit(1e-4, 2, *ALL))
+FIRST_GOOD = "plain"
+BAD = ("bad", _edit(1e-4, 2))
 
 
 @chz.chz(typecheck=True)
@@ -64,6 +65,9 @@ class Config:
     max_demonstrations: int = chz.field(default=4, doc="so are tasks with more demonstrations")
     max_minutes: float = chz.field(default=1e9, doc="stop after this time; run again to go on")
     at_once: int = chz.field(default=8, doc="tasks whose adapters train together")
+    promising: float = chz.field(
+        default=0.6, doc="share of right cells from which a second good edit is tried"
+    )
     test_share: float = chz.field(default=0.4, doc="share of the found tasks held out")
 
 
@@ -78,7 +82,7 @@ def main(config: Config) -> None:
     logger.info("%d of the ARC-AGI-1 training tasks fit", len(tasks))
     for name, edit in [*EDITS.items(), BAD]:
         if time.monotonic() < deadline:
-            _run_edit(loop, tasks, name, edit, config.at_once, deadline)
+            _run_edit(loop, tasks, name, edit, config, deadline)
     _write_table(tasks)
     _write_small(tasks, config.test_share)
 
@@ -89,7 +93,7 @@ def _candidates(tokenizer: Any, loop: InnerLoop, config: Config) -> list[Task]:
         messages = task_messages(task, loop.settings.grid_format)
         size = len(render_prompt(tokenizer, messages))
         fits = size <= config.max_prompt_tokens and len(task.train) <= config.max_demonstrations
-        if len(task.test) == 1 and fits:
+        if fits:
             sized.append((size, task.id, task))
     return [task for _, _, task in sorted(sized, key=lambda item: item[:2])]
 
@@ -106,12 +110,16 @@ def _solved_by(results: dict[str, Any]) -> list[str]:
     return [name for name in EDITS if name != "base" and results.get(name, {}).get("solved")]
 
 
+def _best_cells(results: dict[str, Any]) -> float:
+    return max((result["cell_accuracy"] for result in results.values()), default=0.0)
+
+
 def _run_edit(
     loop: InnerLoop,
     tasks: list[Task],
     name: str,
     edit: SelfEdit | None,
-    at_once: int,
+    config: Config,
     deadline: float,
 ) -> None:
     known = _results()
@@ -121,14 +129,15 @@ def _run_edit(
     if name == BAD[0]:
         todo = [t for t in todo if _solved_by(known[t.id])]
     elif name != "base":
-        # one good edit is enough; the most promising tasks first
+        # one good edit is enough
         todo = [t for t in todo if not _solved_by(known[t.id])]
-        todo.sort(key=lambda t: -max(r["cell_accuracy"] for r in known[t.id].values()))
-    for start in range(0, len(todo), at_once):
+        if name != FIRST_GOOD:
+            todo = [t for t in todo if _best_cells(known[t.id]) >= config.promising]
+    for start in range(0, len(todo), config.at_once):
         if time.monotonic() > deadline:
             logger.info("%s: %d tasks left for the next run", name, len(todo) - start)
             return
-        batch = todo[start : start + at_once]
+        batch = todo[start : start + config.at_once]
         jobs = [(task, _job(loop, task, edit)) for task in batch]
         started = time.monotonic()
         outcomes = loop.run(jobs, desc=f"{name} {start + len(batch)}/{len(todo)}")

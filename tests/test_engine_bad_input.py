@@ -365,7 +365,6 @@ def test_result_with_a_timeout(client: Any, sampler: Any):
         assert future.result(timeout=30) is not None and future.done()
 
 
-@pytest.mark.xfail(reason="result_async() cancels the request when it times out", strict=True)
 def test_awaiting_with_a_timeout(client: Any):
     """As with result(): a wait that ends early does not take the request back."""
 

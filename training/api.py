@@ -59,7 +59,8 @@ class APIFuture(Generic[T_co]):
     async def result_async(self, timeout: float | None = None) -> T_co:
         self._begin_wait()
         async with asyncio.timeout(timeout):
-            return await asyncio.wrap_future(self._future)
+            # a wait that times out leaves the request alone, as result(timeout) does
+            return await asyncio.shield(asyncio.wrap_future(self._future))
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return self.result_async().__await__()

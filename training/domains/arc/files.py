@@ -1,14 +1,13 @@
 """Result files in the layouts published with SEAL, and Kaggle submissions. Written atomically."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from training.domains.arc.grids import Grid
+from utils.files import atomic_write_text
 
 CONFIGS_NAME = "final_configs_and_indices.json"
 RESULTS_NAME = "final_results.json"
@@ -27,19 +26,8 @@ class SelfEditRecord:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    """A file that is whole or absent, whatever interrupts the write."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    atomic_write_text(path, json.dumps(data))
 
 
 def _read_object(path: Path) -> dict[str, Any]:
