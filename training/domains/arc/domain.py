@@ -102,7 +102,7 @@ SMALL = Preset(
     ),
     loop={
         "num_steps": 1,
-        "groups_per_batch": 3,
+        "groups_per_batch": 2,
         "group_size": 4,
         "temperature": 1.0,
         "learning_rate": 5e-4,
@@ -110,8 +110,8 @@ SMALL = Preset(
         "lora_alpha": 32.0,
         "rest_em_epochs": 8,
         "rest_em_batch_size": 5,
-        "eval_size": 2,
-        "eval_group_size": 4,
+        "eval_size": 1,
+        "eval_group_size": 3,
         "eval_temperature": 1.0,
     },
 )
