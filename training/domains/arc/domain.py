@@ -103,15 +103,15 @@ SMALL = Preset(
     loop={
         "num_steps": 1,
         "groups_per_batch": 2,
-        "group_size": 4,
+        "group_size": 5,
         "temperature": 1.0,
-        "learning_rate": 5e-4,
+        "learning_rate": 2e-4,
         "lora_rank": 16,
         "lora_alpha": 32.0,
         "rest_em_epochs": 8,
         "rest_em_batch_size": 5,
         "eval_size": 1,
-        "eval_group_size": 3,
+        "eval_group_size": 6,
         "eval_temperature": 1.0,
     },
 )
