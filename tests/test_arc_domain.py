@@ -169,6 +169,7 @@ def make(
             "max_example_tokens": 2000,
             "min_epochs": 1,
             "max_epochs": 4,
+            "max_learning_rate": 0.01,
             "max_inner_steps": 375,
             **files,
             **settings,
