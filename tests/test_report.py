@@ -2,6 +2,7 @@
 
 import html.parser
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,5 +174,9 @@ def test_details_close_after_an_error():
 
 
 def test_plots_leave_pyplot_alone():
-    line_plot({"a": ([0, 1], [1, 2])}, xlabel="x", ylabel="y")
-    assert "matplotlib.pyplot" not in sys.modules
+    code = (
+        "import sys; from utils.report import line_plot; "
+        "line_plot({'a': ([0, 1], [1, 2])}, xlabel='x', ylabel='y'); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -59,7 +59,9 @@ class _Row:
         self.job = job
         self.sample = sample
         self.constraint = constraint
-        self.random = np.random.Generator(np.random.Philox(key=[job.seed, sample]))
+        self.random = np.random.Generator(
+            np.random.Philox(key=np.array([job.seed, sample], dtype=np.uint64))
+        )
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.topk: list[tuple[np.ndarray, np.ndarray]] = []
