@@ -187,7 +187,7 @@ def _plots(report: Report, metrics: list[dict[str, Any]]) -> None:
         lines = {}
         for name in names:
             points = [(m["step"], m[name]) for m in metrics if name in m]
-            if len(points) > 1:
+            if len(points) > 2:
                 lines[name] = ([x for x, _ in points], [y for _, y in points])
         if lines:
             report.figure(line_plot(lines, xlabel="updates", ylabel=label), label)

@@ -111,7 +111,7 @@ SMALL = Preset(
         "rest_em_epochs": 8,
         "rest_em_batch_size": 5,
         "eval_size": 1,
-        "eval_group_size": 6,
+        "eval_group_size": 4,
         "eval_temperature": 1.0,
     },
 )
