@@ -6,7 +6,7 @@ adapter is a plain PEFT folder (adapter_config.json, adapter_model.safetensors).
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +296,3 @@ def _equals_head(weight: torch.Tensor, decoder: Decoder) -> bool:
     head = decoder.head_weight.cpu()
     # the copy may have been rounded to another dtype
     return weight.shape == head.shape and torch.allclose(weight.float(), head, rtol=1e-2, atol=1e-3)
-
-
-def config_to_json(config: AdapterConfig) -> dict[str, Any]:
-    return {**asdict(config), "targets": list(config.targets)}

@@ -70,7 +70,6 @@ class Decoder:
         self.config = config.get_text_config()
         self.context_length = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
-        self.num_layers = int(self.config.num_hidden_layers)
         self.holder = PassHolder()
         self.hf_model = model
         self.body: nn.Module = model.base_model

@@ -115,18 +115,12 @@ class Trainer:
             )
         with torch.no_grad():
             d_hidden = torch.zeros(hidden.shape, device=device) if backward else None
-            for job_index in dict.fromkeys(members[m][0] for tree in batch for m in tree.members):
-                data = [members[m] for tree in batch for m in tree.members]
-                rows = _JobRows(
-                    jobs[job_index],
-                    [
-                        (m, d)
-                        for (j, d), m in zip(data, _members(batch), strict=True)
-                        if j == job_index
-                    ],
-                    packing,
-                    device,
-                )
+            data_of_job: dict[int, list[tuple[int, int]]] = {}
+            for member in (m for tree in batch for m in tree.members):
+                job_index, datum = members[member]
+                data_of_job.setdefault(job_index, []).append((member, datum))
+            for job_index, data in data_of_job.items():
+                rows = _JobRows(jobs[job_index], data, packing, device)
                 if len(rows.index):
                     self._head(rows, hidden, d_hidden, results[job_index])
         if d_hidden is not None:
