@@ -230,11 +230,10 @@ def race_trl(
 ) -> dict[str, list[float]]:
     """Seconds per step of the engine and of TRL, in turn: after each of TRL's steps a callback
     runs one of the engine's."""
+    from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # pyrefly: ignore[missing-import]
-
-    from datasets import Dataset
 
     num_steps = config.warmup + config.repeats
     seconds: dict[str, list[float]] = {"engine": [], "TRL GRPOTrainer": []}
