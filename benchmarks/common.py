@@ -234,6 +234,13 @@ def local_service(config: Settings, **options: Any) -> "Iterator[LocalServiceCli
         yield service
 
 
+def on_worker(service: "LocalServiceClient", name: str, call: Callable[[], T]) -> T:
+    """Runs a rival where the engine runs. A second thread that computes would get a pool of OpenMP
+    threads of its own, and with more of those than cores libgomp slows both sides down."""
+    engine = service.engine(name)
+    return engine.submit_call(engine.new_queue(), call).result()
+
+
 def load_hf(name: str, device: str | None) -> Any:
     """The same model as the engine has, as a user of transformers would load it for speed."""
     import torch

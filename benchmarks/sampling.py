@@ -24,12 +24,13 @@ from common import (
     importable,
     load_hf,
     local_service,
+    on_worker,
     prepare,
     race,
     random_tokens,
 )
 
-from training.api import ModelInput, SamplingClient, SamplingParams
+from training.api import ModelInput, SampleResponse, SamplingClient, SamplingParams
 from training.models import resolve_model
 
 # Nats between the engine's and transformers' logprobs of a sampled token: the largest in float32,
@@ -59,16 +60,21 @@ def main(config: Config) -> None:
     with base_model(config) as name, local_service(config) as service:
         client = service.create_sampling_client(base_model=name)
         decoder = service.engine(name).decoder
-        model = load_hf(name, config.device)
+        model = on_worker(service, name, lambda: load_hf(name, config.device))
         rng = np.random.default_rng(0)
         prompts = [
             random_tokens(rng, config.prompt_tokens, decoder.vocab_size)
             for _ in range(config.warmup + config.repeats)
         ]
-        difference = logprob_difference(client, model, prompts[0], config)
+        response = engine_sample(client, prompts[0], config)
+        difference = on_worker(
+            service, name, lambda: logprob_difference(response, model, prompts[0], config)
+        )
         contenders: dict[str, Callable[[int], object]] = {
             "engine": lambda r: engine_sample(client, prompts[r], config),
-            "transformers generate()": lambda r: generate(model, prompts[r], config),
+            "transformers generate()": lambda r: on_worker(
+                service, name, lambda: generate(model, prompts[r], config)
+            ),
         }
         if config.vllm and importable("vllm"):
             vllm_sample = make_vllm(name, config)
@@ -94,7 +100,7 @@ def main(config: Config) -> None:
         raise SystemExit(f"logprobs differ by {difference:.3g} nats: not the same distribution")
 
 
-def engine_sample(client: SamplingClient, prompt: list[int], config: Config) -> Any:
+def engine_sample(client: SamplingClient, prompt: list[int], config: Config) -> SampleResponse:
     params = SamplingParams(max_tokens=config.max_tokens, stop=[])
     response = client.sample(ModelInput.from_ints(prompt), config.num_samples, params).result()
     _check_lengths([len(sequence.tokens_np) for sequence in response.sequences], config)
@@ -159,18 +165,18 @@ def _check_lengths(lengths: list[int], config: Config) -> None:
 
 
 def logprob_difference(
-    client: SamplingClient, model: Any, prompt: list[int], config: Config
+    response: SampleResponse, model: Any, prompt: list[int], config: Config
 ) -> float:
     """Between the engine's logprobs of a few samples and those of transformers' forward pass."""
     import torch
 
-    sequences = engine_sample(client, prompt, config).sequences[:2]
+    sequences = response.sequences[:2]
     rows = torch.tensor([prompt + s.tokens for s in sequences], device=config.device)
     with torch.no_grad():
         logits = model(rows, use_cache=False).logits[:, len(prompt) - 1 : -1].float()
     chosen = rows[:, len(prompt) :].unsqueeze(-1)
     expected = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).cpu().numpy()
-    difference = np.stack([s.logprobs_np for s in sequences]) - expected
+    difference = np.array([s.logprobs for s in sequences]) - expected
     if config.device == "cuda":
         return float(np.sqrt((difference**2).mean()))
     return float(np.abs(difference).max())

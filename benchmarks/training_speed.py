@@ -29,6 +29,7 @@ from common import (
     load_hf,
     load_peft,
     local_service,
+    on_worker,
     prepare,
     race,
     random_tokens,
@@ -169,12 +170,11 @@ class Products:
     """The frozen linear layers' products for packed tokens: x W^T forward and dy W backward."""
 
     def __init__(self, decoder: "Decoder", *, packed: bool) -> None:
-        from training.local.linear import LoraLinear, PackedMatrix
+        from training.local.linear import PackedMatrix
 
         self._device = decoder.device
-        layers = [m for m in decoder.body.modules() if isinstance(m, LoraLinear)]
         self._body: list[tuple[Callable[..., Any], Callable[..., Any], torch.Tensor]] = []
-        for layer in layers:
+        for layer in decoder.products():
             if packed:
                 self._body.append((layer.forward_matrix, layer.backward_matrix(), layer.weight))
             else:
@@ -256,21 +256,27 @@ def main(config: Config) -> None:
         decoder = service.engine(name).decoder
         batches = make_batches(config, decoder.vocab_size)
         folder = client.save_weights_for_sampler("start").result().path
-        steps: dict[str, Callable[[list[Example]], float]] = {
-            "engine": lambda batch: engine_step(client, batch)
-        }
+        steps: dict[str, Callable[[list[Example]], float]] = {}
         for contender in ("HF + PEFT", "HF + PEFT, few logits"):
-            model = load_peft(name, folder, config.device)
+            model = on_worker(service, name, lambda: load_peft(name, folder, config.device))
             steps[contender] = PeftStep(model, config.device, cut_logits="few" in contender)
         products = {"frozen products, torch": Products(decoder, packed=False)}
         if config.device == "cpu":
-            products["frozen products, oneDNN packed"] = Products(decoder, packed=True)
+            products["frozen products, oneDNN packed"] = on_worker(
+                service, name, lambda: Products(decoder, packed=True)
+            )
 
         contenders: dict[str, Callable[[int], object]] = {
-            contender: lambda r, c=contender: losses[c].append(steps[c](batches[r]))
-            for contender in steps
+            "engine": lambda r: losses["engine"].append(engine_step(client, batches[r]))
         }
-        contenders |= {key: lambda r, k=key: products[k](batches[r]) for key in products}
+        for contender, step in steps.items():
+            contenders[contender] = lambda r, c=contender, step=step: losses[c].append(
+                on_worker(service, name, lambda: step(batches[r]))
+            )
+        for key, product in products.items():
+            contenders[key] = lambda r, product=product: on_worker(
+                service, name, lambda: product(batches[r])
+            )
         seconds = race(contenders, config, "training")
 
     worst = max(
@@ -278,7 +284,7 @@ def main(config: Config) -> None:
     )
     for contender in contenders:
         memory = {}
-        if config.memory and contender in steps:
+        if config.memory and contender in losses:
             memory = in_own_process(peak_memory, config, contender)
         report.add(
             f"{config.batch_size} x {config.min_tokens}-{config.max_tokens} tokens",

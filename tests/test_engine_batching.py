@@ -259,9 +259,9 @@ def test_logits_only_where_something_can_matter(tiny_model, service):
         [5] * 70,
         hf_model(folder),
     )
-    rows = count_calls(service.engine(folder).decoder, "logits")
+    rows = count_calls(service.engine(folder).decoder, "_raw_logits")
     client.forward_backward([datum], "importance_sampling").result()
-    del service.engine(folder).decoder.logits
+    del service.engine(folder).decoder._raw_logits
     assert [len(r) for r in rows] == [64, 6]
 
 

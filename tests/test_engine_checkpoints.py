@@ -254,12 +254,9 @@ def test_the_base_model_is_the_same_in_bfloat16(saved, tmp_path: Path):
     service, _, folder = saved
     decoder = service.engine(folder).decoder
     before = fingerprint(decoder)
-    for path, info in decoder.layers.items():
-        if info.group == "unembed":
-            decoder.head_weight = decoder.head_weight.bfloat16().float()
-        else:
-            layer = decoder.body.get_submodule(path)
-            layer.weight = layer.weight.bfloat16()
+    decoder.head_weight = decoder.head_weight.bfloat16().float()
+    for product in decoder.products():
+        product.weight = product.weight.bfloat16()
     assert fingerprint(decoder) == before
 
 

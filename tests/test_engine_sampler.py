@@ -96,27 +96,35 @@ def test_cuda_bfloat16_logprobs_are_near_the_trainers(
 
 def test_stacked_adapters_add_to_bfloat16():
     """On a GPU the base is bfloat16 and the adapters float32; both ways must add alike."""
-    from training.local.linear import LoraPass, LoraSlice, LowRank, Stacked, add_low_rank_
+    from training.local.linear import (
+        LoraPass,
+        LoraSlice,
+        LowRankGroup,
+        LowRankPart,
+        Stacked,
+        add_low_rank_,
+    )
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 8, generator=generator, dtype=torch.float32).bfloat16()
     base = torch.randn(3, 5, generator=generator).bfloat16()
-    ranks = [
-        LowRank(
+    whole = slice(0, 5), slice(0, 2)
+    groups = [
+        LowRankGroup(
             torch.randn(2, 8, generator=generator),
-            torch.randn(5, 2, generator=generator),
             None,
-            None,
+            (LowRankPart(*whole, torch.randn(5, 2, generator=generator), None),),
             0.5,
         )
         for _ in range(3)
     ]
     sliced, stacked = base.clone(), base.clone()
-    slices = [LoraSlice(i, i + 1, {"layer": low_rank}) for i, low_rank in enumerate(ranks)]
+    slices = [LoraSlice(i, i + 1, {"layer": group}) for i, group in enumerate(groups)]
     add_low_rank_(sliced, x, "layer", LoraPass(slices))
-    a = torch.stack([low_rank.a.T for low_rank in ranks])
-    b = torch.stack([low_rank.b.T * 0.5 for low_rank in ranks])
-    add_low_rank_(stacked, x, "layer", LoraPass(stacked={"layer": Stacked(a, b)}))
+    a = torch.stack([group.a.T for group in groups])
+    b = torch.stack([group.parts[0].b.T * 0.5 for group in groups])
+    stack = Stacked(a, ((*whole, b),))
+    add_low_rank_(stacked, x, "layer", LoraPass(stacked={"layer": stack}))
     torch.testing.assert_close(stacked, sliced, rtol=1e-2, atol=1e-2)
     assert not torch.equal(stacked, base)
 
@@ -271,8 +279,8 @@ def test_different_adapters_in_one_batch(
     passes = []
     make = sampler_module._lora_pass
 
-    def spied(weights: Any, decoder: Any) -> Any:
-        passes.append((len(weights), make(weights, decoder)))
+    def spied(weights: Any) -> Any:
+        passes.append((len(weights), make(weights)))
         return passes[-1][1]
 
     monkeypatch.setattr(sampler_module, "_lora_pass", spied)

@@ -195,13 +195,12 @@ def randomise(client: Any, seed: int, size: float = 0.3) -> None:
     """Fills A and B of a local training client: B A * scale is `size` times the base weight."""
     adapter, decoder = client._adapter, client._engine.decoder
     generator = torch.Generator().manual_seed(seed)
-    adapter.flat.copy_(torch.randn(adapter.flat.shape, generator=generator))
     for path, low_rank in adapter.layers.items():
-        base = decoder.head_weight if path == HEAD else decoder.body.get_submodule(path).weight
+        base = decoder.weight(path)
         delta = low_rank.scale * adapter.config.rank**0.5
         factor = (size * float(base.std()) / delta) ** 0.5
-        low_rank.a.mul_(factor)
-        low_rank.b.mul_(factor)
+        for matrix in (low_rank.a, low_rank.b):
+            matrix.copy_(torch.randn(matrix.shape, generator=generator) * factor)
 
 
 def peft_twin(client: Any, folder: str, name: str = "twin") -> Any:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from training.local.decoder import HEAD, Decoder
-from training.local.linear import LoraSlice, LowRank
+from training.local.linear import LoraSlice, LowRank, LowRankGroup, LowRankPart
 
 DEFAULT_ALPHA = 32.0
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -64,12 +65,10 @@ class AdapterWeights:
     def __init__(self, config: AdapterConfig, decoder: Decoder, flat: torch.Tensor) -> None:
         self.config = config
         self.flat = flat
-        self.layers: dict[str, LowRank] = {}
-        for path, a, b in _views(config, decoder, flat):
-            self.layers[path] = LowRank(a, b, None, None, config.scale)
+        self.layers, self._groups = _views(config, decoder, flat, None)
 
     def slice(self, start: int, stop: int) -> LoraSlice:
-        return LoraSlice(start, stop, self.layers)
+        return LoraSlice(start, stop, self._groups)
 
 
 class Adapter:
@@ -82,15 +81,10 @@ class Adapter:
             config.rank * (decoder.layers[path].in_features + decoder.layers[path].out_features)
             for path in config.targets
         )
-        self.flat = torch.zeros(size, device=decoder.device)
-        self.grad = torch.zeros(size, device=decoder.device)
+        self.flat = _zeros(size, decoder.device)
+        self.grad = _zeros(size, decoder.device)
         self.has_grad = False
-        self.layers: dict[str, LowRank] = {}
-        gradients = _views(config, decoder, self.grad)
-        for (path, a, b), (_, ga, gb) in zip(
-            _views(config, decoder, self.flat), gradients, strict=True
-        ):
-            self.layers[path] = LowRank(a, b, ga, gb, config.scale)
+        self.layers, self._groups = _views(config, decoder, self.flat, self.grad)
         self._initialise()
         self.optimizer = torch.optim.AdamW([self.flat], fused=True)
 
@@ -107,7 +101,7 @@ class Adapter:
             low_rank.a.copy_(values)
 
     def slice(self, start: int, stop: int) -> LoraSlice:
-        return LoraSlice(start, stop, self.layers)
+        return LoraSlice(start, stop, self._groups)
 
     def snapshot(self) -> AdapterWeights:
         return AdapterWeights(self.config, self._decoder, self.flat.clone())
@@ -172,18 +166,44 @@ class Adapter:
             self.has_grad = True
 
 
+def _zeros(size: int, device: torch.device) -> torch.Tensor:
+    # numpy's, because clients are made on the caller's thread (see engine.py, "One thread")
+    return torch.from_numpy(np.zeros(size, dtype=np.float32)).to(device)
+
+
 def _views(
-    config: AdapterConfig, decoder: Decoder, flat: torch.Tensor
-) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    views, offset = [], 0
+    config: AdapterConfig, decoder: Decoder, flat: torch.Tensor, grad: torch.Tensor | None
+) -> tuple[dict[str, LowRank], dict[str, LowRankGroup]]:
+    """A flat buffer layer by layer and product by product.
+
+    The A matrices of one product's layers follow one another, so that together they are one matrix.
+    """
+    rank = config.rank
+    of_product: dict[str, list[str]] = {}
     for path in config.targets:
-        layer = decoder.layers[path]
-        size_a, size_b = config.rank * layer.in_features, config.rank * layer.out_features
-        a = flat[offset : offset + size_a].view(config.rank, layer.in_features)
-        b = flat[offset + size_a : offset + size_a + size_b].view(layer.out_features, config.rank)
-        views.append((path, a, b))
-        offset += size_a + size_b
-    return views
+        of_product.setdefault(decoder.layers[path].product, []).append(path)
+    layers, groups, offset = {}, {}, 0
+
+    def take(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        nonlocal offset
+        span = slice(offset, offset + rows * columns)
+        offset = span.stop
+        return flat[span].view(rows, columns), None if grad is None else grad[span].view(
+            rows, columns
+        )
+
+    for product, paths in of_product.items():
+        a, grad_a = take(rank * len(paths), decoder.layers[paths[0]].in_features)
+        parts = []
+        for i, path in enumerate(paths):
+            ranks = slice(i * rank, (i + 1) * rank)
+            b, grad_b = take(decoder.layers[path].out_features, rank)
+            parts.append(LowRankPart(decoder.layers[path].columns, ranks, b, grad_b))
+            layers[path] = LowRank(
+                a[ranks], b, None if grad_a is None else grad_a[ranks], grad_b, config.scale
+            )
+        groups[product] = LowRankGroup(a, grad_a, tuple(parts), config.scale)
+    return {path: layers[path] for path in config.targets}, groups
 
 
 # ------------------------------------------------------------------------------------ PEFT folders

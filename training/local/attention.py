@@ -148,29 +148,39 @@ class SegmentAttention:
 class CacheBlock:
     """The static key/value cache of rows that decode together.
 
-    `prefix` [layer] = (keys, values) [kv_heads, P, d] is shared by all rows; each row's own tokens
-    are in keys/values [layer] [rows, kv_heads, capacity, d], `lengths` [rows] of them filled.
+    `prefix` [layer] = (keys, values) [kv_heads, P, d] is shared by all rows. A row's own tokens are
+    in its slot of keys/values [layer] [kv_heads, slots, capacity, d]; slots of rows that have left
+    compute along until a quarter of them is free, because closing the gap copies the whole cache.
     """
 
     def __init__(
         self,
         prefix: list[tuple[torch.Tensor, torch.Tensor]] | None,
         own: list[tuple[torch.Tensor, torch.Tensor]],
-        lengths: torch.Tensor,
+        lengths: list[int],
     ) -> None:
         self.prefix = prefix
         self.prefix_length = prefix[0][0].shape[1] if prefix else 0
         self.keys = [key for key, _ in own]
         self.values = [value for _, value in own]
-        self.lengths = lengths
-        self.rows = len(lengths)
-        self._biases: dict[int | None, torch.Tensor] = {}
-        self.begin_step()
+        self._lengths = list(lengths)
+        self._slots = list(range(len(lengths)))
+        self._gather: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._biases: dict[int | None, torch.Tensor | None] = {}
+
+    @property
+    def rows(self) -> int:
+        return len(self._slots)
 
     def begin_step(self) -> None:
         """Makes room for one more token per row and forgets the last step's masks."""
-        self._rows_index = torch.arange(self.rows, device=self.lengths.device)
-        self._filled = int(self.lengths[: self.rows].max()) + 1 if self.rows else 0
+        device = self.keys[0].device
+        self._filled = max(self._lengths) + 1
+        # rows of one group are equally long: no index and no mask then
+        self._ragged = min(self._lengths) + 1 < self._filled
+        if self._ragged:
+            self._every_slot = torch.arange(len(self._lengths), device=device)
+            self._at = torch.tensor(self._lengths, device=device)
         if self._filled > self.keys[0].shape[2]:
             room = max(64, self.keys[0].shape[2])
             self.keys = [F.pad(key, (0, 0, 0, room)) for key in self.keys]
@@ -178,68 +188,102 @@ class CacheBlock:
         self._biases.clear()
 
     def end_step(self) -> None:
-        self.lengths[: self.rows] += 1
+        self._lengths = [length + 1 for length in self._lengths]
 
-    def remove(self, row: int) -> None:
-        """Drops a row by moving the last one into its place."""
-        last = self.rows - 1
-        if row != last:
-            for cache in (*self.keys, *self.values):
-                cache[row] = cache[last]
-            self.lengths[row] = self.lengths[last]
-        self.rows = last
+    def keep(self, rows: list[int]) -> None:
+        """Drops all rows but these, given in ascending order."""
+        self._slots = [self._slots[row] for row in rows]
+        device = self.keys[0].device
+        if 4 * len(self._slots) <= 3 * len(self._lengths):
+            index = torch.tensor(self._slots, device=device)
+            self.keys = [key[:, index] for key in self.keys]
+            self.values = [value[:, index] for value in self.values]
+            self._lengths = [self._lengths[slot] for slot in self._slots]
+            self._slots = list(range(len(self._slots)))
+            self._gather = None
+        elif len(self._slots) < len(self._lengths):
+            # a free slot computes what row 0 does
+            row_of_slot = {slot: row for row, slot in enumerate(self._slots)}
+            rows_of_slots = [row_of_slot.get(slot, 0) for slot in range(len(self._lengths))]
+            self._gather = (
+                torch.tensor(rows_of_slots, device=device),
+                torch.tensor(self._slots, device=device),
+            )
 
-    def _bias(self, window: int | None) -> torch.Tensor:
-        """[rows, 1, 1, P + filled]: 0 where the row's new token may look, else -inf."""
+    def _bias(self, window: int | None) -> torch.Tensor | None:
+        """[slots, 1, P + filled]: 0 where the slot's new token may look, else -inf.
+
+        None when every slot may look everywhere.
+        """
         if window not in self._biases:
-            device = self.lengths.device
-            lengths = self.lengths[: self.rows].unsqueeze(1)
-            own = torch.arange(self._filled, device=device)
-            allowed = own <= lengths
-            if window is not None:
-                allowed &= own > lengths - window
-            if self.prefix_length:
-                at = torch.arange(self.prefix_length, device=device)
-                seen = torch.ones(self.rows, self.prefix_length, dtype=torch.bool, device=device)
-                if window is not None:
-                    seen = at > self.prefix_length + lengths - window
-                allowed = torch.cat([seen, allowed], dim=1)
-            bias = torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, -math.inf)
-            self._biases[window] = bias[:, None, None, :]
+            self._biases[window] = self._make_bias(window)
         return self._biases[window]
+
+    def _make_bias(self, window: int | None) -> torch.Tensor | None:
+        if not self._ragged and (window is None or window >= self.prefix_length + self._filled):
+            return None
+        device = self.keys[0].device
+        lengths = torch.tensor(self._lengths, device=device).unsqueeze(1)
+        own = torch.arange(self._filled, device=device)
+        allowed = own <= lengths
+        if window is not None:
+            allowed &= own > lengths - window
+        if self.prefix_length:
+            at = torch.arange(self.prefix_length, device=device)
+            seen = torch.ones(len(lengths), self.prefix_length, dtype=torch.bool, device=device)
+            if window is not None:
+                seen = at > self.prefix_length + lengths - window
+            allowed = torch.cat([seen, allowed], dim=1)
+        bias = torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, -math.inf)
+        return bias.unsqueeze(1)
+
+    def _store(self, cache: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Appends [slots, kv_heads, d]; what is filled now, [kv_heads * slots, filled, d]."""
+        if self._ragged:
+            cache[:, self._every_slot, self._at] = new.transpose(0, 1)
+        else:
+            cache[:, :, self._filled - 1] = new.transpose(0, 1)
+        return cache.view(-1, cache.shape[2], cache.shape[3])[:, : self._filled]
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind
     ) -> torch.Tensor:
-        """One new token per row: query [rows, heads, d], key, value [rows, kv_heads, d]."""
-        rows, heads, d = query.shape
-        kv_heads = key.shape[1]
-        at = self.lengths[:rows]
-        self.keys[layer][self._rows_index, :, at] = key
-        self.values[layer][self._rows_index, :, at] = value
-        keys = self.keys[layer][:rows, :, : self._filled]
-        values = self.values[layer][:rows, :, : self._filled]
-        grouped = (query * kind.scale).view(rows, kv_heads, heads // kv_heads, d)
-        scores = grouped @ keys.transpose(2, 3)
+        """One new token per row: query [rows, heads, d], key, value [rows, kv_heads, d].
+
+        In the order [kv_heads, slots, ...] the products with the prefix and those with each slot's
+        own tokens are views of one another.
+        """
+        if self._gather is not None:
+            rows_of_slots = self._gather[0]
+            query, key, value = (t.index_select(0, rows_of_slots) for t in (query, key, value))
+        slots, heads, d = query.shape
+        kv_heads, prefix = key.shape[1], self.prefix_length
+        keys = self._store(self.keys[layer], key)
+        values = self._store(self.values[layer], value)
+        groups = heads // kv_heads
+        scaled = query.new_empty(kv_heads, slots, groups, d)
+        torch.mul(query.view(slots, kv_heads, groups, d).transpose(0, 1), kind.scale, out=scaled)
+        by_slot = (kv_heads * slots, groups, -1)
+        by_head = (kv_heads, slots * groups, -1)
+        scores = torch.bmm(scaled.view(by_slot), keys.transpose(1, 2))
+        scores = scores.view(kv_heads, slots, groups, -1)
         if self.prefix is not None:
-            prefix_key = self.prefix[layer][0]
-            flat = grouped.transpose(0, 1).reshape(kv_heads, -1, d)
-            shared = (flat @ prefix_key.transpose(1, 2)).view(
-                kv_heads, rows, -1, self.prefix_length
-            )
-            scores = torch.cat([shared.transpose(0, 1), scores], dim=-1)
-        scores = scores.float()
+            shared = torch.bmm(scaled.view(by_head), self.prefix[layer][0].transpose(1, 2))
+            scores = torch.cat([shared.view(kv_heads, slots, groups, -1), scores], dim=-1)
+        weights = self._softmax(scores, kind)
+        out = torch.bmm(weights.view(by_slot)[..., prefix:], values)
+        if self.prefix is not None:
+            out.view(by_head).baddbmm_(weights.view(by_head)[..., :prefix], self.prefix[layer][1])
+        out = out.view(kv_heads, slots, groups, d).transpose(0, 1).reshape(slots, heads, d)
+        return out if self._gather is None else out.index_select(0, self._gather[1])
+
+    def _softmax(self, scores: torch.Tensor, kind: Kind) -> torch.Tensor:
+        dtype = scores.dtype
         if kind.softcap is not None:
-            scores = torch.tanh(scores / kind.softcap) * kind.softcap
-        weights = (scores + self._bias(kind.window)).softmax(-1).to(query.dtype)
-        if self.prefix is None:
-            out = weights @ values
-        else:
-            shared_weights = weights[..., : self.prefix_length].transpose(0, 1)
-            out = weights[..., self.prefix_length :] @ values
-            flat = shared_weights.reshape(kv_heads, -1, self.prefix_length) @ self.prefix[layer][1]
-            out = out + flat.view(kv_heads, rows, -1, d).transpose(0, 1)
-        return out.reshape(rows, heads, d)
+            scores = torch.tanh(scores.float() / kind.softcap) * kind.softcap
+        if (bias := self._bias(kind.window)) is not None:
+            scores = scores + bias
+        return scores.softmax(-1, dtype=torch.float32).to(dtype)
 
 
 class DecodeAttention:

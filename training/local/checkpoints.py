@@ -51,9 +51,7 @@ def fingerprint(decoder: Decoder) -> str:
     """
     digest = hashlib.sha256()
     for path in decoder.layers:
-        weight: Any = (
-            decoder.head_weight if path == HEAD else decoder.body.get_submodule(path).weight
-        )
+        weight = decoder.weight(path)
         step = max(1, len(weight) // 16)
         digest.update(weight[::step].bfloat16().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

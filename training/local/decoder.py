@@ -1,12 +1,13 @@
 """The frozen base model: any Hugging Face causal LM made of ordinary linear layers.
 
-The model's own code runs; three things are replaced: its linear layers (LoRA, packed weights), its
-attention (see attention.py), and its output head, which is computed here in float32, in chunks and
-only for the positions that need it.
+Three things of the model are replaced: its linear layers (LoRA, packed weights), its attention (see
+attention.py), and its output head, which is computed here in float32, in chunks and only for the
+positions that need it. Bodies shaped like Llama's have a forward pass of their own (llama.py); of
+others the model's own code runs.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from training.local.attention import (
     ATTENTION_NAME,
     AttentionPlan,
+    Kind,
     SegmentAttention,
     attention_forward,
 )
@@ -32,6 +34,7 @@ from training.local.linear import (
     accumulate_low_rank,
     add_low_rank_,
 )
+from training.local.llama import LLAMA_SHAPED, LlamaBody
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +46,21 @@ AttentionInterface.register(ATTENTION_NAME, attention_forward)
 
 
 class LayerInfo:
-    """A linear layer LoRA can be added to; `path` is its name inside the Hugging Face model."""
+    """A linear layer LoRA can be added to; `path` is its name inside the Hugging Face model.
 
-    __slots__ = ("group", "in_features", "out_features", "path")
+    Layers with one `product` read the same input; this one's outputs are its `columns`.
+    """
 
-    def __init__(self, path: str, group: str, out_features: int, in_features: int) -> None:
+    __slots__ = ("columns", "group", "in_features", "out_features", "path", "product")
+
+    def __init__(
+        self, path: str, group: str, product: str, columns: slice, in_features: int
+    ) -> None:
         self.path = path
         self.group = group
-        self.out_features = out_features
+        self.product = product
+        self.columns = columns
+        self.out_features = columns.stop - columns.start
         self.in_features = in_features
 
 
@@ -72,27 +82,36 @@ class Decoder:
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.holder = PassHolder()
         self.hf_model = model
-        self.body: nn.Module = model.base_model
+        # the model's own answer to a few tokens, before anything is replaced
+        tokens = torch.arange(3, device=device) % self.vocab_size
+        plan = _KindsOf(SegmentAttention([Segment(len(tokens), None)]))
+        with torch.no_grad():
+            own = model(tokens.unsqueeze(0), use_cache=False, plan=plan).logits[0].float()
         self.layers: dict[str, LayerInfo] = {}
-        self._replace_linears()
+        self._products: dict[str, LoraLinear] = {}
+        self._body = self._prepare_body(model.base_model, plan.kinds)
         self._prepare_head(model)
-        self._check_head()
+        self._check(tokens, own)
 
     # ------------------------------------------------------------------------------- construction
 
-    def _replace_linears(self) -> None:
-        replaced: list[tuple[nn.Module, str, str, nn.Module]] = []
-        for parent_name, parent in self.body.named_modules():
-            for child_name, child in parent.named_children():
-                if isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D":
-                    replaced.append((parent, child_name, f"{parent_name}.{child_name}", child))
-        for parent, child_name, path, child in replaced:
-            layer = LoraLinear(path, child, self.holder)
-            group = "attn" if "attn" in path or "attention" in path else "mlp"
-            self.layers[path] = LayerInfo(path, group, layer.out_features, layer.in_features)
-            setattr(parent, child_name, layer)
-        if not self.layers:
+    def _prepare_body(
+        self, body: nn.Module, kinds: dict[int, Kind]
+    ) -> Callable[[torch.Tensor, torch.Tensor, AttentionPlan], torch.Tensor]:
+        if self.config.model_type in LLAMA_SHAPED:
+            llama = LlamaBody(body, self.holder, [kinds[i] for i in range(len(kinds))])
+            linears = llama.linears
+        else:
+            llama = None
+            linears = _replace_linears(body, self.holder)
+        if not linears:
             raise ValueError(f"{self.model_path}: no linear layers found to adapt")
+        for linear, paths in linears:
+            self._products[linear.name] = linear
+            for path, columns in zip(paths, linear.columns, strict=True):
+                group = "attn" if "attn" in path or "attention" in path else "mlp"
+                self.layers[path] = LayerInfo(path, group, linear.name, columns, linear.in_features)
+        return llama or _HuggingFaceBody(body)
 
     def _prepare_head(self, model: Any) -> None:
         head = model.get_output_embeddings()
@@ -100,26 +119,36 @@ class Decoder:
         self.head_bias = None if head.bias is None else head.bias.detach().float()
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         self.head_tied = bool(getattr(self.config, "tie_word_embeddings", False))
-        self.layers[HEAD] = LayerInfo(HEAD, "unembed", *self.head_weight.shape)
+        vocab, width = self.head_weight.shape
+        self.layers[HEAD] = LayerInfo(HEAD, "unembed", HEAD, slice(0, vocab), width)
         self._head_matrix = PackedMatrix(self.head_weight)
         self._head_backward: PackedMatrix | None = None
 
     @torch.no_grad()
-    def _check_head(self) -> None:
-        """Compares with the model's own logits: a head with scales or additional layers would
-        otherwise be wrong without a sign."""
-        tokens = torch.arange(3, device=self.device) % self.vocab_size
-        plan = SegmentAttention([Segment(len(tokens), None)])
-        own = self.hf_model(tokens.unsqueeze(0), use_cache=False, plan=plan).logits[0].float()
+    def _check(self, tokens: torch.Tensor, own: torch.Tensor) -> None:
+        """Compares with the model's own logits: a body or a head with something more to it (scales,
+        norms, other positions) would otherwise be wrong without a sign."""
         positions = torch.arange(len(tokens), device=self.device)
+        plan = SegmentAttention([Segment(len(tokens), None)])
         logits = self.logits(self.hidden(tokens, positions, plan, LoraPass()), LoraPass())
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
         worst = (logits - own).abs().max().item()
         if not worst <= tolerance * max(1.0, own.abs().max().item()):
             raise ValueError(
                 f"{self.model_path}: the engine's logits differ from the model's own by {worst:.3g}"
-                " (NaN means NaN weights); this architecture's output head is not supported"
+                " (NaN means NaN weights); this architecture is not supported"
             )
+
+    def weight(self, path: str) -> torch.Tensor:
+        """A layer's base weight [out, in]."""
+        if path == HEAD:
+            return self.head_weight
+        layer = self.layers[path]
+        return self._products[layer.product].weight[layer.columns]
+
+    def products(self) -> list[LoraLinear]:
+        """The body's linear layers as they are computed, in order."""
+        return list(self._products.values())
 
     # ------------------------------------------------------------------------------------- passes
 
@@ -134,22 +163,23 @@ class Decoder:
         self.holder.current = lora
         if lora.training:
             lora.anchor = torch.zeros((), requires_grad=True)
-        out = self.body(
-            input_ids=tokens_T.unsqueeze(0),
-            position_ids=positions_T.unsqueeze(0),
-            use_cache=False,
-            plan=plan,
-        )
-        return out.last_hidden_state[0]
+        return self._body(tokens_T, positions_T, plan)
 
     def logits(self, hidden: torch.Tensor, lora: LoraPass) -> torch.Tensor:
         """hidden [n, hidden] -> float32 logits [n, vocab]; slices of `lora` index these rows."""
-        hidden = hidden.float()
+        return self._capped(self._raw_logits(hidden.float(), lora)[0])
+
+    def _raw_logits(
+        self, hidden: torch.Tensor, lora: LoraPass
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Before soft-capping, and what accumulate_low_rank needs of them."""
         out = self._head_matrix(hidden, self.head_bias)
-        add_low_rank_(out, hidden, HEAD, lora)
-        if self.softcap is not None:
-            out = torch.tanh(out / self.softcap) * self.softcap
-        return out
+        return out, add_low_rank_(out, hidden, HEAD, lora)
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.softcap is None:
+            return logits
+        return torch.tanh(logits / self.softcap) * self.softcap
 
     def _head_backward_matrix(self) -> PackedMatrix:
         if self._head_backward is None:
@@ -183,7 +213,8 @@ class Decoder:
         d_hidden = torch.empty_like(hidden, dtype=torch.float32)
         for rows, part in self._chunks(len(hidden), lora):
             x = hidden[rows].float()
-            logits = self.logits(x, part)
+            raw, hiddens = self._raw_logits(x, part)
+            logits = self._capped(raw)
             index = targets[rows].view(len(logits), -1)
             log_z = logits.logsumexp(-1, keepdim=True)
             chosen = logits.gather(1, index) - log_z
@@ -196,7 +227,7 @@ class Decoder:
             if slope is not None:
                 d_logits *= slope
             dx = self._head_backward_matrix()(d_logits)
-            accumulate_low_rank(x, d_logits, dx, HEAD, part)
+            accumulate_low_rank(x, d_logits, dx, HEAD, part, hiddens)
             d_hidden[rows] = dx
         return logprobs_out, d_hidden
 
@@ -210,6 +241,53 @@ class Decoder:
                 if s.start < stop and s.stop > start
             ]
             yield slice(start, stop), LoraPass(slices)
+
+
+class _KindsOf:
+    """An attention plan that notes what each layer asks for."""
+
+    def __init__(self, plan: AttentionPlan) -> None:
+        self._plan = plan
+        self.kinds: dict[int, Kind] = {}
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind
+    ) -> torch.Tensor:
+        self.kinds[layer] = kind
+        return self._plan.attend(layer, query, key, value, kind)
+
+
+class _HuggingFaceBody:
+    """The model's own code, on linear layers that were replaced in place."""
+
+    def __init__(self, body: nn.Module) -> None:
+        self._body = body
+
+    def __call__(
+        self, tokens_T: torch.Tensor, positions_T: torch.Tensor, plan: AttentionPlan
+    ) -> torch.Tensor:
+        out = self._body(
+            input_ids=tokens_T.unsqueeze(0),
+            position_ids=positions_T.unsqueeze(0),
+            use_cache=False,
+            plan=plan,
+        )
+        return out.last_hidden_state[0]
+
+
+def _replace_linears(body: nn.Module, holder: PassHolder) -> list[tuple[LoraLinear, list[str]]]:
+    found = [
+        (parent, child_name, f"{parent_name}.{child_name}", child)
+        for parent_name, parent in body.named_modules()
+        for child_name, child in parent.named_children()
+        if isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D"
+    ]
+    linears = []
+    for parent, child_name, path, child in found:
+        linear = LoraLinear(path, [child], holder)
+        setattr(parent, child_name, linear)
+        linears.append((linear, [path]))
+    return linears
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

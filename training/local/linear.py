@@ -1,8 +1,9 @@
 """The frozen linear layers of the base model and the low-rank products added to them.
 
-A pass works on packed tokens [T, in] sorted by adapter, so that every adapter owns one slice. The
-products of all adapters and their gradients are written out in one autograd function: gradients go
-straight into each adapter's flat gradient buffer, and only the layer's input is kept.
+A pass works on packed tokens [T, in] sorted by adapter, so that every adapter owns one slice.
+Layers that read the same input (q, k and v; gate and up) are one product, and so are the A matrices
+of an adapter's parts in them. Products and gradients of all adapters are written out in one
+autograd function: gradients go straight into each adapter's flat gradient buffer.
 """
 
 from dataclasses import dataclass, field
@@ -23,10 +24,35 @@ class LowRank(NamedTuple):
     scale: float
 
 
+class LowRankPart(NamedTuple):
+    """B [out, r] of one layer: it reads `ranks` of A's outputs and adds to `columns`."""
+
+    columns: slice
+    ranks: slice
+    b: torch.Tensor
+    grad_b: torch.Tensor | None
+
+
+class LowRankGroup(NamedTuple):
+    """Views into one adapter for layers that read the same input: A [sum of r, in]."""
+
+    a: torch.Tensor
+    grad_a: torch.Tensor | None
+    parts: tuple[LowRankPart, ...]
+    scale: float
+
+
 class LoraSlice(NamedTuple):
     start: int
     stop: int
-    layers: dict[str, LowRank]
+    groups: dict[str, LowRankGroup]
+
+
+class Stacked(NamedTuple):
+    """Adapters with one row each as batched products: A [n, in, r]; B [n, r, out], scaled."""
+
+    a: torch.Tensor
+    parts: tuple[tuple[slice, slice, torch.Tensor], ...]
 
 
 @dataclass
@@ -37,14 +63,7 @@ class LoraPass:
     training: bool = False
     # A layer's output requires grad only through its input; the first layer's does not.
     anchor: torch.Tensor | None = None
-    stacked: dict[str, "Stacked"] = field(default_factory=dict)
-
-
-class Stacked(NamedTuple):
-    """Adapters with one row each as one batched product: A [n, in, r], B [n, r, out] scaled."""
-
-    a: torch.Tensor
-    b: torch.Tensor
+    stacked: dict[str, Stacked] = field(default_factory=dict)
 
 
 def _can_pack(weight: torch.Tensor) -> bool:
@@ -82,17 +101,19 @@ class PackedMatrix:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer (nn.Linear, or GPT-2's Conv1D) that adds the current pass's LoRA."""
+    """Frozen linear layers with one input (nn.Linear, or GPT-2's Conv1D), plus the pass's LoRA.
 
-    def __init__(self, name: str, base: nn.Module, holder: "PassHolder") -> None:
+    `name` is that of the first layer; their outputs stand side by side in the result.
+    """
+
+    def __init__(self, name: str, layers: list[nn.Module], holder: "PassHolder") -> None:
         super().__init__()
         self.name = name
         self.holder = holder
-        weight: Any = base.weight
-        # Conv1D keeps its weight as [in, out]
-        self.weight = (weight.T if type(base).__name__ == "Conv1D" else weight).detach()
-        bias: Any = base.bias
-        self.bias: torch.Tensor | None = None if bias is None else bias.detach()
+        weights = [_weight(layer) for layer in layers]
+        self.columns = _columns([len(weight) for weight in weights])
+        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self.bias = _biases(layers, weights)
         self.out_features, self.in_features = self.weight.shape
         self.forward_matrix = PackedMatrix(self.weight)
         self._backward_matrix: PackedMatrix | None = None
@@ -114,6 +135,27 @@ class LoraLinear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
 
+def _weight(layer: Any) -> torch.Tensor:
+    # Conv1D keeps its weight as [in, out]
+    return (layer.weight.T if type(layer).__name__ == "Conv1D" else layer.weight).detach()
+
+
+def _columns(sizes: list[int]) -> list[slice]:
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _biases(layers: list[Any], weights: list[torch.Tensor]) -> torch.Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [
+            weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+            for layer, weight in zip(layers, weights, strict=True)
+        ]
+    )
+
+
 class PassHolder:
     """The pass that runs now; one engine has one worker thread, so one is enough."""
 
@@ -121,35 +163,38 @@ class PassHolder:
         self.current = LoraPass()
 
 
-def add_low_rank_(out: torch.Tensor, x: torch.Tensor, name: str, current: LoraPass) -> None:
-    """out [T, out] += scale * (x A^T) B^T, slice by slice, in place."""
+def add_low_rank_(
+    out: torch.Tensor, x: torch.Tensor, name: str, current: LoraPass
+) -> list[torch.Tensor]:
+    """out [T, out] += scale * (x A^T) B^T, slice by slice, in place; the slices' x A^T."""
     if current.stacked:
         if (stack := current.stacked.get(name)) is not None:
             hidden = torch.bmm(x.unsqueeze(1).float(), stack.a)
-            if out.dtype == torch.float32:
-                out.unsqueeze(1).baddbmm_(hidden, stack.b)
-            else:
-                out += torch.bmm(hidden, stack.b).squeeze(1).to(out.dtype)
-        return
-    for start, stop, layers in current.slices:
-        if (low_rank := layers.get(name)) is None:
+            for columns, ranks, b in stack.parts:
+                out[:, columns] += torch.bmm(hidden[..., ranks], b).squeeze(1).to(out.dtype)
+        return []
+    hiddens = []
+    for start, stop, groups in current.slices:
+        if (group := groups.get(name)) is None:
             continue
-        a, b, _, _, scale = low_rank
-        hidden = x[start:stop].float() @ a.T
-        if out.dtype == torch.float32:
-            out[start:stop].addmm_(hidden, b.T, alpha=scale)
-        else:
-            out[start:stop] += (hidden @ b.T * scale).to(out.dtype)
+        hidden = x[start:stop].float() @ group.a.T
+        hiddens.append(hidden)
+        for columns, ranks, b, _ in group.parts:
+            part = out[start:stop, columns]
+            if out.dtype == torch.float32:
+                part.addmm_(hidden[:, ranks], b.T, alpha=group.scale)
+            else:
+                part += (hidden[:, ranks] @ b.T * group.scale).to(out.dtype)
+    return hiddens
 
 
 class _LoraLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, _anchor: Any, layer: LoraLinear, current: LoraPass):
         out = layer.forward_matrix(x, layer.bias)
-        add_low_rank_(out, x, layer.name, current)
         ctx.layer, ctx.current = layer, current
-        used = any(layer.name in lora.layers for lora in current.slices)
-        ctx.save_for_backward(*([x] if used else []))
+        ctx.hiddens = add_low_rank_(out, x, layer.name, current)
+        ctx.save_for_backward(*([x] if ctx.hiddens else []))
         return out
 
     @staticmethod
@@ -159,7 +204,7 @@ class _LoraLinearFunction(torch.autograd.Function):
         dx = layer.backward_matrix()(dy) if ctx.needs_input_grad[0] else None
         if ctx.saved_tensors:
             (x,) = ctx.saved_tensors
-            accumulate_low_rank(x, dy, dx, layer.name, ctx.current)
+            accumulate_low_rank(x, dy, dx, layer.name, ctx.current, ctx.hiddens)
         return dx, None, None, None
 
 
@@ -169,17 +214,24 @@ def accumulate_low_rank(
     dx: torch.Tensor | None,
     name: str,
     current: LoraPass,
+    hiddens: list[torch.Tensor],
 ) -> None:
-    """Adds dA, dB of every adapter of the pass to its gradient, and the LoRA part of dx to dx."""
-    for start, stop, layers in current.slices:
-        if (low_rank := layers.get(name)) is None:
-            continue
-        a, b, grad_a, grad_b, scale = low_rank
-        x_slice, dy_slice = x[start:stop].float(), dy[start:stop].float()
-        d_hidden = (dy_slice @ b).mul_(scale)
-        if grad_a is not None and grad_b is not None:
-            grad_a.addmm_(d_hidden.T, x_slice)
-            grad_b.addmm_(dy_slice.T, x_slice @ a.T, alpha=scale)
+    """Adds dA, dB of every adapter of the pass to its gradient, and the LoRA part of dx to dx.
+
+    `hiddens` is what add_low_rank_ returned for the same x, name and pass.
+    """
+    slices = [lora for lora in current.slices if name in lora.groups]
+    for (start, stop, groups), hidden in zip(slices, hiddens, strict=True):
+        a, grad_a, parts, scale = groups[name]
+        dy_slice = dy[start:stop].float()
+        d_hiddens = [dy_slice[:, part.columns] @ part.b for part in parts]
+        d_hidden = d_hiddens[0] if len(parts) == 1 else torch.cat(d_hiddens, dim=1)
+        d_hidden *= scale
+        if grad_a is not None:
+            grad_a.addmm_(d_hidden.T, x[start:stop].float())
+            for columns, ranks, _, grad_b in parts:
+                assert grad_b is not None
+                grad_b.addmm_(dy_slice[:, columns].T, hidden[:, ranks], alpha=scale)
         if dx is not None:
             if dx.dtype == torch.float32:
                 dx[start:stop].addmm_(d_hidden, a)

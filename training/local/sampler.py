@@ -207,7 +207,7 @@ class Sampler:
         if not prompts:
             return
         last = torch.stack([index[-1] for _, index in prompts])
-        lora = _lora_pass([job.weights for job, _ in prompts], self._decoder)
+        lora = _lora_pass([job.weights for job, _ in prompts])
         logits = self._decoder.logits(hidden[last], lora)
         singles: list[tuple[_Row, torch.Tensor]] = []
         for (job, index), row_logits in zip(prompts, logits, strict=True):
@@ -234,26 +234,26 @@ class Sampler:
         prefix = [(k[:, index].contiguous(), v[:, index].contiguous()) for k, v in cache]
         own = [
             (
-                k.new_zeros(rows, k.shape[0], 64, k.shape[2]),
-                v.new_zeros(rows, v.shape[0], 64, v.shape[2]),
+                k.new_zeros(k.shape[0], rows, 64, k.shape[2]),
+                v.new_zeros(v.shape[0], rows, 64, v.shape[2]),
             )
             for k, v in cache
         ]
-        return CacheBlock(prefix, own, torch.zeros(rows, dtype=torch.long, device=index.device))
+        return CacheBlock(prefix, own, [0] * rows)
 
     def _own_block(
         self, indices: list[torch.Tensor], cache: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> CacheBlock:
         """Rows of one sample each keep their prompt in their own cache, ragged."""
-        lengths = torch.tensor([len(i) for i in indices], device=indices[0].device)
-        capacity = int(lengths.max()) + 64
+        lengths = [len(i) for i in indices]
+        capacity = max(lengths) + 64
         own = []
         for layer in cache:
             padded = []
             for t in layer:
-                rows = t.new_zeros(len(indices), t.shape[0], capacity, t.shape[2])
+                rows = t.new_zeros(t.shape[0], len(indices), capacity, t.shape[2])
                 for row, index in enumerate(indices):
-                    rows[row, :, : len(index)] = t[:, index]
+                    rows[:, row, : len(index)] = t[:, index]
                 padded.append(rows)
             own.append((padded[0], padded[1]))
         return CacheBlock(None, own, lengths)
@@ -268,7 +268,7 @@ class Sampler:
         for cache in caches:
             cache.begin_step()
         if self._lora is None:
-            self._lora = _lora_pass([row.job.weights for row in rows], self._decoder)
+            self._lora = _lora_pass([row.job.weights for row in rows])
         device = self._decoder.device
         tokens = torch.tensor([row.tokens[-1] for row in rows], device=device)
         positions = torch.tensor(
@@ -283,11 +283,10 @@ class Sampler:
             return
         self._lora = None
         for block in self._blocks:
-            for at in reversed(range(len(block.rows))):
-                if id(block.rows[at]) not in alive:
-                    block.cache.remove(at)
-                    block.rows[at] = block.rows[-1]
-                    block.rows.pop()
+            kept = [at for at, row in enumerate(block.rows) if id(row) in alive]
+            if 0 < len(kept) < len(block.rows):
+                block.cache.keep(kept)
+            block.rows = [block.rows[at] for at in kept]
         self._blocks = [block for block in self._blocks if block.rows]
         for job in {id(row.job): row.job for row in rows if id(row) not in alive}.values():
             job.finish_if_complete()
@@ -297,7 +296,7 @@ class Sampler:
         if not rows:
             return []
         self.sampled_tokens += len(rows)
-        log_z = logits.logsumexp(-1)
+        logprobs = logits.log_softmax(-1)
         tokens = sample_tokens(
             logits,
             temperatures=[row.job.params.temperature for row in rows],
@@ -306,10 +305,10 @@ class Sampler:
             uniforms=[row.random.random() for row in rows],
             masks=[None if row.constraint is None else row.constraint.allowed() for row in rows],
         )
-        chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - log_z
+        chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
         for at, row in enumerate(rows):
             if k := row.job.topk_sample_logprobs:
-                row.topk += _top_k((logits[at] - log_z[at]).unsqueeze(0), k)
+                row.topk += _top_k(logprobs[at : at + 1], k)
         return [
             row
             for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True)
@@ -336,18 +335,22 @@ def sample_tokens(
         for row, mask in enumerate(masks):
             if mask is not None:
                 logits[row].masked_fill_(~mask.to(logits.device), -math.inf)
-    greedy = logits.argmax(-1)
     if all(t == 0 for t in temperatures):
-        return greedy
-    scale = torch.tensor([t if t > 0 else 1.0 for t in temperatures], device=logits.device)
-    weights = torch.softmax(logits / scale.unsqueeze(1), dim=-1)
+        return logits.argmax(-1)
+    if any(t != 1 for t in temperatures):
+        scale = torch.tensor([t if t > 0 else 1.0 for t in temperatures], device=logits.device)
+        weights = torch.softmax(logits / scale.unsqueeze(1), dim=-1)
+    else:
+        weights = torch.softmax(logits, dim=-1)
     vocab = weights.shape[1]
     for row, (k, p) in enumerate(zip(top_ks, top_ps, strict=True)):
         if 0 < k < vocab or p < 1:
             weights[row] = _truncate(weights[row], k if k > 0 else vocab, p)
     chosen = _invert(weights, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
-    is_greedy = torch.tensor([t == 0 for t in temperatures], device=logits.device)
-    return torch.where(is_greedy, greedy, chosen)
+    if any(t == 0 for t in temperatures):
+        greedy = torch.tensor([t == 0 for t in temperatures], device=logits.device)
+        chosen = torch.where(greedy, logits.argmax(-1), chosen)
+    return chosen
 
 
 def _truncate(weights: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
@@ -363,7 +366,9 @@ def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Index of the first cumulative weight above u * total, exact in float64 by two levels."""
     rows, vocab = weights.shape
     width = 256
-    padded = torch.nn.functional.pad(weights, (0, -vocab % width)).view(rows, -1, width)
+    if vocab % width:
+        weights = torch.nn.functional.pad(weights, (0, -vocab % width))
+    padded = weights.view(rows, -1, width)
     sums = padded.sum(-1, dtype=torch.float64).cumsum(1)
     target = (uniforms * sums[:, -1]).unsqueeze(1)
     block = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)
@@ -382,7 +387,7 @@ def _done(job: SampleJob) -> bool:
     return False
 
 
-def _lora_pass(weights: list[AdapterWeights | None], decoder: Decoder) -> LoraPass:
+def _lora_pass(weights: list[AdapterWeights | None]) -> LoraPass:
     """The adapters of decode rows: runs of one adapter, or one batched product if all differ."""
     slices: list[LoraSlice] = []
     start = 0
@@ -396,23 +401,37 @@ def _lora_pass(weights: list[AdapterWeights | None], decoder: Decoder) -> LoraPa
         start = stop
     if len(slices) < 3 or len(slices) < len(weights):
         return LoraPass(slices)
-    return LoraPass(stacked=_stack([w for w in weights if w is not None], decoder))
+    return LoraPass(stacked=_stack([w for w in weights if w is not None]))
 
 
-def _stack(weights: list[AdapterWeights], decoder: Decoder) -> dict[str, Stacked]:
+def _stack(weights: list[AdapterWeights]) -> dict[str, Stacked]:
     """Adapters side by side, padded with zeros to the largest rank."""
+    slices = [w.slice(i, i + 1) for i, w in enumerate(weights)]
     rank = max(w.config.rank for w in weights)
     stacks = {}
-    for path in dict.fromkeys(path for w in weights for path in w.layers):
-        layer = decoder.layers[path]
-        device = weights[0].flat.device
-        a = torch.zeros(len(weights), layer.in_features, rank, device=device)
-        b = torch.zeros(len(weights), rank, layer.out_features, device=device)
-        for i, w in enumerate(weights):
-            if (low_rank := w.layers.get(path)) is not None:
-                a[i, :, : w.config.rank] = low_rank.a.T
-                b[i, : w.config.rank] = low_rank.b.T * low_rank.scale
-        stacks[path] = Stacked(a, b)
+    for name in dict.fromkeys(name for s in slices for name in s.groups):
+        members = [(i, s.groups[name]) for i, s in enumerate(slices) if name in s.groups]
+        columns = sorted(
+            {(p.columns.start, p.columns.stop) for _, group in members for p in group.parts}
+        )
+        first = members[0][1].a
+        a = first.new_zeros(len(weights), first.shape[1], rank * len(columns))
+        parts = {
+            span: (
+                slice(k * rank, (k + 1) * rank),
+                first.new_zeros(len(weights), rank, span[1] - span[0]),
+            )
+            for k, span in enumerate(columns)
+        }
+        for i, group in members:
+            for part in group.parts:
+                ranks, b = parts[part.columns.start, part.columns.stop]
+                own = part.b.shape[1]
+                a[i, :, ranks.start : ranks.start + own] = group.a[part.ranks].T
+                b[i, :own] = part.b.T * group.scale
+        stacks[name] = Stacked(
+            a, tuple((slice(*span), ranks, b) for span, (ranks, b) in parts.items())
+        )
     return stacks
 
 

@@ -91,8 +91,9 @@ class LocalServiceClient:
         with self._lock:
             if base_model not in self._engines:
                 source = resolve_model(base_model)
-                decoder = Decoder(source, self._device)
-                self._engines[base_model] = Engine(decoder, base_model, self._options)
+                self._engines[base_model] = Engine(
+                    lambda: Decoder(source, self._device), base_model, self._options
+                )
             return self._engines[base_model]
 
     def create_lora_training_client(
