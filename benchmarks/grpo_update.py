@@ -13,11 +13,12 @@ benchmarks/results/grpo_update.jsonl.
 
 import json
 import logging
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chz
 import numpy as np
@@ -41,6 +42,9 @@ from training.api import AdamParams, Datum, ModelInput, SamplingParams
 from training.models import load_tokenizer
 from training.rl import Trajectory, centred_advantages, policy_datum
 from utils.progress import progress
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 LEARNING_RATE = 1e-5
 # TRL's defaults, as far as the engine has the setting
@@ -228,19 +232,53 @@ def prompt_of(tokenizer: Any, length: int) -> tuple[list[int], str]:
 def race_trl(
     engine_step: Callable[[], None], text: str, name: str, adapter: Path, config: Config
 ) -> dict[str, list[float]]:
-    """Seconds per step of the engine and of TRL, in turn: after each of TRL's steps a callback
-    runs one of the engine's."""
+    """Seconds per step of the engine and of TRL, in turn. TRL has a process of its own, as the
+    engine has: two threads that compute in one process slow each other down on CPU."""
+    seconds: dict[str, list[float]] = {"engine": [], "TRL GRPOTrainer": []}
+    num_steps = config.warmup + config.repeats
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=run_trl, args=(there, text, name, adapter, config))
+    process.start()
+    there.close()
+    try:
+        with progress(num_steps, "GRPO steps", "step") as bar:
+            for number in range(num_steps):
+                trl_seconds = here.recv()
+                synchronize(config.device)
+                started = time.perf_counter()
+                engine_step()
+                synchronize(config.device)
+                if number >= config.warmup:
+                    seconds["engine"].append(time.perf_counter() - started)
+                    seconds["TRL GRPOTrainer"].append(trl_seconds)
+                bar.update(1)
+                here.send("go on")
+        lengths = here.recv()
+    except EOFError:
+        raise RuntimeError("TRL's process ended early; its error is above") from None
+    finally:
+        process.join()
+    if lengths != {config.max_tokens}:
+        raise RuntimeError(f"TRL's answers have {sorted(lengths)} tokens")
+    return seconds
+
+
+def run_trl(turns: "Connection", text: str, name: str, adapter: Path, config: Config) -> None:
+    """Sends the seconds of every step and waits for its next turn; last, the answers' lengths."""
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # pyrefly: ignore[missing-import]
 
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     num_steps = config.warmup + config.repeats
-    seconds: dict[str, list[float]] = {"engine": [], "TRL GRPOTrainer": []}
-    rewarded: list[int] = []
+    rewarded: set[int] = set()
 
     def reward(completion_ids: list[list[int]], **_columns: Any) -> list[float]:
-        rewarded.extend(len(tokens) for tokens in completion_ids)
+        rewarded.update(len(tokens) for tokens in completion_ids)
         return reward_even(completion_ids)
 
     class TakeTurns(TrainerCallback):
@@ -248,22 +286,14 @@ def race_trl(
             synchronize(config.device)
             self._started = time.perf_counter()
 
-        def on_step_end(self, _args: Any, state: Any, *_rest: Any, **_keywords: Any) -> None:
+        def on_step_end(self, *_arguments: Any, **_keywords: Any) -> None:
             synchronize(config.device)
-            middle = time.perf_counter()
-            engine_step()
-            synchronize(config.device)
-            if state.global_step > config.warmup:
-                seconds["TRL GRPOTrainer"].append(middle - self._started)
-                seconds["engine"].append(time.perf_counter() - middle)
-            bar.update(1)
+            turns.send(time.perf_counter() - self._started)
+            turns.recv()
 
     on_cpu = config.device == "cpu"
     targets = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
-    with (
-        tempfile.TemporaryDirectory(prefix="trl-") as folder,
-        progress(num_steps, "GRPO steps", "step") as bar,
-    ):
+    with tempfile.TemporaryDirectory(prefix="trl-") as folder:
         trainer = GRPOTrainer(
             model=load_hf(name, config.device),
             reward_funcs=reward,
@@ -301,9 +331,7 @@ def race_trl(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    if set(rewarded) != {config.max_tokens}:
-        raise RuntimeError(f"TRL's answers have {sorted(set(rewarded))} tokens")
-    return seconds
+    turns.send(rewarded)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ class GymConfig:
         doc='text such as "Answer:" before the final answer, so that the model may think first; '
         "None: the whole reply is the answer",
     )
+    shots: int = chz.field(
+        default=0,
+        doc="solved problems shown as earlier turns, the same in every prompt; not with "
+        "answer_prefix, because the data sets have answers but no reasoning",
+    )
     max_tokens: int = chz.field(default=64, doc="longest answer that is sampled")
 
 
@@ -82,6 +87,12 @@ class GymDomain(Stateless):
                 f"train_size={config.train_size}, test_size={config.test_size}: "
                 f"allowed are 1 to {SPLIT_DISTANCE}"
             )
+        if config.shots < 0 or (config.shots and config.answer_prefix is not None):
+            raise ValueError(
+                f"shots={config.shots}, answer_prefix={config.answer_prefix!r}: shots is at least "
+                "0, and only without answer_prefix above it"
+            )
+        self._shots = self._solved_turns()
         self._datasets: dict[Split, ProceduralDataset] = {
             "train": _create(config, seed=config.seed + SPLIT_DISTANCE, size=config.train_size),
             "test": _create(config, seed=config.seed, size=config.test_size),
@@ -108,8 +119,30 @@ class GymDomain(Stateless):
                 )
         logger.info("gym %s: %d problems of reasoning-gym's %s", split, len(entries), task)
         return [
-            Problem(f"gym/{task}/{split}/{i}", [{"role": "user", "content": self._ask(e)}], e)
+            Problem(
+                f"gym/{task}/{split}/{i}",
+                [*self._shots, {"role": "user", "content": self._ask(e)}],
+                e,
+            )
             for i, e in entries.items()
+        ]
+
+    def _solved_turns(self) -> list[dict[str, str]]:
+        """The first problems of a third range of seeds, as questions and answers."""
+        config = self.config
+        if not config.shots:
+            return []
+        seed = config.seed + 2 * SPLIT_DISTANCE
+        entries = list(_create(config, seed=seed, size=config.shots))
+        if any(entry["answer"] is None for entry in entries):
+            raise ValueError(f"shots={config.shots}: {config.task} has problems without an answer")
+        return [
+            turn
+            for entry in entries
+            for turn in (
+                {"role": "user", "content": self._ask(entry)},
+                {"role": "assistant", "content": str(entry["answer"])},
+            )
         ]
 
     def rewards(

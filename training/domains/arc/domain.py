@@ -40,7 +40,7 @@ TASK_SETS: dict[str, dict[Split, str]] = {
     "arc1": {"train": "arc1_train", "test": "arc1_eval"},
     "arc2": {"train": "arc2_train", "test": "arc2_eval"},
 }
-SEAL_TARGETS = ["q_proj", "v_proj", "gate_proj", "down_proj", "up_proj"]
+SEAL_TARGETS = ("q_proj", "v_proj", "gate_proj", "down_proj", "up_proj")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Preset:
     evaluation: Literal["greedy", "vote"]
     lora_rank: int
     lora_alpha: float
+    lora_targets: tuple[str, ...]
     batch_size: int
     warmup_steps: int
     cap: int
@@ -66,6 +67,7 @@ SEAL = Preset(
     evaluation="vote",
     lora_rank=128,
     lora_alpha=16.0,
+    lora_targets=SEAL_TARGETS,
     batch_size=2,
     warmup_steps=11,
     cap=250,
@@ -92,11 +94,12 @@ SMALL = Preset(
     evaluation="greedy",
     lora_rank=16,
     lora_alpha=32.0,
+    lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     batch_size=2,
     warmup_steps=2,
     cap=24,
-    max_example_tokens=256,
-    max_answer_tokens=64,
+    max_example_tokens=384,
+    max_answer_tokens=96,
     bounds=Bounds(
         min_learning_rate=1e-5, max_learning_rate=5e-3, min_epochs=2, max_epochs=4, max_steps=36
     ),
@@ -152,8 +155,9 @@ class ArcConfig:
     )
     inner_rank: int | None = chz.field(default=None, doc="rank of the task adapters (SEAL: 128)")
     inner_alpha: float | None = chz.field(default=None, doc="their alpha (SEAL: 16)")
-    inner_targets: list[str] = chz.field(
-        default_factory=lambda: list(SEAL_TARGETS), doc="layers of the task adapters (SEAL's)"
+    inner_targets: list[str] | None = chz.field(
+        default=None,
+        doc=f"layers of the task adapters (SEAL: {', '.join(SEAL_TARGETS)}; small: k and o too)",
     )
     inner_batch_size: int | None = chz.field(default=None, doc="examples per step (SEAL: 2)")
     inner_warmup_steps: int | None = chz.field(default=None, doc="of the cosine (SEAL: 11)")
@@ -230,7 +234,7 @@ class ArcConfig:
                 lora={
                     "rank": _or(self.inner_rank, preset.lora_rank),
                     "lora_alpha": _or(self.inner_alpha, preset.lora_alpha),
-                    "target_modules": list(self.inner_targets),
+                    "target_modules": list(_or(self.inner_targets, preset.lora_targets)),
                 },
                 batch_size=_or(self.inner_batch_size, preset.batch_size),
                 warmup_steps=_or(self.inner_warmup_steps, preset.warmup_steps),
