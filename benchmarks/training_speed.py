@@ -175,10 +175,11 @@ class Products:
         self._device = decoder.device
         self._body: list[tuple[Callable[..., Any], Callable[..., Any], torch.Tensor]] = []
         for layer in decoder.products():
+            weight = layer.forward_matrix.dense()
             if packed:
-                self._body.append((layer.forward_matrix, layer.backward_matrix(), layer.weight))
+                self._body.append((layer.forward_matrix, layer.backward_matrix(), weight))
             else:
-                self._body.append((*_plain(layer.weight), layer.weight))
+                self._body.append((*_plain(weight), weight))
         head = decoder.head_weight
         pair = (PackedMatrix(head), PackedMatrix(head.T)) if packed else _plain(head)
         self._head = (*pair, head)

@@ -203,6 +203,24 @@ def test_gym_answer_prefix() -> None:
     assert bare.note == "no 'Answer:' in the reply"
 
 
+def test_gym_shots_are_solved_turns_before_every_question() -> None:
+    tiny = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    domain = GymDomain(GymConfig(task_config=tiny, train_size=300, test_size=60, shots=2))
+    test = domain.problems("test")
+    shots = test[0].messages[:-1]
+    assert [turn["role"] for turn in shots] == ["user", "assistant"] * 2
+    for problem in [*domain.problems("train"), *test]:
+        assert problem.messages[:-1] == shots
+        assert problem.messages[-1]["content"].startswith(problem.data["question"])
+    asked = {problem.messages[-1]["content"] for problem in test}
+    for question, answer in zip(shots[::2], shots[1::2], strict=True):
+        assert question["content"] not in asked
+        terms = question["content"].split("problem:")[1].split("=")[0]
+        assert sum(int(term) for term in terms.replace("- ", "+ -").split("+")) == int(
+            answer["content"]
+        )
+
+
 def test_extract_answer() -> None:
     assert extract_answer(" 4 \n") == "4"
     assert extract_answer("a <answer>1</answer> <answer>\n2\n3 </answer> b") == "2\n3"
@@ -219,6 +237,16 @@ def test_extract_answer() -> None:
         (GymConfig(task_config={"seed": 3}), r"\['seed'\]; .* settings of the domain"),
         (GymConfig(task_config={"min_terms": 9}), "refuses task_config={'min_terms': 9}"),
         (GymConfig(task="composite"), "'composite' refuses .*at least one dataset"),
+        (GymConfig(shots=-1), "shots=-1"),
+        (GymConfig(shots=1, answer_prefix="Answer:"), "only without answer_prefix"),
+        (
+            GymConfig(
+                task_config={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+                test_size=5000,
+                shots=2,
+            ),
+            "shots=2: found 0 problems of chain_sum",
+        ),
         (GymConfig(test_size=0), "test_size=0: allowed are 1"),
     ],
 )

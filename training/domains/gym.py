@@ -2,14 +2,16 @@
 
 import dataclasses
 import difflib
+import itertools
 import logging
 import re
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import chz
 
 from training.api import ServiceClient
-from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
+from training.domains.base import Algorithm, Message, Problem, Reward, Split, Stateless
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
@@ -92,11 +94,11 @@ class GymDomain(Stateless):
                 f"shots={config.shots}, answer_prefix={config.answer_prefix!r}: shots is at least "
                 "0, and only without answer_prefix above it"
             )
-        self._shots = self._solved_turns()
         self._datasets: dict[Split, ProceduralDataset] = {
             "train": _create(config, seed=config.seed + SPLIT_DISTANCE, size=config.train_size),
             "test": _create(config, seed=config.seed, size=config.test_size),
         }
+        self._shots = self._solved_turns()
 
     def problems(self, split: Split) -> list[Problem]:
         """The same for the same config. Problem.data is reasoning-gym's entry.
@@ -127,23 +129,27 @@ class GymDomain(Stateless):
             for i, e in entries.items()
         ]
 
-    def _solved_turns(self) -> list[dict[str, str]]:
-        """The first problems of a third range of seeds, as questions and answers."""
+    def _solved_turns(self) -> list[Message]:
+        """Problems of a third range of seeds, as questions and answers; none is in the test."""
         config = self.config
         if not config.shots:
             return []
-        seed = config.seed + 2 * SPLIT_DISTANCE
-        entries = list(_create(config, seed=seed, size=config.shots))
-        if any(entry["answer"] is None for entry in entries):
-            raise ValueError(f"shots={config.shots}: {config.task} has problems without an answer")
-        return [
-            turn
-            for entry in entries
-            for turn in (
-                {"role": "user", "content": self._ask(entry)},
-                {"role": "assistant", "content": str(entry["answer"])},
+        tested = {entry["question"] for entry in self._entries("test")}
+        pool = _create(
+            config, seed=config.seed + 2 * SPLIT_DISTANCE, size=config.shots + config.test_size
+        )
+        usable = (e for e in pool if e["question"] not in tested and e["answer"] is not None)
+        entries = list(itertools.islice(usable, config.shots))
+        if len(entries) < config.shots:
+            raise ValueError(
+                f"shots={config.shots}: found {len(entries)} problems of {config.task} that have "
+                "an answer and are not in the test split"
             )
-        ]
+        turns: list[Message] = []
+        for entry in entries:
+            turns.append({"role": "user", "content": self._ask(entry)})
+            turns.append({"role": "assistant", "content": str(entry["answer"])})
+        return turns
 
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
@@ -205,8 +211,11 @@ def is_safe(answer: str, task: str) -> bool:
 
 
 def _create(config: GymConfig, *, seed: int, size: int) -> "ProceduralDataset":
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    with warnings.catch_warnings():
+        # of a library that it imports
+        warnings.simplefilter("ignore", SyntaxWarning)
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
     if config.task not in DATASETS:
         close = difflib.get_close_matches(config.task, DATASETS, n=5)

@@ -4,7 +4,6 @@ save_state: a plain PEFT folder plus optimizer.safetensors and state.json; save_
 the PEFT folder and state.json. Any PEFT LoRA folder can be loaded, also without state.json.
 """
 
-import hashlib
 import json
 import os
 import secrets
@@ -43,20 +42,6 @@ class State:
     fingerprint: str | None
 
 
-def fingerprint(decoder: Decoder) -> str:
-    """Tells base models of one shape apart by a sample of every layer's weights.
-
-    Samples are rounded to bfloat16, what a GPU computes with, so that a folder moves between
-    devices.
-    """
-    digest = hashlib.sha256()
-    for path in decoder.layers:
-        weight = decoder.weight(path)
-        step = max(1, len(weight) // 16)
-        digest.update(weight[::step].bfloat16().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def read_state(path: str | Path) -> State:
     """Raises FileNotFoundError when `path` is no adapter folder."""
     folder = Path(path)
@@ -86,7 +71,7 @@ def save_adapter(
     tensors, adapter_config = peft_files(config, layers, decoder, base_model)
     state = {
         "base_model": base_model,
-        "fingerprint": fingerprint(decoder),
+        "fingerprint": decoder.fingerprint,
         "seed": config.seed,
         "has_optimizer": optimizer is not None,
     }
@@ -142,7 +127,7 @@ def _fsync(path: Path) -> None:
 
 
 def check_base(state: State, decoder: Decoder) -> None:
-    if state.fingerprint is not None and state.fingerprint != fingerprint(decoder):
+    if state.fingerprint is not None and state.fingerprint != decoder.fingerprint:
         raise ValueError(
             f"{state.folder}: saved from base model {state.base_model!r}, whose weights differ "
             f"from those of {decoder.model_path}; load it with its own base_model"

@@ -6,8 +6,10 @@ positions that need it. Bodies shaped like Llama's have a forward pass of their 
 others the model's own code runs.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,21 @@ class Decoder:
         if path == HEAD:
             return self.head_weight
         layer = self.layers[path]
-        return self._products[layer.product].weight[layer.columns]
+        return self._products[layer.product].forward_matrix.dense()[layer.columns]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells base models of one shape apart by a sample of every layer's weights.
+
+        Samples are rounded to bfloat16, what a GPU computes with, so that a saved adapter moves
+        between devices.
+        """
+        digest = hashlib.sha256()
+        for path in self.layers:
+            weight = self.weight(path)
+            step = max(1, len(weight) // 16)
+            digest.update(weight[::step].bfloat16().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def products(self) -> list[LoraLinear]:
         """The body's linear layers as they are computed, in order."""

@@ -66,7 +66,9 @@ def _convert(gguf: Path, out: Path) -> None:
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     # GGUF does not store this; without it numbers fall into tokens that the model never saw

@@ -94,6 +94,10 @@ class PackedMatrix:
             else weight
         )
 
+    def dense(self) -> torch.Tensor:
+        """The weight [out, in], bit by bit."""
+        return self._weight.to_dense() if self._packed else self._weight
+
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if self._packed and x.numel():
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")
@@ -112,16 +116,17 @@ class LoraLinear(nn.Module):
         self.holder = holder
         weights = [_weight(layer) for layer in layers]
         self.columns = _columns([len(weight) for weight in weights])
-        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.bias = _biases(layers, weights)
-        self.out_features, self.in_features = self.weight.shape
-        self.forward_matrix = PackedMatrix(self.weight)
+        self.out_features, self.in_features = weight.shape
+        # the only copy of the weight that is kept
+        self.forward_matrix = PackedMatrix(weight)
         self._backward_matrix: PackedMatrix | None = None
 
     def backward_matrix(self) -> PackedMatrix:
         """dy [n, out] -> dy @ weight [n, in]; packed when training first needs it."""
         if self._backward_matrix is None:
-            self._backward_matrix = PackedMatrix(self.weight.T)
+            self._backward_matrix = PackedMatrix(self.forward_matrix.dense().T)
         return self._backward_matrix
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
