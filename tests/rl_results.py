@@ -1,4 +1,4 @@
-"""What a run of scripts/rl_loop.py leaves behind, to be compared bit by bit."""
+"""What a run of a loop leaves behind, to be compared bit by bit."""
 
 import json
 from pathlib import Path
@@ -38,10 +38,11 @@ def results(run: Path) -> Results:
         for record in read_jsonl(run / "metrics.jsonl")
     ]
     folder = Path(last["state_path"])
+    samples = run / "samples.jsonl"
     names = ("adapter_model.safetensors", "optimizer.safetensors", "adapter_config.json")
     return Results(
         [json.dumps(record) for record in metrics],
-        (run / "samples.jsonl").read_text().splitlines(),
+        samples.read_text().splitlines() if samples.exists() else [],
         {key: state[key] for key in ("step", "evaluated", "domain")},
         {name: (folder / name).read_bytes() for name in names},
     )

@@ -343,7 +343,7 @@ def test_a_closed_service(tiny_model, connect_local):
 def blocked(client: Any) -> threading.Event:
     """The worker waits for this event before it does anything else."""
     event = threading.Event()
-    client._engine.submit_call(client._engine.new_queue(), event.wait)._begin_wait()
+    client._engine.submit_call(client._engine.new_queue(), event.wait).start()
     return event
 
 

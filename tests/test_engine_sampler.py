@@ -164,7 +164,7 @@ def test_rows_join_and_leave_while_others_decode(tiny_model, connect_local):
         params = SamplingParams(max_tokens=lengths[i], temperature=0, stop=[])
         futures[i] = sampler.sample(ints(prompts[i]), groups[i], params)
         # as a thread of its own would
-        futures[i]._begin_wait()
+        futures[i].start()
 
     def hook(step: int) -> None:
         for i, at in enumerate(arrives_at):
@@ -313,7 +313,7 @@ def test_a_sampler_keeps_its_weights_while_the_trainer_steps_on(tiny_model, serv
     def train(step: int) -> None:
         if step in (5, 30):
             client.forward_backward([datum], "cross_entropy")
-            client.optim_step(AdamParams(learning_rate=0.3))._begin_wait()
+            client.optim_step(AdamParams(learning_rate=0.3)).start()
 
     before = client._adapter.flat.clone()
     rows = spy_on_steps(service, folder, train)
@@ -527,7 +527,7 @@ def test_end_token(as_list: bool, stopping):
     sampler, prompt, free = stopping
     engine = sampler._engine
     end = free[6]
-    engine.decoder.hf_model.generation_config.eos_token_id = [VOCAB - 1, end] if as_list else end
+    engine.decoder.eos_token_ids = [VOCAB - 1, end] if as_list else [end]
     expected = free[: free.index(end) + 1]
     other = next(t for t in range(VOCAB) if t not in free)
     for stop in (None, [other], "zzz$zzz", ["zzz$zzz"]):
@@ -539,7 +539,7 @@ def test_end_token(as_list: bool, stopping):
 
 def test_end_token_of_the_tokenizer(stopping):
     sampler, prompt, free = stopping
-    sampler._engine.decoder.hf_model.generation_config.eos_token_id = None
+    sampler._engine.decoder.eos_token_ids = None
     sampler._engine.tokenizer.eos_token_id = free[6]
     assert greedy(sampler, prompt, None).tokens == free[: free.index(free[6]) + 1]
 

@@ -49,15 +49,16 @@ class APIFuture(Generic[T_co]):
 
     def result(self, timeout: float | None = None) -> T_co:
         """Raises TimeoutError after `timeout` seconds, and whatever the request raised."""
-        self._begin_wait()
+        self.start()
         return self._future.result(timeout)
 
-    def _begin_wait(self) -> None:
+    def start(self) -> None:
+        """Local extension: lets the request run, as waiting for it does, but does not wait."""
         if self._on_wait is not None and not self._future.done():
             self._on_wait(self._future)
 
     async def result_async(self, timeout: float | None = None) -> T_co:
-        self._begin_wait()
+        self.start()
         async with asyncio.timeout(timeout):
             # a wait that times out leaves the request alone, as result(timeout) does
             return await asyncio.shield(asyncio.wrap_future(self._future))
@@ -82,7 +83,7 @@ class APIFuture(Generic[T_co]):
                 mapped.set_exception(error)
 
         self._future.add_done_callback(done)
-        return APIFuture(mapped, lambda _mapped: self._begin_wait())
+        return APIFuture(mapped, lambda _mapped: self.start())
 
 
 # ---------------------------------------------------------------------------------------- tensors

@@ -36,9 +36,14 @@ def resolve_model(model_name: str) -> str | Path:
 def load_tokenizer(model_name: str) -> "PreTrainedTokenizerBase":
     """The model's own tokenizer; raises what resolve_model() raises, or ValueError without one."""
     source = resolve_model(model_name)
-    from transformers import AutoTokenizer
-
     try:
+        if model_name == EMBEDDED:
+            # what AutoTokenizer comes to as well, after importing all of transformers' models
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(source)
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(

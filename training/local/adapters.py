@@ -211,17 +211,8 @@ def _views(
 
 def _peft_prefix(path: str, decoder: Decoder) -> str:
     """A layer's name in a PEFT state dict; PEFT wraps the whole causal LM as base_model.model."""
-    inner = head_module_name(decoder) if path == HEAD else f"{body_attribute(decoder)}.{path}"
+    inner = decoder.head_name if path == HEAD else f"{decoder.body_name}.{path}"
     return f"base_model.model.{inner}"
-
-
-def body_attribute(decoder: Decoder) -> str:
-    return str(decoder.hf_model.base_model_prefix)
-
-
-def head_module_name(decoder: Decoder) -> str:
-    head = decoder.hf_model.get_output_embeddings()
-    return next(name for name, module in decoder.hf_model.named_modules() if module is head)
 
 
 def peft_files(

@@ -20,9 +20,7 @@ from training.local.adapters import (
     PEFT_WEIGHTS,
     Adapter,
     AdapterConfig,
-    body_attribute,
     fill_layers,
-    head_module_name,
     peft_files,
     read_peft_folder,
 )
@@ -161,14 +159,13 @@ def export_merged(
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(decoder.model_path, dtype=decoder.dtype)
-    prefix = body_attribute(decoder)
     modules = dict(model.named_modules())
-    head = modules[head_module_name(decoder)]
+    head = modules[decoder.head_name]
     if HEAD in layers and decoder.head_tied:
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
         model.config.get_text_config().tie_word_embeddings = False
     for path, low_rank in layers.items():
-        module: Any = head if path == HEAD else modules[f"{prefix}.{path}"]
+        module: Any = head if path == HEAD else modules[f"{decoder.body_name}.{path}"]
         delta = (low_rank.b.cpu() @ low_rank.a.cpu()) * low_rank.scale
         if type(module).__name__ == "Conv1D":
             delta = delta.T

@@ -17,16 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
-from training.local.attention import (
-    ATTENTION_NAME,
-    AttentionPlan,
-    Kind,
-    SegmentAttention,
-    attention_forward,
-)
+from training.local.attention import AttentionPlan, Kind, SegmentAttention
 from training.local.batching import Segment
 from training.local.linear import (
     LoraLinear,
@@ -37,14 +29,13 @@ from training.local.linear import (
     add_low_rank_,
 )
 from training.local.llama import LLAMA_SHAPED, LlamaBody
+from training.local.loading import note_comparison, open_model
 
 logger = logging.getLogger(__name__)
 
 HEAD = "unembed"
 # Rows of logits held at once: 64 rows of a 150k vocabulary are 38 MB in float32.
 HEAD_CHUNK = 64
-
-AttentionInterface.register(ATTENTION_NAME, attention_forward)
 
 
 class LayerInfo:
@@ -73,32 +64,23 @@ class Decoder:
         self.model_path = str(model_path)
         self.device = device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        transformers_logging.disable_progress_bar()
-        config = AutoConfig.from_pretrained(model_path)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            model_path, config=config, dtype=self.dtype, attn_implementation=ATTENTION_NAME
-        )
-        model.requires_grad_(False).eval().to(device)
-        self.config = config.get_text_config()
+        model = open_model(model_path, device, self.dtype)
+        self.config = model.config
+        self.body_name, self.head_name = model.body_name, model.head_name
+        self.eos_token_ids = model.eos_token_ids
         self.context_length = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.holder = PassHolder()
-        self.hf_model = model
-        # the model's own answer to a few tokens, before anything is replaced
-        tokens = torch.arange(3, device=device) % self.vocab_size
-        plan = _KindsOf(SegmentAttention([Segment(len(tokens), None)]))
-        with torch.no_grad():
-            own = model(tokens.unsqueeze(0), use_cache=False, plan=plan).logits[0].float()
         self.layers: dict[str, LayerInfo] = {}
         self._products: dict[str, LoraLinear] = {}
-        self._body = self._prepare_body(model.base_model, plan.kinds)
-        self._prepare_head(model)
-        self._check(tokens, own)
+        self._body = self._prepare_body(model.body, model.kinds)
+        self._prepare_head(model.head)
+        self._check(model.probe_tokens, model.own_logits)
+        note_comparison(model_path)
 
     # ------------------------------------------------------------------------------- construction
 
     def _prepare_body(
-        self, body: nn.Module, kinds: dict[int, Kind]
+        self, body: Any, kinds: dict[int, Kind]
     ) -> Callable[[torch.Tensor, torch.Tensor, AttentionPlan], torch.Tensor]:
         if self.config.model_type in LLAMA_SHAPED:
             llama = LlamaBody(body, self.holder, [kinds[i] for i in range(len(kinds))])
@@ -115,21 +97,22 @@ class Decoder:
                 self.layers[path] = LayerInfo(path, group, linear.name, columns, linear.in_features)
         return llama or _HuggingFaceBody(body)
 
-    def _prepare_head(self, model: Any) -> None:
-        head = model.get_output_embeddings()
+    def _prepare_head(self, head: Any) -> None:
         self.head_weight: torch.Tensor = head.weight.detach().float()
         self.head_bias = None if head.bias is None else head.bias.detach().float()
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
         self.head_tied = bool(getattr(self.config, "tie_word_embeddings", False))
-        vocab, width = self.head_weight.shape
-        self.layers[HEAD] = LayerInfo(HEAD, "unembed", HEAD, slice(0, vocab), width)
+        self.vocab_size, width = self.head_weight.shape
+        self.layers[HEAD] = LayerInfo(HEAD, "unembed", HEAD, slice(0, self.vocab_size), width)
         self._head_matrix = PackedMatrix(self.head_weight)
         self._head_backward: PackedMatrix | None = None
 
     @torch.no_grad()
-    def _check(self, tokens: torch.Tensor, own: torch.Tensor) -> None:
+    def _check(self, tokens: torch.Tensor, own: torch.Tensor | None) -> None:
         """Compares with the model's own logits: a body or a head with something more to it (scales,
         norms, other positions) would otherwise be wrong without a sign."""
+        if own is None:
+            return
         positions = torch.arange(len(tokens), device=self.device)
         plan = SegmentAttention([Segment(len(tokens), None)])
         logits = self.logits(self.hidden(tokens, positions, plan, LoraPass()), LoraPass())
@@ -257,20 +240,6 @@ class Decoder:
                 if s.start < stop and s.stop > start
             ]
             yield slice(start, stop), LoraPass(slices)
-
-
-class _KindsOf:
-    """An attention plan that notes what each layer asks for."""
-
-    def __init__(self, plan: AttentionPlan) -> None:
-        self._plan = plan
-        self.kinds: dict[int, Kind] = {}
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind
-    ) -> torch.Tensor:
-        self.kinds[layer] = kind
-        return self._plan.attend(layer, query, key, value, kind)
 
 
 class _HuggingFaceBody:

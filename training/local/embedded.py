@@ -25,6 +25,10 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "autodidact"
 
 
+def is_embedded_dir(path: Path) -> bool:
+    return path == cache_dir() / FOLDER_NAME
+
+
 def embedded_model_dir() -> Path:
     """The folder of the converted model, which the first call writes (about half a minute).
 

@@ -127,10 +127,9 @@ class Engine:
     @cached_property
     def eos_tokens(self) -> frozenset[int]:
         """The model's end tokens: the generation config's, else the tokenizer's."""
-        configured = getattr(self.decoder.hf_model.generation_config, "eos_token_id", None)
-        if configured is None:
-            configured = self.tokenizer.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
+        ids = self.decoder.eos_token_ids
+        if ids is None:
+            ids = [self.tokenizer.eos_token_id]
         return frozenset(i for i in ids if i is not None)
 
     @cached_property

@@ -40,6 +40,8 @@ class SampleJob:
     prompt_topk: TopkLogprobs | None = None
     sequences: dict[int, SampledSequence] = field(default_factory=dict)
     on_done: Callable[[SampleResponse], None] = lambda _response: None
+    # sees every token as it comes; False ends the sample there
+    on_token: Callable[[int], bool] = lambda _token: True
 
     def finish_if_complete(self) -> None:
         if len(self.sequences) == self.num_samples:
@@ -74,7 +76,8 @@ class _Row:
             self.constraint.accept(token)
         stop_reason: StopReason | None = None
         if (
-            token in self.job.stop_tokens
+            not self.job.on_token(token)
+            or token in self.job.stop_tokens
             or self._ends_with_stop_string(decode)
             or (self.constraint is not None and self.constraint.finished)
         ):

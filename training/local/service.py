@@ -2,9 +2,10 @@
 
 import itertools
 import logging
+import queue
 import secrets
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -376,6 +377,27 @@ class LocalSamplingClient(_Ready):
         job.topk_prompt_logprobs = min(topk_prompt_logprobs, vocab_size)
         job.topk_sample_logprobs = min(topk_sample_logprobs, vocab_size)
         return self._engine.submit_sample(job)
+
+    def stream(self, prompt: ModelInput, sampling_params: SamplingParams) -> Iterator[int]:
+        """Local extension: the tokens of one sample as they come. Closing the iterator ends it."""
+        tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        wanted = True
+
+        def on_token(token: int) -> bool:
+            tokens.put(token)
+            return wanted
+
+        job = self._job(prompt, 1, sampling_params)
+        job.on_token = on_token
+        future = self._engine.submit_sample(job)
+        future.future().add_done_callback(lambda _future: tokens.put(None))
+        future.start()
+        try:
+            while (token := tokens.get()) is not None:
+                yield token
+            future.result()
+        finally:
+            wanted = False
 
     def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
         job = self._job(prompt, 0, SamplingParams(max_tokens=1, stop=[]))

@@ -94,7 +94,7 @@ SMALL = Preset(
     evaluation="greedy",
     lora_rank=16,
     lora_alpha=32.0,
-    lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    lora_targets=SEAL_TARGETS,
     batch_size=2,
     warmup_steps=2,
     cap=24,
@@ -157,7 +157,7 @@ class ArcConfig:
     inner_alpha: float | None = chz.field(default=None, doc="their alpha (SEAL: 16)")
     inner_targets: list[str] | None = chz.field(
         default=None,
-        doc=f"layers of the task adapters (SEAL: {', '.join(SEAL_TARGETS)}; small: k and o too)",
+        doc=f"layers of the task adapters (SEAL: {', '.join(SEAL_TARGETS)})",
     )
     inner_batch_size: int | None = chz.field(default=None, doc="examples per step (SEAL: 2)")
     inner_warmup_steps: int | None = chz.field(default=None, doc="of the cosine (SEAL: 11)")

@@ -1,0 +1,151 @@
+"""Talk to a model, or to an adapter trained on it, in the terminal.
+
+    uv run scripts/chat.py
+    uv run scripts/chat.py checkpoint_path=runs/sft/XXXX/checkpoints/weights/000050
+    uv run scripts/chat.py model_name=path/to/model temperature=0 system="Answer in one word."
+
+Answers appear as they are written. Ctrl-C stops an answer; /new forgets the conversation, /quit or
+Ctrl-D ends. With the input from a pipe, every line is a message. Writes no files.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Generator, Iterator
+from typing import Any, Literal
+
+import chz
+from dotenv import load_dotenv
+
+from training.api import ModelInput, SamplingClient, SamplingParams, connect
+from training.chat import parse_response, render_prompt, stop_sequences
+from training.domains.base import Message
+from training.models import resolve_model
+from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
+
+logger = logging.getLogger(__name__)
+
+
+@chz.chz(typecheck=True)
+class Config:
+    model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
+    checkpoint_path: str | None = chz.field(default=None, doc="an adapter of that model")
+    system: str = chz.field(default="", doc="a system message")
+    temperature: float = chz.field(default=0.7, doc="0: always the likeliest token")
+    top_p: float = chz.field(default=1.0, doc="likeliest tokens with this much mass in all")
+    max_tokens: int = chz.field(default=512, doc="longest answer")
+    seed: int | None = chz.field(default=None, doc="the same answers every time")
+    template: Literal["auto", "role_colon"] = chz.field(
+        default="auto", doc="the model's own chat template, or the plain form for base models"
+    )
+    backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
+    base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
+    device: str | None = chz.field(
+        default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+
+    @chz.validate
+    def _check(self) -> None:
+        problems = []
+        if self.temperature < 0:
+            problems.append(f"temperature={self.temperature}: a number from 0 is needed")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p={self.top_p}: above 0 and at most 1 is needed")
+        if self.max_tokens < 1:
+            problems.append(f"max_tokens={self.max_tokens}: at least 1 is needed")
+        raise_problems(problems)
+
+
+def main(config: Config) -> None:
+    load_dotenv()
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if config.backend == "local":
+        raise_problems(problems_of(lambda: resolve_model(config.model_name)))
+    options: dict[str, Any] = {"base_url": config.base_url}
+    if config.backend == "local":
+        options["device"] = config.device
+    with as_config_errors():
+        service = connect(config.backend, **options)
+        # the model is what the checkpoint says, where there is one and nothing else is asked for
+        sampler = service.create_sampling_client(
+            model_path=config.checkpoint_path, base_model=config.model_name
+        )
+        tokenizer = sampler.get_tokenizer()
+        stop = stop_sequences(tokenizer, config.template)
+    opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
+    messages = list(opening)
+    with contextlib.closing(service):
+        for turn, text in enumerate(read_lines()):
+            if text == "/new":
+                messages = list(opening)
+                continue
+            messages.append({"role": "user", "content": text})
+            with as_config_errors():
+                prompt = render_prompt(tokenizer, messages, template=config.template)
+            params = SamplingParams(
+                max_tokens=config.max_tokens,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                stop=stop,
+                seed=None if config.seed is None else config.seed + turn,
+            )
+            answer = show_answer(sampler, prompt, params, config.template)
+            messages.append({"role": "assistant", "content": answer})
+
+
+def read_lines() -> Iterator[str]:
+    """What the user types, line by line, up to /quit or the end."""
+    asking = sys.stdin.isatty()
+    while True:
+        try:
+            text = input("\n> " if asking else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text == "/quit":
+            return
+        if text:
+            yield text
+
+
+def show_answer(
+    sampler: SamplingClient, prompt: list[int], params: SamplingParams, template: str
+) -> str:
+    """Prints the answer while it is written; the whole of it, or what there was at Ctrl-C."""
+    tokenizer = sampler.get_tokenizer()
+    tokens: list[int] = []
+    shown = ""
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        contextlib.closing(_pieces(sampler, prompt, params)) as pieces,
+    ):
+        for piece in pieces:
+            tokens += piece
+            text = parse_response(tokenizer, tokens, template=template)
+            # the last character may be half there
+            if not text.endswith("�") and text.startswith(shown):
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
+    text = parse_response(tokenizer, tokens, template=template)
+    print(text[len(shown) :] if text.startswith(shown) else "")
+    return text
+
+
+def _pieces(
+    sampler: SamplingClient, prompt: list[int], params: SamplingParams
+) -> Generator[list[int], None, None]:
+    """Token by token from the local backend; a remote one sends the answer whole."""
+    stream = getattr(sampler, "stream", None)
+    if stream is None:
+        response = sampler.sample(ModelInput.from_ints(prompt), 1, params).result()
+        yield response.sequences[0].tokens
+        return
+    with contextlib.closing(stream(ModelInput.from_ints(prompt), params)) as tokens:
+        for token in tokens:
+            yield [token]
+
+
+if __name__ == "__main__":
+    config_entrypoint(main)

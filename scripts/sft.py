@@ -1,0 +1,288 @@
+"""Fine-tune a LoRA adapter on conversations.
+
+    uv run scripts/sft.py examples_file=datasets/XXXX.examples.yaml
+    uv run scripts/sft.py examples_file=chats.jsonl num_epochs=3 learning_rate=1e-4
+    uv run scripts/sft.py config_file=sft_config.yaml
+
+Learns the assistants' messages (their end tokens included), or whole texts. Writes config.yaml,
+metrics.jsonl, checkpoints.jsonl, checkpoints in PEFT's format and report.html under
+runs/sft/<run_id>/, or log_path; the same command with that log_path goes on where the run stopped.
+"""
+
+import contextlib
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import chz
+from dotenv import load_dotenv
+
+from training.adapt import mean_weighted
+from training.api import AdamParams, TrainingClient, connect
+from training.loop import Recorder, exit_on_interrupt, learning_rate_factor, uninterrupted
+from training.models import load_tokenizer, resolve_model
+from training.supervised import (
+    Batch,
+    heldout_loss,
+    hold_out,
+    load_examples,
+    make_batches,
+    num_trained_tokens,
+    to_datums,
+)
+from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
+from utils.files import read_jsonl
+from utils.progress import Stopwatch, progress
+from utils.report import Report, line_plot
+from utils.runs import RunDir, new_run_path
+
+logger = logging.getLogger(__name__)
+
+
+@chz.chz(typecheck=True)
+class Config:
+    examples_file: Path = chz.field(
+        doc="a .examples.yaml, or JSONL of chats or instructions", metadata={"must_exist": True}
+    )
+    labels: list[str] = chz.field(
+        default_factory=lambda: ["positive"], doc="examples with another label are not learned"
+    )
+    model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
+    checkpoint_path: Path | None = chz.field(
+        default=None, doc="an adapter to go on from, with a new optimizer"
+    )
+    backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
+    base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
+    device: str | None = chz.field(
+        default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
+    seed: int = chz.field(default=0, doc="of the adapter, the order and the held-out examples")
+
+    train_on: Literal["all_assistant", "last_assistant", "all_tokens"] = chz.field(
+        default="all_assistant", doc="which tokens of a conversation are learned"
+    )
+    template: Literal["auto", "role_colon"] = chz.field(
+        default="auto", doc="the model's own chat template, or the plain form for base models"
+    )
+    max_length: int | None = chz.field(
+        default=None, doc="longer examples are left out; default: the model's context"
+    )
+    heldout_fraction: float = chz.field(
+        default=0.1, doc="of the examples, whole subtypes at a time; where none is marked held out"
+    )
+
+    num_epochs: int = chz.field(default=2, doc="passes over the examples")
+    batch_size: int | None = chz.field(default=None, doc="examples per step; default: 8")
+    batch_tokens: int | None = chz.field(default=None, doc="tokens per step, instead of batch_size")
+    learning_rate: float = chz.field(default=2e-4, doc="of Adam, at its highest")
+    lr_schedule: Literal["constant", "linear", "cosine"] = chz.field(
+        default="linear", doc="after the warm-up"
+    )
+    warmup_fraction: float = chz.field(default=0.05, doc="of the steps, in which the rate rises")
+    grad_clip_norm: float = chz.field(default=1.0, doc="global norm; 0: off")
+    weight_decay: float = chz.field(default=0.0, doc="of AdamW")
+    lora_rank: int = chz.field(default=32, doc="of the adapter")
+    lora_alpha: float | None = chz.field(default=None, doc="default: 32 (local only)")
+    train_unembed: bool = chz.field(default=False, doc="adapt the output head too")
+
+    eval_every: int = chz.field(default=10, doc="steps between held-out losses; 0: start and end")
+    save_every: int = chz.field(default=50, doc="steps between checkpoints; 0: only the last")
+    keep_checkpoints: int = chz.field(default=2, doc="older ones are deleted; 0: keep all")
+    sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard")
+
+    @chz.validate
+    def _check(self) -> None:
+        problems = []
+        for name in ("num_epochs", "batch_size", "batch_tokens", "lora_rank", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name}={value}: at least 1 is needed")
+        for name in ("eval_every", "save_every", "keep_checkpoints"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name}={getattr(self, name)}: 0 or more is needed")
+        for name in ("heldout_fraction", "warmup_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name}={getattr(self, name)}: from 0 to below 1 is needed")
+        for name in ("learning_rate", "grad_clip_norm", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name}={getattr(self, name)}: a number from 0 is needed")
+        if self.batch_size is not None and self.batch_tokens is not None:
+            problems.append("batch_size and batch_tokens: give one of them")
+        if self.backend == "tinker" and self.lora_alpha is not None:
+            problems.append("lora_alpha: the tinker backend has a fixed alpha")
+        raise_problems(problems)
+
+
+def main(config: Config) -> None:
+    load_dotenv()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    started = time.perf_counter()
+
+    # everything that can be wrong with settings and data, before a model is loaded
+    raise_problems(
+        problems_of(
+            lambda: resolve_model(config.model_name),
+            lambda: load_examples(config.examples_file, config.labels),
+        )
+    )
+    with as_config_errors():
+        examples = load_examples(config.examples_file, config.labels)
+        train, held = hold_out(examples, config.heldout_fraction, config.seed)
+        tokenizer = load_tokenizer(config.model_name)
+    log_path = config.log_path or new_run_path("sft")
+    options: dict[str, Any] = {"base_url": config.base_url}
+    if config.backend == "local":
+        options |= {"checkpoint_dir": log_path.resolve() / "checkpoints", "device": config.device}
+    may_change = ("sinks", "save_every", "keep_checkpoints")
+    with as_config_errors():
+        service = connect(config.backend, **options)
+    run = RunDir.open("sft", log_path, config, resume_fields_ignored=may_change, sinks=config.sinks)
+    with run, exit_on_interrupt(run), contextlib.closing(service):
+        recorder = Recorder(run)
+        state = recorder.load()
+        with as_config_errors():
+            trainer = make_trainer(config, service, state.checkpoint)
+            context = trainer.get_info().model_data.max_context_length or math.inf
+            max_length = int(min(config.max_length or context, context, 2**31))
+            train_D, heldout_D = (
+                to_datums(
+                    split,
+                    tokenizer,
+                    train_on=config.train_on,
+                    template=config.template,
+                    max_length=max_length,
+                )
+                for split in (train, held)
+            )
+            if not train_D:
+                raise ValueError(f"{config.examples_file}: no example is left to train on")
+        size = config.batch_size or (None if config.batch_tokens else 8)
+        batches = make_batches(
+            train_D,
+            batch_size=size,
+            batch_tokens=config.batch_tokens,
+            num_epochs=config.num_epochs,
+            seed=config.seed,
+        )
+        logger.info(
+            "%d examples (%d tokens learned per epoch), %d held out, %d steps",
+            len(train_D),
+            num_trained_tokens(train_D),
+            len(heldout_D),
+            len(batches),
+        )
+
+        def evaluate() -> None:
+            if heldout_D:
+                loss = heldout_loss(trainer, heldout_D)
+                run.log_metrics(state.step, {"heldout/loss": loss})
+                logger.info("step %d: held-out loss %.4f nats per token", state.step, loss)
+            state.evaluated = True
+
+        try:
+            with progress(len(batches), "sft", "step", initial=state.step) as bar:
+                while True:
+                    last = state.step == len(batches)
+                    due = config.eval_every and state.step % config.eval_every == 0
+                    if (due or last or state.step == 0) and not state.evaluated:
+                        evaluate()
+                    if last or (config.save_every and state.step % config.save_every == 0):
+                        recorder.save(trainer, state, keep=config.keep_checkpoints)
+                    if last:
+                        break
+                    batch = batches[state.step]
+                    with uninterrupted():
+                        metrics = train_step(config, trainer, batch, state.step, len(batches))
+                        state.step += 1
+                        state.evaluated = False
+                        run.log_metrics(state.step, metrics)
+                    bar.update()
+                    bar.add(tokens=batch.num_tokens, loss=metrics["train/loss"])
+        except KeyboardInterrupt:
+            recorder.save(trainer, state, keep=config.keep_checkpoints)
+            raise
+        report = write_report(run.path, config)
+    print(closing_words(config, state.checkpoint, report, time.perf_counter() - started))
+
+
+def make_trainer(config: Config, service: Any, checkpoint: str | None) -> TrainingClient:
+    """The run's own checkpoint with its optimizer, the adapter to go on from, or a new one."""
+    if checkpoint is not None:
+        return service.create_training_client_from_state_with_optimizer(
+            checkpoint, config.model_name
+        )
+    if config.checkpoint_path is not None:
+        return service.create_training_client_from_state(
+            str(config.checkpoint_path), config.model_name
+        )
+    options: dict[str, Any] = {"rank": config.lora_rank, "seed": config.seed}
+    if config.lora_alpha is not None:
+        options["lora_alpha"] = config.lora_alpha
+    return service.create_lora_training_client(
+        config.model_name, train_unembed=config.train_unembed, **options
+    )
+
+
+def train_step(
+    config: Config, trainer: TrainingClient, batch: Batch, step: int, num_steps: int
+) -> dict[str, float]:
+    """One update on the mean loss of the batch's trained tokens."""
+    stopwatch = Stopwatch()
+    warmup = round(config.warmup_fraction * num_steps)
+    rate = config.learning_rate * learning_rate_factor(
+        config.lr_schedule, step, num_steps, warmup_steps=warmup
+    )
+    adam = AdamParams(
+        learning_rate=rate,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        weight_decay=config.weight_decay,
+        grad_clip_norm=config.grad_clip_norm,
+    )
+    with stopwatch("step"):
+        loss = trainer.forward_backward(mean_weighted(batch.datums_D), "cross_entropy")
+        update = trainer.optim_step(adam)
+        metrics = {"train/loss": loss.result().metrics["loss:sum"], "learning_rate": rate}
+        metrics |= {f"optim/{key}": v for key, v in (update.result().metrics or {}).items()}
+    seconds = stopwatch.pop()["step"]
+    return {
+        **metrics,
+        "tokens/trained": batch.num_tokens,
+        "speed/trained_per_second": batch.num_tokens / seconds,
+        "time/step": seconds,
+    }
+
+
+def write_report(run: Path, config: Config) -> Path:
+    metrics = read_jsonl(run / "metrics.jsonl")
+    report = Report(f"sft {config.examples_file.name}", str(run))
+    curves = {"train": "train/loss", "held out": "heldout/loss"}
+    series = {}
+    for label, key in curves.items():
+        found = [m for m in metrics if key in m]
+        if found:
+            series[label] = ([m["step"] for m in found], [m[key] for m in found])
+    report.figure(line_plot(series, xlabel="step", ylabel="nats per learned token"), "Loss")
+    path = run / "report.html"
+    report.write(path)
+    return path
+
+
+def closing_words(config: Config, checkpoint: str | None, report: Path, seconds: float) -> str:
+    model = "" if config.model_name == "embedded" else f" model_name={config.model_name}"
+    return (
+        f"\n{seconds:.0f} s in all. Adapter (PEFT format): {checkpoint}\nReport: {report}\n\n"
+        f"Talk to it:  uv run scripts/chat.py checkpoint_path={checkpoint}{model}\n"
+        f"Compare it:  uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml "
+        f"'checkpoint_paths=[\"{checkpoint}\"]'{model}"
+    )
+
+
+if __name__ == "__main__":
+    config_entrypoint(main)

@@ -1,0 +1,100 @@
+"""Opening models from their files, against opening them through transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import save_tiny_model
+
+from training.local import loading
+from training.local.attention import SegmentAttention
+from training.local.batching import Segment
+from training.local.decoder import Decoder
+from training.local.linear import LoraPass
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model that is taken for the embedded one."""
+    path = Path(save_tiny_model(tmp_path / "model", "llama_tied"))
+    monkeypatch.setattr(loading, "is_embedded_dir", lambda other: other == path)
+    return path
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes which way models are opened."""
+    ways: list[str] = []
+    for name in ("_open_files", "_open_transformers"):
+        function = getattr(loading, name)
+
+        def spied(*arguments: Any, name: str = name, function: Any = function) -> Any:
+            ways.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(loading, name, spied)
+    return ways
+
+
+def logits(decoder: Decoder) -> torch.Tensor:
+    tokens = torch.randint(decoder.vocab_size, (40,), generator=torch.Generator().manual_seed(0))
+    plan = SegmentAttention([Segment(40, None)])
+    return decoder.logits(decoder.hidden(tokens, torch.arange(40), plan, LoraPass()), LoraPass())
+
+
+def assert_same(one: Decoder, other: Decoder) -> None:
+    assert torch.equal(logits(one), logits(other))
+    assert one.fingerprint == other.fingerprint
+    assert list(one.layers) == list(other.layers)
+    for name in ("body_name", "head_name", "eos_token_ids", "context_length", "head_tied"):
+        assert getattr(one, name) == getattr(other, name)
+
+
+def test_files_give_what_transformers_gives(folder: Path, opened: list[str]) -> None:
+    first, second = Decoder(folder, CPU), Decoder(folder, CPU)
+    assert opened == ["_open_transformers", "_open_files"]
+    assert_same(first, second)
+
+
+def test_other_versions_are_compared_again(folder: Path, opened: list[str]) -> None:
+    Decoder(folder, CPU)
+    note = folder / loading.COMPARED_FILE
+    versions = json.loads(note.read_text())
+    note.write_text(json.dumps({**versions, "transformers": "0.0"}))
+    Decoder(folder, CPU)
+    Decoder(folder, CPU)
+    assert opened == ["_open_transformers", "_open_transformers", "_open_files"]
+    assert json.loads(note.read_text()) == versions
+
+
+def test_a_users_model_is_always_compared_and_never_written_to(
+    tmp_path: Path, opened: list[str]
+) -> None:
+    path = save_tiny_model(tmp_path / "model", "llama")
+    before = sorted(tmp_path.rglob("*"))
+    Decoder(path, CPU)
+    Decoder(path, CPU)
+    assert opened == ["_open_transformers"] * 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_that_differs_is_not_noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.local.llama import LlamaBody
+
+    monkeypatch.setattr(LlamaBody, "__call__", lambda self, tokens, *_: self._embed(tokens))
+    with pytest.raises(ValueError, match="logits differ from the model's own"):
+        Decoder(folder, CPU)
+    assert not (folder / loading.COMPARED_FILE).exists()
+
+
+def test_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.models import resolve_model
+
+    path = resolve_model("embedded")
+    first = Decoder(path, CPU)
+    monkeypatch.setattr(loading, "_was_compared", lambda _folder: False)
+    assert_same(first, Decoder(path, CPU))

@@ -1,0 +1,195 @@
+"""Opening a base model: by transformers or, where that was compared before, from its files.
+
+Importing transformers' models takes longer than everything else at a start. The embedded model is
+therefore opened through transformers once, its logits are compared with the engine's, and a note in
+its folder says so; later starts read the weights themselves.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from training.local.attention import ATTENTION_NAME, AttentionPlan, Kind, SegmentAttention
+from training.local.attention import attention_forward as attend_packed
+from training.local.batching import Segment
+from training.local.embedded import is_embedded_dir
+from training.local.llama import LLAMA_SHAPED
+from utils.files import atomic_write_text
+from utils.runs import package_versions
+
+logger = logging.getLogger(__name__)
+
+COMPARED_FILE = "compared_with_transformers.json"
+
+
+@dataclass
+class BaseModel:
+    """A causal LM in parts. `kinds` [layer] is what its attention does; `own_logits` [n, vocab] are
+    transformers' for `probe_tokens`, or None where they were compared at an earlier start."""
+
+    config: Any
+    body: Any
+    body_name: str
+    head: Any
+    head_name: str
+    eos_token_ids: list[int] | None
+    kinds: dict[int, Kind]
+    probe_tokens: torch.Tensor
+    own_logits: torch.Tensor | None
+
+
+def open_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    folder = Path(path)
+    if is_embedded_dir(folder) and _was_compared(folder):
+        return _open_files(folder, device, dtype)
+    return _open_transformers(path, device, dtype)
+
+
+def note_comparison(path: str | Path) -> None:
+    """To be called once the engine's logits were seen to equal the model's own."""
+    folder = Path(path)
+    if is_embedded_dir(folder) and not _was_compared(folder):
+        atomic_write_text(folder / COMPARED_FILE, json.dumps(_versions()))
+
+
+def _was_compared(folder: Path) -> bool:
+    """With the same versions of what computes; others are compared again."""
+    file = folder / COMPARED_FILE
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")) == _versions()
+
+
+def _versions() -> dict[str, str]:
+    return package_versions(("autodidact", "torch", "transformers"))
+
+
+# ----------------------------------------------------------------------------------- transformers
+
+
+class _KindsOf:
+    """An attention plan that notes what each layer asks for."""
+
+    def __init__(self, plan: AttentionPlan) -> None:
+        self._plan = plan
+        self.kinds: dict[int, Kind] = {}
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind
+    ) -> torch.Tensor:
+        self.kinds[layer] = kind
+        return self._plan.attend(layer, query, key, value, kind)
+
+
+@torch.no_grad()
+def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    AttentionInterface.register(ATTENTION_NAME, attend_packed)
+    transformers_logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=dtype, attn_implementation=ATTENTION_NAME
+    )
+    model.requires_grad_(False).eval().to(device)
+    head = model.get_output_embeddings()
+    tokens = torch.arange(3, device=device) % len(head.weight)
+    plan = _KindsOf(SegmentAttention([Segment(len(tokens), None)]))
+    own = model(tokens.unsqueeze(0), use_cache=False, plan=plan).logits[0].float()
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    return BaseModel(
+        config=config.get_text_config(),
+        body=model.base_model,
+        body_name=str(model.base_model_prefix),
+        head=head,
+        head_name=next(name for name, module in model.named_modules() if module is head),
+        eos_token_ids=_as_list(eos),
+        kinds=plan.kinds,
+        probe_tokens=tokens,
+        own_logits=own,
+    )
+
+
+def _as_list(eos: Any) -> list[int] | None:
+    return eos if eos is None or isinstance(eos, list) else [eos]
+
+
+# ------------------------------------------------------------------------------------ plain files
+
+
+def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    """A Llama-shaped model from config.json and model.safetensors, with the parts that LlamaBody
+    takes from transformers' modules."""
+    from safetensors.torch import load_file
+
+    config = SimpleNamespace(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    assert config.model_type in LLAMA_SHAPED and config.hidden_act == "silu"
+    assert config.rope_parameters["rope_type"] == "default"
+    weights = {
+        name: tensor.to(device=device, dtype=dtype)
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+
+    def linear(name: str) -> SimpleNamespace:
+        return SimpleNamespace(weight=weights[f"{name}.weight"], bias=weights.get(f"{name}.bias"))
+
+    def norm(name: str) -> SimpleNamespace:
+        weight = weights[f"{name}.weight"]
+        return SimpleNamespace(weight=weight, variance_epsilon=config.rms_norm_eps)
+
+    def layer(number: int) -> SimpleNamespace:
+        prefix = f"model.layers.{number}"
+        attention = {n: linear(f"{prefix}.self_attn.{n}_proj") for n in "qkvo"}
+        mlp = {n: linear(f"{prefix}.mlp.{n}_proj") for n in ("gate", "up", "down")}
+        return SimpleNamespace(
+            self_attn=SimpleNamespace(
+                head_dim=config.head_dim, **{f"{n}_proj": part for n, part in attention.items()}
+            ),
+            mlp=SimpleNamespace(act_fn=F.silu, **{f"{n}_proj": part for n, part in mlp.items()}),
+            input_layernorm=norm(f"{prefix}.input_layernorm"),
+            post_attention_layernorm=norm(f"{prefix}.post_attention_layernorm"),
+        )
+
+    embedding = weights["model.embed_tokens.weight"]
+    numbers = range(config.num_hidden_layers)
+    return BaseModel(
+        config=config,
+        body=SimpleNamespace(
+            embed_tokens=lambda tokens: F.embedding(tokens, embedding),
+            rotary_emb=_rotary(config.rope_parameters["rope_theta"], config.head_dim, device),
+            norm=norm("model.norm"),
+            layers=[layer(number) for number in numbers],
+        ),
+        body_name="model",
+        head=SimpleNamespace(
+            weight=embedding if config.tie_word_embeddings else weights["lm_head.weight"],
+            bias=None,
+        ),
+        head_name="lm_head",
+        eos_token_ids=_as_list(generation.get("eos_token_id")),
+        kinds={number: Kind(config.head_dim**-0.5, None, None) for number in numbers},
+        probe_tokens=torch.arange(3, device=device) % config.vocab_size,
+        own_logits=None,
+    )
+
+
+def _rotary(
+    theta: float, head_dim: int, device: torch.device
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Cosines and sines [1, T, head_dim], as transformers' module of the default kind has them."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=device) / head_dim
+    frequencies = 1.0 / (theta**exponents)
+
+    def rotary(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+    return rotary
