@@ -32,8 +32,6 @@ from utils.runs import PACKAGES, package_versions, run_meta
 from utils.tables import text_table
 
 if TYPE_CHECKING:
-    import torch
-
     from training.local.service import LocalServiceClient
 
 logger = logging.getLogger(__name__)
@@ -271,9 +269,10 @@ def importable(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def flat_gradient(client: Any) -> "torch.Tensor":
-    """The accumulated gradient of a local training client, all layers in one vector."""
-    return client._adapter.grad.clone()
+def flat_gradient(client: Any) -> np.ndarray:
+    """The accumulated gradient of a local training client, all layers in one vector; numpy's, for
+    the reason in `on_worker`."""
+    return client._adapter.grad.cpu().numpy().copy()
 
 
 def randomise_adapters(clients: Sequence[Any], seed: int) -> None:
@@ -281,13 +280,15 @@ def randomise_adapters(clients: Sequence[Any], seed: int) -> None:
     no part of the gradient is zero."""
     import torch
 
-    first = clients[0]._adapter
+    first = clients[0]._adapter.layers
     generator = torch.Generator().manual_seed(seed)
-    for low_rank in first.layers.values():
+    for path, low_rank in first.items():
         noise = torch.randn(low_rank.b.shape, generator=generator)
         low_rank.b.copy_(0.01 * noise)
-    for client in clients[1:]:
-        client._adapter.flat.copy_(first.flat)
+        # layer by layer, each too small for a second thread: see `on_worker`
+        for client in clients[1:]:
+            client._adapter.layers[path].a.copy_(low_rank.a)
+            client._adapter.layers[path].b.copy_(low_rank.b)
 
 
 # ----------------------------------------------------------------------------------------- results
