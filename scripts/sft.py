@@ -25,6 +25,7 @@ from training.loop import Recorder, exit_on_interrupt, learning_rate_factor, uni
 from training.models import load_tokenizer, resolve_model
 from training.supervised import (
     Batch,
+    Example,
     heldout_loss,
     hold_out,
     load_examples,
@@ -124,14 +125,14 @@ def main(config: Config) -> None:
     started = time.perf_counter()
 
     # everything that can be wrong with settings and data, before a model is loaded
+    examples: list[Example] = []
     raise_problems(
         problems_of(
             lambda: resolve_model(config.model_name),
-            lambda: load_examples(config.examples_file, config.labels),
+            lambda: examples.extend(load_examples(config.examples_file, config.labels)),
         )
     )
     with as_config_errors():
-        examples = load_examples(config.examples_file, config.labels)
         train, held = hold_out(examples, config.heldout_fraction, config.seed)
         tokenizer = load_tokenizer(config.model_name)
     log_path = config.log_path or new_run_path("sft")
@@ -278,9 +279,7 @@ def closing_words(config: Config, checkpoint: str | None, report: Path, seconds:
     model = "" if config.model_name == "embedded" else f" model_name={config.model_name}"
     return (
         f"\n{seconds:.0f} s in all. Adapter (PEFT format): {checkpoint}\nReport: {report}\n\n"
-        f"Talk to it:  uv run scripts/chat.py checkpoint_path={checkpoint}{model}\n"
-        f"Compare it:  uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml "
-        f"'checkpoint_paths=[\"{checkpoint}\"]'{model}"
+        f"Talk to it:  uv run scripts/chat.py checkpoint_path={checkpoint}{model}"
     )
 
 

@@ -666,3 +666,35 @@ def test_embedded_greedy_and_stop_strings(embedded: Any):
         assert sequence.stop_reason == "stop" and got.count(stop) == 1 and text.startswith(got)
         assert stop not in tokenizer.decode(sequence.tokens[:-1])
     assert embedded._engine.eos_tokens == {tokenizer.eos_token_id}
+
+
+# ------------------------------------------------------------------------------------- streaming
+
+
+def test_a_stream_has_the_tokens_of_a_sample(tiny_model, service):
+    sampler = service.create_sampling_client(base_model=tiny_model("llama"))
+    (prompt,) = prompts_of(21, (12,))
+    params = SamplingParams(max_tokens=30, temperature=1.0, seed=4, stop=[])
+    wanted = sampler.sample(ints(prompt), 1, params).result().sequences[0].tokens
+    assert list(sampler.stream(ints(prompt), params)) == wanted
+
+
+def test_closing_a_stream_ends_the_sample(tiny_model, connect_local):
+    service = connect_local()
+    sampler = service.create_sampling_client(base_model=tiny_model("llama"))
+    (prompt,) = prompts_of(22, (12,))
+    stream = sampler.stream(ints(prompt), SamplingParams(max_tokens=200, seed=1, stop=[]))
+    assert len([next(stream) for _ in range(3)]) == 3
+    stream.close()
+    engine = sampler._engine
+    before = engine.sampler.sampled_tokens
+    # the next request makes the worker go on, to where the closed one leaves
+    sampler.sample(ints(prompt), 1, SamplingParams(max_tokens=10, stop=[])).result()
+    assert engine.sampler.rows == 0
+    assert engine.sampler.sampled_tokens - before < 100
+
+
+def test_a_stream_raises_what_is_wrong_with_the_request(tiny_model, service):
+    sampler = service.create_sampling_client(base_model=tiny_model("llama"))
+    with pytest.raises(ValueError, match="max_tokens"):
+        next(sampler.stream(ints([1, 2]), SamplingParams(max_tokens=0)))

@@ -301,7 +301,6 @@ def test_the_end_says_what_to_do_next(
     shown = capsys.readouterr().out
     checkpoint = state_of(tmp_path / "run")
     assert f"scripts/chat.py checkpoint_path={checkpoint}" in shown
-    assert f"'checkpoint_paths=[\"{checkpoint}\"]'" in shown
 
 
 def test_bad_settings_come_together(model: str, tmp_path: Path) -> None:
