@@ -24,6 +24,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return make
 
 
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """For tiny models: more threads would wait for each other longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @contextmanager
 def _services(checkpoint_dir: Path) -> Iterator[Callable[..., Any]]:
     from training.api import connect

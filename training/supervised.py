@@ -12,6 +12,7 @@ import numpy as np
 from training.api import Datum, TrainingClient
 from training.chat import TrainOn, datum_from_tokens, render_training
 from training.domains.base import Message
+from training.loop import epoch_batches
 from utils.config import load_yaml, raise_problems
 
 if TYPE_CHECKING:
@@ -213,21 +214,24 @@ def make_batches(
     """Every epoch in a new order, cut after `batch_size` data or before `batch_tokens` tokens are
     passed (a longer datum is a batch of its own)."""
     rng = np.random.default_rng(seed)
-    batches: list[Batch] = []
-    for _ in range(num_epochs):
-        batch: list[Datum] = []
-        tokens = 0
-        for index in rng.permutation(len(datums)):
-            datum = datums[index]
-            length = datum.model_input.length
-            full = batch_size is not None and len(batch) == batch_size
-            full |= batch_tokens is not None and bool(batch) and tokens + length > batch_tokens
-            if full:
-                batches.append(Batch(batch, tokens))
-                batch, tokens = [], 0
-            batch.append(datum)
-            tokens += length
-        batches.append(Batch(batch, tokens))
+    if batch_tokens is None:
+        cut = epoch_batches(datums, batch_size or len(datums), num_epochs, rng)
+    else:
+        epochs = epoch_batches(datums, len(datums), num_epochs, rng)
+        cut = [batch for epoch in epochs for batch in _cut_by_tokens(epoch, batch_tokens)]
+    return [Batch(batch, sum(datum.model_input.length for datum in batch)) for batch in cut]
+
+
+def _cut_by_tokens(datums: Sequence[Datum], batch_tokens: int) -> list[list[Datum]]:
+    batches: list[list[Datum]] = []
+    tokens = 0
+    for datum in datums:
+        length = datum.model_input.length
+        if not batches or tokens + length > batch_tokens:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(datum)
+        tokens += length
     return batches
 
 

@@ -74,8 +74,9 @@ class Decoder:
         self._products: dict[str, LoraLinear] = {}
         self._body = self._prepare_body(model.body, model.kinds)
         self._prepare_head(model.head)
-        self._check(model.probe_tokens, model.own_logits)
-        note_comparison(model_path)
+        if model.probe is not None:
+            self._check(*model.probe)
+            note_comparison(model_path)
 
     # ------------------------------------------------------------------------------- construction
 
@@ -108,11 +109,9 @@ class Decoder:
         self._head_backward: PackedMatrix | None = None
 
     @torch.no_grad()
-    def _check(self, tokens: torch.Tensor, own: torch.Tensor | None) -> None:
+    def _check(self, tokens: torch.Tensor, own: torch.Tensor) -> None:
         """Compares with the model's own logits: a body or a head with something more to it (scales,
         norms, other positions) would otherwise be wrong without a sign."""
-        if own is None:
-            return
         positions = torch.arange(len(tokens), device=self.device)
         plan = SegmentAttention([Segment(len(tokens), None)])
         logits = self.logits(self.hidden(tokens, positions, plan, LoraPass()), LoraPass())

@@ -31,8 +31,8 @@ COMPARED_FILE = "compared_with_transformers.json"
 
 @dataclass
 class BaseModel:
-    """A causal LM in parts. `kinds` [layer] is what its attention does; `own_logits` [n, vocab] are
-    transformers' for `probe_tokens`, or None where they were compared at an earlier start."""
+    """A causal LM in parts. `kinds` [layer] is what its attention does; `probe` is some tokens and
+    transformers' logits for them, or None where they were compared at an earlier start."""
 
     config: Any
     body: Any
@@ -41,8 +41,7 @@ class BaseModel:
     head_name: str
     eos_token_ids: list[int] | None
     kinds: dict[int, Kind]
-    probe_tokens: torch.Tensor
-    own_logits: torch.Tensor | None
+    probe: tuple[torch.Tensor, torch.Tensor] | None
 
 
 def open_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
@@ -55,7 +54,7 @@ def open_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> Ba
 def note_comparison(path: str | Path) -> None:
     """To be called once the engine's logits were seen to equal the model's own."""
     folder = Path(path)
-    if is_embedded_dir(folder) and not _was_compared(folder):
+    if is_embedded_dir(folder):
         atomic_write_text(folder / COMPARED_FILE, json.dumps(_versions()))
 
 
@@ -111,8 +110,7 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
         head_name=next(name for name, module in model.named_modules() if module is head),
         eos_token_ids=_as_list(eos),
         kinds=plan.kinds,
-        probe_tokens=tokens,
-        own_logits=own,
+        probe=(tokens, own),
     )
 
 
@@ -175,8 +173,7 @@ def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseM
         head_name="lm_head",
         eos_token_ids=_as_list(generation.get("eos_token_id")),
         kinds={number: Kind(config.head_dim**-0.5, None, None) for number in numbers},
-        probe_tokens=torch.arange(3, device=device) % config.vocab_size,
-        own_logits=None,
+        probe=None,
     )
 
 
