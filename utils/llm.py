@@ -1,6 +1,6 @@
 """Calls to language models that survive what endpoints do: one client for all roles of a script.
 
-    judge = Role("judge", "openai/gpt-5-mini", OPENROUTER, "OPENROUTER_API_KEY")
+    judge = Role("judge", "some-model", "https://host/v1", "NAME_OF_KEY_VARIABLE")
     async with LLMClient([OpenAIEndpoint(judge)], cache_path=path, max_cost_usd=2.0) as client:
         with stage("judge"):
             verdicts = await gather_counted(
@@ -40,7 +40,6 @@ from utils.schemas import strict_schema
 M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger(__name__)
 
-OPENROUTER = "https://openrouter.ai/api/v1"
 DEFAULT_RETRY = RetryPolicy()
 WORTH_SAYING_S = 5.0
 

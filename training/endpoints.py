@@ -1,0 +1,135 @@
+"""Models as the endpoints of utils.llm: in this process through a sampling client, or over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
+
+from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient, connect
+from training.chat import parse_response, render_prompt, stop_sequences
+from training.domains.base import Message
+from training.models import resolve_model
+from utils.config import as_config_errors, problems_of, raise_problems
+from utils.llm_api import Endpoint, LLMError, Reply, Request, Role, Usage
+
+
+class LocalEndpoint:
+    """A sampling client as the endpoint of a role; schemas are enforced while sampling.
+
+    A reply depends on the weights, the request and its seed alone. The calls that are made in one
+    go run as one batch.
+    """
+
+    def __init__(self, role: Role, sampler: SamplingClient, *, template: str = "auto") -> None:
+        self.role = role
+        self._sampler = sampler
+        self._template = template
+        self._tokenizer = sampler.get_tokenizer()
+        self._stop = stop_sequences(self._tokenizer, template)
+
+    async def complete(self, request: Request) -> Reply:
+        messages = cast(list[Message], [dict(message) for message in request.messages])
+        prompt = render_prompt(self._tokenizer, messages, template=self._template)
+        schema = None if request.json_schema is None else dict(request.json_schema)
+        params = SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=1.0 if request.temperature is None else request.temperature,
+            stop=self._stop,
+            seed=_seed(request.seed, prompt),
+            json_schema=schema,
+        )
+        try:
+            future = self._sampler.sample(ModelInput.from_ints(prompt), 1, params)
+        except ValueError as error:
+            raise LLMError("too_long", self.role.name, str(error)) from error
+        # the first wait starts the engine: let the other calls hand in their requests before
+        await asyncio.sleep(0)
+        [sequence] = (await future).sequences
+        return Reply(
+            text=parse_response(self._tokenizer, sequence.tokens, template=self._template),
+            finish_reason=sequence.stop_reason,
+            usage=Usage(len(prompt), len(sequence.tokens)),
+            model=self.role.model,
+        )
+
+    async def close(self) -> None:
+        """The service that made the sampling client is its owner's to close."""
+
+
+class Endpoints:
+    """The endpoints of a script's roles; those in this process share one service, whose model is
+    loaded on the first use. Roles of one model share it; use it with `with`."""
+
+    def __init__(self, *, device: str | None = None) -> None:
+        self._device = device
+        self._service: ServiceClient | None = None
+        self._samplers: dict[tuple[str, str | None], SamplingClient] = {}
+
+    def check(self, roles: Sequence[Role]) -> list[str]:
+        """What is wrong with `roles` and their models; no model is loaded and nothing is called."""
+        problems = [problem for role in roles for problem in role.check()]
+        for role in roles:
+            if role.base_url is None and not problems:
+                problems += problems_of(lambda role=role: resolve_model(role.model))
+        return problems
+
+    def open(self, roles: Sequence[Role]) -> list[Endpoint]:
+        """Raises a ConfigError with all that is wrong before any model is loaded."""
+        raise_problems(self.check(roles))
+        return [self.endpoint(role) for role in roles]
+
+    def endpoint(self, role: Role) -> Endpoint:
+        if role.base_url is not None:
+            from utils.llm_openai import OpenAIEndpoint
+
+            return OpenAIEndpoint(role)
+        return LocalEndpoint(role, self.sampler(role.model))
+
+    def sampler(self, model_name: str, checkpoint_path: str | None = None) -> SamplingClient:
+        """The model, or an adapter on it, in this process."""
+        key = (model_name, checkpoint_path)
+        if key not in self._samplers:
+            with as_config_errors():
+                if self._service is None:
+                    self._service = connect("local", device=self._device)
+                self._samplers[key] = self._service.create_sampling_client(
+                    model_path=checkpoint_path, base_model=model_name
+                )
+        return self._samplers[key]
+
+    def close(self) -> None:
+        if self._service is not None:
+            self._service.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def adapter_fingerprint(checkpoint_path: str | Path) -> str:
+    """Tells apart adapters that lie, or lay, at the same path: a hash of the folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(checkpoint_path).rglob("*")):
+        if path.is_file() and path.name.startswith("adapter"):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _seed(seed: int | None, prompt: Sequence[int]) -> int | None:
+    """Of this prompt: with one seed for all of them, alike prompts would get alike answers."""
+    if seed is None:
+        return None
+    digest = hashlib.sha256(f"{seed} {list(prompt)}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
