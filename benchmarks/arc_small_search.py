@@ -61,7 +61,7 @@ BAD = ("bad", _edit(1e-4, 2))
 
 @chz.chz(typecheck=True)
 class Config:
-    max_prompt_tokens: int = chz.field(default=250, doc="tasks with a longer prompt are left out")
+    max_prompt_tokens: int = chz.field(default=320, doc="tasks with a longer prompt are left out")
     max_demonstrations: int = chz.field(default=4, doc="so are tasks with more demonstrations")
     max_minutes: float = chz.field(default=1e9, doc="stop after this time; run again to go on")
     at_once: int = chz.field(default=8, doc="tasks whose adapters train together")
