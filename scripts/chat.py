@@ -12,7 +12,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Generator, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import chz
 from dotenv import load_dotenv
@@ -63,11 +63,8 @@ def main(config: Config) -> None:
     )
     if config.backend == "local":
         raise_problems(problems_of(lambda: resolve_model(config.model_name)))
-    options: dict[str, Any] = {"base_url": config.base_url}
-    if config.backend == "local":
-        options["device"] = config.device
     with as_config_errors():
-        service = connect(config.backend, **options)
+        service = connect(config.backend, base_url=config.base_url, device=config.device)
         # the model is what the checkpoint says, where there is one and nothing else is asked for
         sampler = service.create_sampling_client(
             model_path=config.checkpoint_path, base_model=config.model_name

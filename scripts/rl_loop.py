@@ -20,10 +20,9 @@ from typing import Any, Literal
 import chz
 from dotenv import load_dotenv
 
-from training.api import connect
 from training.domains.base import Problem, Split
 from training.domains.registry import make_domain, with_domain_fields
-from training.loop import Recorder, exit_on_interrupt, uninterrupted
+from training.loop import Recorder, connect_for_run, exit_on_interrupt, uninterrupted
 from training.models import resolve_model
 from training.policy import texts
 from training.rl import check_loss, grpo_update, problem_batch, rest_em_update, reward_metrics
@@ -43,6 +42,7 @@ from utils.config import (
     problems_of,
     raise_problems,
 )
+from utils.files import shown_path
 from utils.progress import Stopwatch, progress
 from utils.runs import RunDir, new_run_path
 
@@ -139,11 +139,10 @@ def main(config: Any) -> None:
         checks.append(lambda: resolve_model(config.model_name))
     raise_problems(problems_of(*checks))
     log_path = config.log_path or new_run_path("rl_loop")
-    options: dict[str, Any] = {"base_url": config.base_url}
-    if config.backend == "local":
-        options |= {"checkpoint_dir": log_path.resolve() / "checkpoints", "device": config.device}
     with as_config_errors():
-        service = connect(config.backend, **options)
+        service = connect_for_run(
+            log_path, config.backend, base_url=config.base_url, device=config.device
+        )
         domain = make_domain(config.domain, config, service)
         settings = Settings.of(config, domain)
         problems: dict[Split, list[Problem]] = {
@@ -257,7 +256,7 @@ def main(config: Any) -> None:
             raise
         print_tables(domain, problems, run.path)
         report = write_report(domain, problems, run.path, title=f"rl_loop {config.domain}")
-    print(f"\n{time.perf_counter() - started:.0f} s in all. Report: {report}")
+    print(f"\n{time.perf_counter() - started:.0f} s in all. Report: {shown_path(report)}")
 
 
 def entrypoint(argv: list[str]) -> None:

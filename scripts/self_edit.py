@@ -97,15 +97,11 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-
-    options: dict[str, Any] = {"base_url": config.base_url}
-    if config.backend == "local":
-        options["device"] = config.device
     with as_config_errors():
+        service = connect(config.backend, base_url=config.base_url, device=config.device)
         [task] = load_tasks([config.task_id])
         if config.answer is not None and config.mode == "self_edit":
             parse_self_edit(config.answer, config.bounds)
-        service = connect(config.backend, **options)
         domain = ArcDomain(config, service)
     problem = domain.problem(task)
 

@@ -1,7 +1,7 @@
 """Fine-tune a LoRA adapter on conversations.
 
     uv run scripts/sft.py examples_file=datasets/XXXX.examples.yaml
-    uv run scripts/sft.py examples_file=chats.jsonl num_epochs=3 learning_rate=1e-4
+    uv run scripts/sft.py examples_file=chats.jsonl num_epochs=3 learning_rate=1e-4 dry_run=true
     uv run scripts/sft.py config_file=sft_config.yaml
 
 Learns the assistants' messages (their end tokens included), or whole texts. Writes config.yaml,
@@ -20,21 +20,26 @@ import chz
 from dotenv import load_dotenv
 
 from training.adapt import mean_weighted
-from training.api import AdamParams, TrainingClient, connect
-from training.loop import Recorder, exit_on_interrupt, learning_rate_factor, uninterrupted
-from training.models import load_tokenizer, resolve_model
+from training.api import AdamParams, TrainingClient
+from training.loop import (
+    Recorder,
+    connect_for_run,
+    exit_on_interrupt,
+    learning_rate_factor,
+    uninterrupted,
+)
+from training.models import context_length, load_tokenizer, resolve_model
 from training.supervised import (
     Batch,
     Example,
     heldout_loss,
     hold_out,
     load_examples,
-    make_batches,
-    num_trained_tokens,
-    to_datums,
+    make_plan,
+    plan_table,
 )
 from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
-from utils.files import read_jsonl
+from utils.files import read_jsonl, shown_path
 from utils.progress import Stopwatch, progress
 from utils.report import Report, line_plot
 from utils.runs import RunDir, new_run_path
@@ -93,6 +98,7 @@ class Config:
     save_every: int = chz.field(default=50, doc="steps between checkpoints; 0: only the last")
     keep_checkpoints: int = chz.field(default=2, doc="older ones are deleted; 0: keep all")
     sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard")
+    dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
 
     @chz.validate
     def _check(self) -> None:
@@ -125,6 +131,11 @@ def main(config: Config) -> None:
     started = time.perf_counter()
 
     # everything that can be wrong with settings and data, before a model is loaded
+    log_path = config.log_path or new_run_path("sft")
+    with as_config_errors():
+        service = connect_for_run(
+            log_path, config.backend, base_url=config.base_url, device=config.device
+        )
     examples: list[Example] = []
     raise_problems(
         problems_of(
@@ -135,48 +146,23 @@ def main(config: Config) -> None:
     with as_config_errors():
         train, held = hold_out(examples, config.heldout_fraction, config.seed)
         tokenizer = load_tokenizer(config.model_name)
-    log_path = config.log_path or new_run_path("sft")
-    options: dict[str, Any] = {"base_url": config.base_url}
-    if config.backend == "local":
-        options |= {"checkpoint_dir": log_path.resolve() / "checkpoints", "device": config.device}
-    may_change = ("sinks", "save_every", "keep_checkpoints")
-    with as_config_errors():
-        service = connect(config.backend, **options)
+    if config.dry_run:
+        with contextlib.closing(service), as_config_errors():
+            plan = make_plan(config, train, held, tokenizer, context_length(config.model_name))
+        table = plan_table(plan, config.num_epochs, config.eval_every)
+        print(f"\n{table}\n\nNothing was written.")
+        return
+
+    may_change = ("sinks", "dry_run", "save_every", "keep_checkpoints")
     run = RunDir.open("sft", log_path, config, resume_fields_ignored=may_change, sinks=config.sinks)
     with run, exit_on_interrupt(run), contextlib.closing(service):
         recorder = Recorder(run)
         state = recorder.load()
         with as_config_errors():
             trainer = make_trainer(config, service, state.checkpoint)
-            context = trainer.get_info().model_data.max_context_length or math.inf
-            max_length = int(min(config.max_length or context, context, 2**31))
-            train_D, heldout_D = (
-                to_datums(
-                    split,
-                    tokenizer,
-                    train_on=config.train_on,
-                    template=config.template,
-                    max_length=max_length,
-                )
-                for split in (train, held)
-            )
-            if not train_D:
-                raise ValueError(f"{config.examples_file}: no example is left to train on")
-        size = config.batch_size or (None if config.batch_tokens else 8)
-        batches = make_batches(
-            train_D,
-            batch_size=size,
-            batch_tokens=config.batch_tokens,
-            num_epochs=config.num_epochs,
-            seed=config.seed,
-        )
-        logger.info(
-            "%d examples (%d tokens learned per epoch), %d held out, %d steps",
-            len(train_D),
-            num_trained_tokens(train_D),
-            len(heldout_D),
-            len(batches),
-        )
+            context = trainer.get_info().model_data.max_context_length
+            _, heldout_D, batches = plan = make_plan(config, train, held, tokenizer, context)
+        logger.info("\n%s", plan_table(plan, config.num_epochs, config.eval_every))
 
         def evaluate() -> None:
             if heldout_D:
@@ -208,6 +194,7 @@ def main(config: Config) -> None:
             recorder.save(trainer, state, keep=config.keep_checkpoints)
             raise
         report = write_report(run.path, config)
+    assert state.checkpoint is not None
     print(closing_words(config, state.checkpoint, report, time.perf_counter() - started))
 
 
@@ -275,11 +262,13 @@ def write_report(run: Path, config: Config) -> Path:
     return path
 
 
-def closing_words(config: Config, checkpoint: str | None, report: Path, seconds: float) -> str:
+def closing_words(config: Config, checkpoint: str, report: Path, seconds: float) -> str:
     model = "" if config.model_name == "embedded" else f" model_name={config.model_name}"
+    adapter = shown_path(checkpoint)
     return (
-        f"\n{seconds:.0f} s in all. Adapter (PEFT format): {checkpoint}\nReport: {report}\n\n"
-        f"Talk to it:  uv run scripts/chat.py checkpoint_path={checkpoint}{model}"
+        f"\n{seconds:.0f} s in all. Adapter (PEFT format): {adapter}\n"
+        f"Report: {shown_path(report)}\n\n"
+        f"Talk to it:  uv run scripts/chat.py checkpoint_path={adapter}{model}"
     )
 
 

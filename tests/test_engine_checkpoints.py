@@ -1,5 +1,6 @@
 """Adapter folders: continuing is exact, writing is all or nothing, wrong folders are refused."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from tiny_models import cross_entropy_datum, random_tokens, randomise, save_tiny
 
 from training.api import AdamParams, Datum, ModelInput
 from training.local.checkpoints import write_folder
+from training.local.linear import PackedMatrix
 
 ADAM = AdamParams(learning_rate=1e-2, weight_decay=0.01, grad_clip_norm=5.0)
 
@@ -249,16 +251,39 @@ def test_another_base_model_is_refused(saved, tiny_model, tmp_path: Path):
 
 def test_the_base_model_is_the_same_in_bfloat16(saved, tmp_path: Path):
     """A folder moves between CPU and GPU, where the base is bfloat16."""
-    from training.local.linear import PackedMatrix
+    service, path, folder = saved
+    shutil.copytree(folder, tmp_path / "rounded")
+    file = tmp_path / "rounded" / "model.safetensors"
+    rounded = {name: weight.bfloat16().float() for name, weight in load_file(file).items()}
+    save_file(rounded, file, metadata={"format": "pt"})
+    assert load(service, path, str(tmp_path / "rounded")).get_info().lora_rank == 3
 
-    service, _, folder = saved
-    decoder = service.engine(folder).decoder
-    before = decoder.fingerprint
-    decoder.head_weight = decoder.head_weight.bfloat16().float()
-    for product in decoder.products():
-        product.forward_matrix = PackedMatrix(product.forward_matrix.dense().bfloat16())
-    del decoder.fingerprint
-    assert decoder.fingerprint == before
+
+@pytest.mark.parametrize("family", ["llama_tied", "qwen3", "gemma2", "gpt2"])
+def test_the_fingerprint_is_of_the_weights_as_they_are_computed_with(
+    family: str, tiny_model, service
+):
+    """By the rule that older checkpoints were saved with, spelled out again."""
+    decoder = service.engine(tiny_model(family)).decoder
+    digest = hashlib.sha256()
+    for path in decoder.layers:
+        weight = decoder.weight(path)
+        rows = weight[:: max(1, len(weight) // 16)].bfloat16().float()
+        digest.update(rows.contiguous().numpy().tobytes())
+    assert decoder.fingerprint == digest.hexdigest()[:16]
+
+
+def test_loading_unpacks_no_weights(saved, connect_local, monkeypatch):
+    """It happens on the caller's thread, where computing would disturb the worker."""
+    _, path, folder = saved
+    service = connect_local()
+    service.engine(folder)
+
+    def unpack(matrix: PackedMatrix) -> torch.Tensor:
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(PackedMatrix, "dense", unpack)
+    assert load(service, path, folder).get_info().lora_rank == 3
 
 
 def test_another_architecture_is_refused(saved, tiny_model):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import append_jsonl, atomic_write_bytes, atomic_write_text, read_jsonl
+from utils.files import append_jsonl, atomic_write_bytes, atomic_write_text, read_jsonl, shown_path
 
 
 def test_write_makes_folders_and_keeps_bytes(tmp_path: Path):
@@ -84,3 +84,11 @@ def test_any_other_broken_line_is_named(tmp_path: Path, text: str):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"x\.jsonl:2: "):
         read_jsonl(path)
+
+
+def test_paths_are_shown_as_one_would_type_them(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown_path(tmp_path / "runs" / "a") == str(Path("runs") / "a")
+    assert shown_path(Path("runs") / "a") == str(Path("runs") / "a")
+    assert shown_path(tmp_path.parent) == str(tmp_path.parent)
+    assert shown_path("tinker://a/weights/1") == "tinker://a/weights/1"

@@ -74,6 +74,47 @@ def test_a_loop_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_loop_goes_on_where_its_folder_was_moved(tmp_path: Path) -> None:
+    _, recorder, trainer = open_run(tmp_path / "a")
+    state = recorder.load()
+    for step in (1, 2):
+        state.step = step
+        recorder.save(trainer, state, keep=0)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").rename(tmp_path / "b" / "c")
+    assert str(tmp_path) not in (tmp_path / "b" / "c" / "checkpoints.jsonl").read_text()
+
+    run, recorder, trainer = open_run(tmp_path / "b" / "c")
+    state = recorder.load()
+    assert state.step == 2
+    assert state.checkpoint == str(tmp_path / "b" / "c" / "checkpoints" / "000002")
+    state.step = 3
+    recorder.save(trainer, state, keep=1)
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["000003"]
+    assert [path.name for path in (run.path / "loop_state").iterdir()] == ["000003.json"]
+    assert [record["step"] for record in run.checkpoints()] == [1, 2, 3]
+
+
+def test_records_with_absolute_paths_are_read(tmp_path: Path) -> None:
+    """As they were written before runs could be moved."""
+    run, recorder, _ = open_run(tmp_path)
+    checkpoint, file = tmp_path / "checkpoints" / "000007", tmp_path / "loop_state" / "000007.json"
+    checkpoint.mkdir(parents=True)
+    old = {"step": 7, "evaluated": True, "domain": {}, "checkpoint": str(checkpoint), "logged": {}}
+    file.parent.mkdir()
+    file.write_text(json.dumps(old))
+    record = {"name": "000007", "step": 7, "batch": 7, "state_path": str(checkpoint)}
+    record["loop_state"] = str(file)
+    (tmp_path / "checkpoints.jsonl").write_text(json.dumps(record) + "\n")
+    state = recorder.load()
+    assert (state.step, state.evaluated, state.checkpoint) == (7, True, str(checkpoint))
+    trainer: Any = FolderTrainer(tmp_path / "checkpoints")
+    state.step = 8
+    recorder.save(trainer, state, keep=1)
+    assert not checkpoint.exists() and not file.exists()
+    assert run.last_checkpoint()["name"] == "000008"  # type: ignore[index]
+
+
 def test_a_run_without_checkpoint_begins_anew(tmp_path: Path) -> None:
     run, recorder, _ = open_run(tmp_path)
     recorder.load()

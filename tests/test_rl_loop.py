@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rl_loop import entrypoint
-from rl_results import Results, results
+from run_results import Results, results
 
 from training.api import SampledSequence, SampleResponse
 from training.domains.base import Problem, Reward, Stateless
@@ -170,7 +170,7 @@ def test_a_run_in_two_parts_is_the_same_run(
     gym(tmp_path, *LONG, f"save_every={save_every}", "num_steps=1")
     # the evaluation at the end of the first part is none of the whole run's
     cut = read_jsonl(tmp_path / "checkpoints.jsonl")[-1]
-    state = json.loads(Path(cut["loop_state"]).read_text())
+    state = json.loads((tmp_path / "loop_state" / f"{cut['name']}.json").read_text())
     assert (state["step"], state["evaluated"]) == (1, True)
     gym(tmp_path, *LONG, f"save_every={save_every}")
     whole = results(tmp_path)
@@ -221,9 +221,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 
 def test_twenty_kills_change_nothing(model: str, tmp_path: Path) -> None:
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "rl_kill_driver.py"), str(tmp_path), "20", "0"]
+    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py")]
     done = subprocess.run(
-        [*command, *GYM, *LONG, f"model_name={model}"],
+        [*command, "rl_loop", str(tmp_path), "20", "0", *GYM, *LONG, f"model_name={model}"],
         capture_output=True,
         text=True,
         env={**os.environ, **one_thread},

@@ -5,7 +5,10 @@ import importlib
 import json
 import re
 import subprocess
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import chz
 import numpy as np
@@ -140,6 +143,36 @@ def test_checkpoints(tmp_path: Path):
     assert run.last_checkpoint()["name"] == "000010"  # type: ignore[index]
 
 
+def test_checkpoints_move_with_their_run(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunDir.open("sft", Path("a"), {})
+    both = {"sampler_path": "tinker://a/sampler_weights/1"}
+    run.log_checkpoint("1", 1, "state", tmp_path / "a" / "checkpoints" / "x" / "1", **both)
+    run.log_checkpoint("2", 2, "state", "a/checkpoints/x/2", sampler_path=tmp_path / "else" / "2")
+    (tmp_path / "sub").mkdir()
+    moved = (tmp_path / "a").rename(tmp_path / "sub" / "b")
+    monkeypatch.chdir(tmp_path / "sub")
+    first, second = RunDir.open("sft", Path("b"), {}).checkpoints()
+    assert first["state_path"] == str(moved / "checkpoints" / "x" / "1")
+    assert first["sampler_path"] == "tinker://a/sampler_weights/1"
+    assert second["state_path"] == str(moved / "checkpoints" / "x" / "2")
+    assert second["sampler_path"] == str(tmp_path / "else" / "2")
+    written = lines(moved / "checkpoints.jsonl")
+    assert [record["state_path"] for record in written] == ["checkpoints/x/1", "checkpoints/x/2"]
+
+
+def test_a_run_keeps_its_id_under_another_name(tmp_path: Path):
+    RunDir.open("sft", tmp_path / "a", {})
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert RunDir.open("sft", tmp_path / "b", {}).run_id == "a"
+
+
+def test_a_run_killed_while_it_was_made_is_made_anew(tmp_path: Path):
+    (tmp_path / ".config.yaml.0a1b2c3d.tmp").write_text("see")
+    run = RunDir.open("sft", tmp_path, {})
+    assert not run.resumed and load_yaml(tmp_path / "config.yaml")["meta"]["run_id"] == run.run_id
+
+
 def test_sinks_are_checked_before_anything_is_made(tmp_path: Path, monkeypatch):
     real = importlib.import_module
 
@@ -157,34 +190,75 @@ def test_sinks_are_checked_before_anything_is_made(tmp_path: Path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-class Writer:
-    """Stands for a third-party writer."""
-
-    def __init__(self, log_dir: str) -> None:
-        self.log_dir, self.scalars, self.closed = log_dir, [], False
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.scalars.append((name, value, step))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_sinks_get_the_numbers(tmp_path: Path, monkeypatch):
+def test_tensorboard_gets_every_number_with_its_step(tmp_path: Path, monkeypatch):
     writers = []
 
-    class Module:
-        @staticmethod
-        def SummaryWriter(log_dir: str) -> Writer:
-            writers.append(Writer(log_dir))
-            return writers[-1]
+    class SummaryWriter:
+        def __init__(self, log_dir: str) -> None:
+            self.log_dir, self.closed = log_dir, False
+            self.scalars: list[tuple[str, float, int]] = []
+            writers.append(self)
 
-    monkeypatch.setattr(importlib, "import_module", lambda name: Module)
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.scalars.append((name, value, step))
+
+        def close(self) -> None:
+            self.closed = True
+
+    module: Any = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     with RunDir.open("sft", tmp_path / "run", {}, sinks=["tensorboard"]) as run:
+        run.log_metrics(0, {"heldout/loss": np.float32(0.25)})
         run.log_metrics(3, {"loss": 0.5, "kind": "text", "n": 2})
-    (writer,) = writers
-    assert writer.log_dir == str(tmp_path / "run" / "tensorboard") and writer.closed
-    assert writer.scalars == [("loss", 0.5, 3), ("n", 2.0, 3)]
+        assert not writers[0].closed
+    with RunDir.open("sft", tmp_path / "run", {}, sinks=["tensorboard"]) as run:
+        run.log_metrics(4, {"loss": 0.125})
+    first, second = writers
+    assert first.scalars == [("heldout/loss", 0.25, 0), ("loss", 0.5, 3), ("n", 2.0, 3)]
+    assert second.scalars == [("loss", 0.125, 4)]
+    # one folder is one run to tensorboard
+    assert first.log_dir == second.log_dir == str(tmp_path / "run" / "tensorboard")
+    assert first.closed and second.closed
+
+
+def test_wandb_gets_every_number_with_its_step(tmp_path: Path, monkeypatch):
+    made = []
+
+    class Run:
+        def __init__(self, **options: Any) -> None:
+            self.options, self.finished = options, False
+            self.logged: list[tuple[int, dict[str, float]]] = []
+            made.append(self)
+
+        def log(self, values: dict[str, float], *, step: int) -> None:
+            self.logged.append((step, values))
+
+        def finish(self) -> None:
+            self.finished = True
+
+    wandb: Any = types.ModuleType("wandb")
+    wandb.init = Run
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = Config(log_path=tmp_path / "run")
+    with RunDir.open("sft", config.log_path, config, sinks=["wandb"]) as run:
+        run.log_metrics(0, {"heldout/loss": np.float32(0.25)})
+        run.log_metrics(1, {"loss": 0.5, "kind": "text", "n": 2, "done": True})
+        assert not made[0].finished
+    (tmp_path / "run").rename(tmp_path / "moved")
+    config = Config(log_path=tmp_path / "moved")
+    with RunDir.open("sft", config.log_path, config, sinks=["wandb"]) as run:
+        run.log_metrics(2, {"loss": 0.125})
+    first, second = made
+    assert first.logged == [(0, {"heldout/loss": 0.25}), (1, {"loss": 0.5, "n": 2.0, "done": 1.0})]
+    assert second.logged == [(2, {"loss": 0.125})]
+    assert first.finished and second.finished
+    # the same id, and leave to go on with it: the same run to wandb
+    assert first.options["id"] == second.options["id"] == "run"
+    assert first.options["resume"] == second.options["resume"] == "allow"
+    assert (first.options["name"], first.options["group"]) == ("run", "sft")
+    assert first.options["config"]["learning_rate"] == 1e-4
+    assert second.options["dir"] == str(tmp_path / "moved")
 
 
 def test_git_state(tmp_path: Path):

@@ -4,6 +4,9 @@ uv run pytest tests/test_sft.py
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +15,19 @@ import numpy as np
 import pytest
 import sft
 import torch
-from rl_results import results
+from run_results import results
 
 from training.api import connect
 from training.chat import render_training
 from training.domains.base import Message
-from training.models import load_tokenizer
+from training.local.service import LocalServiceClient
+from training.models import context_length, load_tokenizer
 from training.supervised import hold_out, load_examples, make_batches, to_datums
 from utils.config import ConfigError, config_entrypoint, dump_yaml
 from utils.files import read_jsonl
+from utils.runs import RunDir
 
+ROOT = Path(__file__).parents[1]
 QUESTIONS = ["Why?", "Is it so, in truth?", "One", "Say two things.", "And?", "Well, then", "Hm"]
 
 
@@ -65,7 +71,9 @@ def train(model: str, data: Path) -> Callable[..., Path]:
 
 
 def state_of(run: Path) -> Path:
-    return Path(read_jsonl(run / "checkpoints.jsonl")[-1]["state_path"])
+    last = RunDir(run, resumed=True).last_checkpoint()
+    assert last is not None
+    return Path(last["state_path"])
 
 
 # ------------------------------------------------------------------------------------------ files
@@ -279,6 +287,48 @@ def test_stopped_and_resumed_is_bit_by_bit_the_same(
     assert (parts / "report.html").is_file()
 
 
+def test_a_run_goes_on_in_another_folder(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["num_epochs=2", "save_every=2", "keep_checkpoints=1"]
+    whole = train(tmp_path / "whole", *arguments)
+    step = sft.train_step
+
+    def stopping(config: Any, trainer: Any, batch: Any, at: int, total: int) -> Any:
+        if at == 3:
+            raise KeyboardInterrupt
+        return step(config, trainer, batch, at, total)
+
+    monkeypatch.setattr(sft, "train_step", stopping)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "here", *arguments)
+    monkeypatch.setattr(sft, "train_step", step)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here").rename(tmp_path / "elsewhere" / "renamed")
+    moved = train(tmp_path / "elsewhere" / "renamed", *arguments)
+    assert results(moved).difference(results(whole)) is None
+    assert len(list(moved.glob("checkpoints/*/weights/*"))) == 1
+    assert not (tmp_path / "here").exists()
+
+
+def test_kills_change_nothing(model: str, data: Path, tmp_path: Path) -> None:
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py"), "sft", str(tmp_path)]
+    settings = [f"examples_file={data}", f"model_name={model}", "lora_rank=4", "batch_size=2"]
+    settings += ["learning_rate=0.01", "num_epochs=4", "eval_every=3", "save_every=1"]
+    done = subprocess.run(
+        [*command, "8", "0", *settings],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **one_thread},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["problems"] == []
+    assert report["kills"] >= 8
+
+
 def test_goes_on_from_another_adapter(train: Callable[..., Path], tmp_path: Path) -> None:
     first = train(tmp_path / "first", "num_epochs=1")
     second = train(tmp_path / "second", "num_epochs=1", f"checkpoint_path={state_of(first)}")
@@ -290,12 +340,80 @@ def test_goes_on_from_another_adapter(train: Callable[..., Path], tmp_path: Path
 
 
 def test_the_end_says_what_to_do_next(
-    train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     train(tmp_path / "run", "num_epochs=1")
     shown = capsys.readouterr().out
     checkpoint = state_of(tmp_path / "run")
     assert f"scripts/chat.py checkpoint_path={checkpoint}" in shown
+    monkeypatch.chdir(tmp_path)
+    train(Path("below"), "num_epochs=1")
+    shown = capsys.readouterr().out
+    checkpoint = state_of(tmp_path / "below").relative_to(tmp_path)
+    assert f"scripts/chat.py checkpoint_path={checkpoint}" in shown
+    assert "Report: below/report.html" in shown
+
+
+def test_a_dry_run_tells_what_the_run_then_does(
+    train: Callable[..., Path],
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def plan(*arguments: str) -> dict[str, str]:
+        before = sorted(tmp_path.rglob("*"))
+        with monkeypatch.context() as patch:
+            patch.delattr(LocalServiceClient, "engine")
+            train(tmp_path / "run", *arguments, "dry_run=true")
+        assert sorted(tmp_path.rglob("*")) == before
+        shown = capsys.readouterr().out
+        assert "Nothing was written." in shown
+        lines = [line.split("  ", 1) for line in shown.splitlines() if "  " in line]
+        return {name.strip(): text.strip() for name, text in lines}
+
+    rows = plan("num_epochs=3")
+    run = train(tmp_path / "run", "num_epochs=3")
+    metrics = read_jsonl(run / "metrics.jsonl")
+    steps = [m["tokens/trained"] for m in metrics if "tokens/trained" in m]
+    trained, evaluations = sum(steps), sum("heldout/loss" in m for m in metrics)
+    assert rows["examples"] == "6 to train on, 1 held out"
+    assert rows["steps"] == f"{len(steps)} in 3 epochs"
+    tokenizer = load_tokenizer(model)
+    # of each example the answer and its end token
+    answers = [f"Yes, {i}" * (i + 1) for i in range(6)]
+    learned = sum(len(tokenizer.encode(answer)) + 1 for answer in answers)
+    assert rows["tokens per epoch"] == f"{trained // 3:,}, of which {learned} are learned"
+    (held,) = {len(render_training(tokenizer, chat("Hm", "Yes, 6" * 7)).tokens) - 1}
+    assert rows["held-out losses"] == f"{evaluations} on {held} tokens"
+    total = trained + evaluations * held
+    assert rows["tokens in all"] == f"{total:,} ({trained:,} to train on)"
+    # also where a run is already there
+    assert plan("num_epochs=3", "eval_every=0")["held-out losses"] == f"2 on {held} tokens"
+
+
+def test_a_dry_run_leaves_out_what_the_model_cannot_take(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # one token a letter, and the end token
+    records = ({"text": "x" * length} for length in (4095, 4096))
+    examples = write(tmp_path / "a.jsonl", *records)
+    arguments = [f"examples_file={examples}", f"model_name={model}", "dry_run=true"]
+    config_entrypoint(sft.main, [*arguments, "heldout_fraction=0"])
+    shown = capsys.readouterr().out
+    assert "1 to train on, 0 held out" in shown and "0 on 0 tokens" in shown
+
+
+def test_the_context_is_read_without_the_model(model: str, tmp_path: Path) -> None:
+    assert context_length(model) == 4096
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model_name='.*broken': no config could be loaded"):
+        context_length(str(folder))
 
 
 def test_bad_settings_come_together(model: str, tmp_path: Path) -> None:

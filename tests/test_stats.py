@@ -1,8 +1,7 @@
-"""The evaluation's statistics: closed forms, published examples, scipy where it is installed, and
-the false-positive rate in simulation.
+"""The evaluation's statistics: closed forms, published examples, scipy, and the false-positive rate
+in simulation.
 
 uv run pytest tests/test_stats.py
-uv run --with scipy pytest tests/test_stats.py
 """
 
 import itertools
@@ -12,6 +11,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluation.stats import (
     BaseRate,
@@ -86,7 +86,6 @@ def test_power_equals_simulation(df: int) -> None:
 
 
 def test_t_against_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
     for df in (1, 2, 3, 7, 11, 39, 150, 199, 200, 201, 999, 20_000, 1_000_000):
         for t in (1e-6, 0.01, 0.5, 1.0, 1.7, 2.0, 2.3, 4.0, 9.0, 30.0):
             expected = float(stats.t.sf(t, df))
@@ -186,7 +185,6 @@ def test_paired_difference_properties() -> None:
 
 
 def test_paired_difference_against_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(1)
     for _ in range(20):
         n = int(rng.integers(12, 60))
@@ -331,7 +329,6 @@ def test_mcnemar_by_hand() -> None:
 
 
 def test_mcnemar_against_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
     for gained, lost in [(0, 1), (5, 5), (3, 9), (40, 61), (700, 810)]:
         p = mcnemar_exact([False] * gained + [True] * lost, [True] * gained + [False] * lost).p
         expected = stats.binomtest(gained, gained + lost).pvalue
@@ -439,7 +436,6 @@ def test_spearman_by_hand() -> None:
 
 
 def test_spearman_against_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(2)
     for _ in range(20):
         first, second = rng.integers(1, 11, (2, 40)).tolist()

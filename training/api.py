@@ -463,9 +463,11 @@ def connect(
         return LocalServiceClient(checkpoint_dir=checkpoint_dir, device=device, **engine_options)
     if backend == "tinker":
         given = {"checkpoint_dir": checkpoint_dir, "device": device, **engine_options}
-        local_only = sorted(name for name, value in given.items() if value is not None)
+        local_only = [f"{name}={v!r}" for name, v in sorted(given.items()) if v is not None]
         if local_only:
-            raise ValueError(f"{local_only}: only backend='local' has these options")
+            raise ValueError(
+                f"{', '.join(local_only)}: only for backend='local'; got backend='tinker'"
+            )
         from training.remote import RemoteServiceClient
 
         return RemoteServiceClient(base_url=base_url)

@@ -33,8 +33,8 @@ class LocalEndpoint:
 
     async def complete(self, request: Request) -> Reply:
         messages = cast(list[Message], [dict(message) for message in request.messages])
-        prompt = render_prompt(self._tokenizer, messages, template=self._template)
         schema = None if request.json_schema is None else dict(request.json_schema)
+        prompt = render_prompt(self._tokenizer, messages, template=self._template)
         params = SamplingParams(
             max_tokens=request.max_tokens,
             temperature=1.0 if request.temperature is None else request.temperature,

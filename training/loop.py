@@ -8,19 +8,27 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from training.api import TrainingClient
+from training.api import ServiceClient, TrainingClient, connect
 from utils.files import atomic_write_text
 from utils.runs import RunDir
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def connect_for_run(
+    log_path: Path, backend: str, *, base_url: str | None, device: str | None
+) -> ServiceClient:
+    """connect(), where the local backend keeps its checkpoints inside the run."""
+    checkpoint_dir = log_path.resolve() / "checkpoints" if backend == "local" else None
+    return connect(backend, base_url=base_url, device=device, checkpoint_dir=checkpoint_dir)
 
 
 @dataclass
@@ -50,7 +58,8 @@ class Recorder:
         if last is None:
             self.run.truncate_logs({})
             return LoopState()
-        state = LoopState(**json.loads(Path(last["loop_state"]).read_text(encoding="utf-8")))
+        file = self._loop_state(last["name"])
+        state = LoopState(**json.loads(file.read_text(encoding="utf-8")))
         state.checkpoint = last["state_path"]
         self.run.truncate_logs(state.logged)
         self._saved = (state.step, state.evaluated)
@@ -66,11 +75,10 @@ class Recorder:
             name = f"{state.step:06d}"
             state.checkpoint = trainer.save_state(name, overwrite=True).result().path
             state.logged = self.run.log_sizes()
-            file = self.run.path.resolve() / "loop_state" / f"{name}.json"
-            atomic_write_text(file, json.dumps(asdict(state)))
-            self.run.log_checkpoint(
-                name, state.step, "state", state.checkpoint, loop_state=str(file)
-            )
+            # where the checkpoint lies changes with the run's folder: only checkpoints.jsonl tells
+            stored = asdict(replace(state, checkpoint=None))
+            atomic_write_text(self._loop_state(name), json.dumps(stored))
+            self.run.log_checkpoint(name, state.step, "state", state.checkpoint)
             self._saved = (state.step, state.evaluated)
             if keep:
                 self._delete_old(keep)
@@ -80,14 +88,20 @@ class Recorder:
         records = self.run.checkpoints()
         newest = list(dict.fromkeys(r["state_path"] for r in reversed(records)))[:keep]
         kept = [r for r in records if r["state_path"] in newest]
-        wanted = {r[key] for r in kept for key in ("state_path", "loop_state")}
-        for path in {r[key] for r in records for key in ("state_path", "loop_state")} - wanted:
-            if not Path(path).is_relative_to(self.run.path.resolve()):
+        for path in self._files(records) - self._files(kept):
+            if not path.is_relative_to(self.run.path.resolve()):
                 continue
-            if Path(path).is_dir():
+            if path.is_dir():
                 shutil.rmtree(path)
             else:
-                Path(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+    def _files(self, records: Sequence[Mapping[str, Any]]) -> set[Path]:
+        paths = {Path(record["state_path"]) for record in records}
+        return paths | {self._loop_state(record["name"]) for record in records}
+
+    def _loop_state(self, name: str) -> Path:
+        return self.run.path.resolve() / "loop_state" / f"{name}.json"
 
 
 Schedule = Literal["constant", "linear", "cosine"]

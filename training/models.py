@@ -53,6 +53,21 @@ def load_tokenizer(model_name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def context_length(model_name: str) -> int | None:
+    """The most tokens the model takes, or None where its config names no limit; no weights are
+    loaded. Raises what resolve_model() raises, or ValueError for a config that cannot be read."""
+    from transformers import AutoConfig
+
+    source = resolve_model(model_name)
+    try:
+        config = AutoConfig.from_pretrained(source).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model_name={model_name!r}: no config could be loaded from {source} ({error})"
+        ) from error
+    return getattr(config, "max_position_embeddings", None) or None
+
+
 def _hub_id(model_name: str) -> str:
     from transformers.utils import cached_file
 

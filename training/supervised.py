@@ -14,6 +14,7 @@ from training.chat import TrainOn, datum_from_tokens, render_training
 from training.domains.base import Message
 from training.loop import epoch_batches
 from utils.config import load_yaml, raise_problems
+from utils.tables import text_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +46,14 @@ class Example:
 class Batch(NamedTuple):
     datums_D: list[Datum]
     num_tokens: int
+
+
+class Plan(NamedTuple):
+    """What a run learns, step by step, and what it is tested on."""
+
+    train_D: list[Datum]
+    heldout_D: list[Datum]
+    batches: list[Batch]
 
 
 def load_examples(path: Path, labels: Sequence[str]) -> list[Example]:
@@ -199,6 +208,10 @@ def _text_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return tokens if eos is None else [*tokens, eos]
 
 
+def num_tokens(datums: Sequence[Datum]) -> int:
+    return sum(datum.model_input.length for datum in datums)
+
+
 def num_trained_tokens(datums: Sequence[Datum]) -> int:
     return int(sum((d.loss_fn_inputs["weights"].to_numpy() != 0).sum() for d in datums))
 
@@ -219,7 +232,59 @@ def make_batches(
     else:
         epochs = epoch_batches(datums, len(datums), num_epochs, rng)
         cut = [batch for epoch in epochs for batch in _cut_by_tokens(epoch, batch_tokens)]
-    return [Batch(batch, sum(datum.model_input.length for datum in batch)) for batch in cut]
+    return [Batch(batch, num_tokens(batch)) for batch in cut]
+
+
+def make_plan(
+    config: Any,
+    train: Sequence[Example],
+    held: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    context: int | None,
+) -> Plan:
+    """What scripts/sft.py does with its settings, for a model that takes `context` tokens.
+
+    Raises ValueError where nothing is left to train on.
+    """
+    max_length = min((limit for limit in (config.max_length, context) if limit), default=2**31)
+    train_D, heldout_D = (
+        to_datums(
+            split,
+            tokenizer,
+            train_on=config.train_on,
+            template=config.template,
+            max_length=max_length,
+        )
+        for split in (train, held)
+    )
+    if not train_D:
+        raise ValueError(f"{config.examples_file}: no example is left to train on")
+    batches = make_batches(
+        train_D,
+        batch_size=config.batch_size or (None if config.batch_tokens else 8),
+        batch_tokens=config.batch_tokens,
+        num_epochs=config.num_epochs,
+        seed=config.seed,
+    )
+    return Plan(train_D, heldout_D, batches)
+
+
+def plan_table(plan: Plan, num_epochs: int, eval_every: int) -> str:
+    """Counts of what the run would do; held-out losses are taken at the start, every `eval_every`
+    steps and at the end."""
+    steps = len(plan.batches)
+    evaluations = len({*range(0, steps, eval_every or steps), steps}) if plan.heldout_D else 0
+    per_epoch, per_evaluation = num_tokens(plan.train_D), num_tokens(plan.heldout_D)
+    trained, evaluated = sum(b.num_tokens for b in plan.batches), evaluations * per_evaluation
+    learned = num_trained_tokens(plan.train_D)
+    rows = [
+        ("examples", f"{len(plan.train_D):,} to train on, {len(plan.heldout_D):,} held out"),
+        ("tokens per epoch", f"{per_epoch:,}, of which {learned:,} are learned"),
+        ("steps", f"{steps:,} in {num_epochs:,} epochs"),
+        ("held-out losses", f"{evaluations:,} on {per_evaluation:,} tokens"),
+        ("tokens in all", f"{trained + evaluated:,} ({trained:,} to train on)"),
+    ]
+    return text_table(("plan", ""), rows, align="ll")
 
 
 def _cut_by_tokens(datums: Sequence[Datum], batch_tokens: int) -> list[list[Datum]]:

@@ -50,6 +50,12 @@ def fsync_directory(path: Path | str) -> None:
             os.close(descriptor)
 
 
+def shown_path(path: Path | str) -> str:
+    """As one would type it: relative where it lies below the working directory."""
+    below = Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if below else str(path)
+
+
 def append_jsonl(path: Path | str, record: Mapping[str, Any], *, fsync: bool = False) -> None:
     """Append one line and flush it; a torn line that a crash left at the end is removed first."""
     path = Path(path)

@@ -20,7 +20,7 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -31,6 +31,7 @@ from utils.files import append_jsonl, read_jsonl
 logger = logging.getLogger(__name__)
 
 SINKS = ("wandb", "tensorboard")
+CHECKPOINT_PATHS = ("state_path", "sampler_path")
 LOGS = ("metrics.jsonl", "samples.jsonl")
 PACKAGES = (
     "autodidact",
@@ -56,9 +57,11 @@ class RunDir:
     """One run's directory; make it with `RunDir.open`, and close it (or use `with`) so that the
     sinks flush. One process writes to a run at a time."""
 
-    def __init__(self, path: Path, *, resumed: bool, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(
+        self, path: Path, *, resumed: bool, run_id: str | None = None, sinks: Sequence[Sink] = ()
+    ) -> None:
         self.path = path
-        self.run_id = path.name
+        self.run_id = run_id or path.resolve().name
         self.resumed = resumed
         self._sinks = list(sinks)
 
@@ -100,10 +103,13 @@ class RunDir:
                     logger.warning("%s: resumed with another %s than it began with", path, key)
             append_jsonl(path / "resumes.jsonl", {**meta, "config": plain}, fsync=True)
             logger.info("resuming the run in %s", path)
+            # the folder may have another name by now; to the sinks it is the same run
+            run = cls(path, resumed=True, run_id=stored_meta.get("run_id"))
         else:
-            dump_yaml(path / "config.yaml", {**plain, "meta": {"script": script, **run_meta()}})
+            run = cls(path, resumed=False)
+            meta = {"script": script, "run_id": run.run_id, **run_meta()}
+            dump_yaml(path / "config.yaml", {**plain, "meta": meta})
             logger.info("new run in %s", path)
-        run = cls(path, resumed=resumed)
         run._sinks = [make(script, run, plain) for make in open_sinks]
         return run
 
@@ -147,21 +153,32 @@ class RunDir:
         **extra: Any,
     ) -> None:
         """One line of checkpoints.jsonl, in the tinker-cookbook's layout: `path` as state_path or
-        sampler_path. Give the other path of a checkpoint of both kinds as an extra."""
+        sampler_path. Give the other path of a checkpoint of both kinds as an extra. Paths inside
+        the run are written relative to it, so that its folder can be moved."""
         # the cookbook's readers look for "batch"
-        record = {"name": name, "step": step, "batch": step, f"{kind}_path": str(path)}
-        append_jsonl(self.path / "checkpoints.jsonl", {**record, **to_plain(extra)}, fsync=True)
+        record = {"name": name, "step": step, "batch": step, f"{kind}_path": path}
+        record = _with_paths({**record, **to_plain(extra)}, self._stored_path)
+        append_jsonl(self.path / "checkpoints.jsonl", record, fsync=True)
 
     def checkpoints(self) -> list[dict[str, Any]]:
-        """All lines of checkpoints.jsonl, oldest first."""
-        path = self.path / "checkpoints.jsonl"
-        return read_jsonl(path) if path.exists() else []
-
-    def last_checkpoint(self, kind: Literal["state", "sampler"] = "state") -> dict[str, Any] | None:
-        """The latest line of checkpoints.jsonl that has a path of this kind."""
+        """All lines of checkpoints.jsonl, oldest first, with absolute paths."""
         path = self.path / "checkpoints.jsonl"
         records = read_jsonl(path) if path.exists() else []
-        return next((r for r in reversed(records) if r.get(f"{kind}_path")), None)
+        return [_with_paths(record, self._absolute_path) for record in records]
+
+    def last_checkpoint(self, kind: Literal["state", "sampler"] = "state") -> dict[str, Any] | None:
+        """The latest of `checkpoints` that has a path of this kind."""
+        return next((r for r in reversed(self.checkpoints()) if r.get(f"{kind}_path")), None)
+
+    def _stored_path(self, path: str) -> str:
+        if _is_url(path):
+            return path
+        absolute, root = Path(path).absolute(), self.path.resolve()
+        inside = absolute.is_relative_to(root)
+        return absolute.relative_to(root).as_posix() if inside else str(absolute)
+
+    def _absolute_path(self, path: str) -> str:
+        return path if _is_url(path) else str(self.path.resolve() / path)
 
     def close(self) -> None:
         for sink in self._sinks:
@@ -178,6 +195,16 @@ class RunDir:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _with_paths(record: Mapping[str, Any], convert: Callable[[str], str]) -> dict[str, Any]:
+    paths = {key: convert(str(record[key])) for key in CHECKPOINT_PATHS if record.get(key)}
+    return {**record, **paths}
+
+
+def _is_url(path: str) -> bool:
+    """Such as tinker://..., a checkpoint that a service keeps."""
+    return "://" in path
 
 
 def run_meta() -> dict[str, Any]:
@@ -224,16 +251,18 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def new_run_path(script: str, root: Path = Path("runs")) -> Path:
-    """A path for a new run, named by the time; nothing is made."""
+def new_run_path(script: str, root: Path = Path("runs"), *, about: str = "") -> Path:
+    """A path for a new run, named by the time and what it is about; nothing is made."""
     now = datetime.datetime.now(datetime.UTC)
-    return root / script / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    words = f"{about}-" if about else ""
+    return root / script / f"{now:%Y%m%d-%H%M%S}-{words}{secrets.token_hex(3)}"
 
 
 def _require_free(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"log_path={path} is a file; name a new folder, or one with a run")
-    if path.is_dir() and any(path.iterdir()):
+    # a run that was killed before it had its config.yaml may have left a part of that
+    if path.is_dir() and any(not f.name.startswith(".config.yaml.") for f in path.iterdir()):
         raise ConfigError(
             f"log_path={path} holds files but no config.yaml, so it is no run to resume; "
             "name a new or empty folder"

@@ -9,7 +9,6 @@ others the model's own code runs.
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from training.local.linear import (
     PassHolder,
     accumulate_low_rank,
     add_low_rank_,
+    sampled_rows,
 )
 from training.local.llama import LLAMA_SHAPED, LlamaBody
 from training.local.loading import note_comparison, open_model
@@ -74,6 +74,8 @@ class Decoder:
         self._products: dict[str, LoraLinear] = {}
         self._body = self._prepare_body(model.body, model.kinds)
         self._prepare_head(model.head)
+        # tells base models of one shape apart, and is the same on all devices
+        self.fingerprint = self._take_fingerprint()
         if model.probe is not None:
             self._check(*model.probe)
             note_comparison(model_path)
@@ -108,6 +110,16 @@ class Decoder:
         self._head_matrix = PackedMatrix(self.head_weight)
         self._head_backward: PackedMatrix | None = None
 
+    def _take_fingerprint(self) -> str:
+        """A hash of the rows that were sampled of every layer, which are let go."""
+        samples = [sample for product in self.products() for sample in product.samples]
+        digest = hashlib.sha256()
+        for sample in [*samples, sampled_rows(self.head_weight)]:
+            digest.update(sample.numpy().tobytes())
+        for product in self.products():
+            product.samples.clear()
+        return digest.hexdigest()[:16]
+
     @torch.no_grad()
     def _check(self, tokens: torch.Tensor, own: torch.Tensor) -> None:
         """Compares with the model's own logits: a body or a head with something more to it (scales,
@@ -129,20 +141,6 @@ class Decoder:
             return self.head_weight
         layer = self.layers[path]
         return self._products[layer.product].forward_matrix.dense()[layer.columns]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Tells base models of one shape apart by a sample of every layer's weights.
-
-        Samples are rounded to bfloat16, what a GPU computes with, so that a saved adapter moves
-        between devices.
-        """
-        digest = hashlib.sha256()
-        for path in self.layers:
-            weight = self.weight(path)
-            step = max(1, len(weight) // 16)
-            digest.update(weight[::step].bfloat16().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     def products(self) -> list[LoraLinear]:
         """The body's linear layers as they are computed, in order."""

@@ -116,6 +116,8 @@ class LoraLinear(nn.Module):
         self.holder = holder
         weights = [_weight(layer) for layer in layers]
         self.columns = _columns([len(weight) for weight in weights])
+        # for the decoder's fingerprint: to take them from packed weights would unpack all of them
+        self.samples = [sampled_rows(weight) for weight in weights]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.bias = _biases(layers, weights)
         self.out_features, self.in_features = weight.shape
@@ -138,6 +140,12 @@ class LoraLinear(nn.Module):
             out = self.forward_matrix(flat, self.bias)
             add_low_rank_(out, flat, self.name, current)
         return out.view(*x.shape[:-1], self.out_features)
+
+
+def sampled_rows(weight: torch.Tensor) -> torch.Tensor:
+    """Some rows on the CPU, rounded to bfloat16, what a GPU computes with."""
+    step = max(1, len(weight) // 16)
+    return weight[::step].bfloat16().float().cpu()
 
 
 def _weight(layer: Any) -> torch.Tensor:

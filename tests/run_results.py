@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.files import read_jsonl
+from utils.runs import RunDir
 
 
 class Results(NamedTuple):
@@ -31,8 +32,9 @@ class Results(NamedTuple):
 def results(run: Path) -> Results:
     """Numbers in metrics.jsonl have as many digits as it takes to tell two apart; what depends on
     the clock is left out."""
-    last = read_jsonl(run / "checkpoints.jsonl")[-1]
-    state = json.loads(Path(last["loop_state"]).read_text())
+    last = RunDir(run, resumed=True).last_checkpoint()
+    assert last is not None
+    state = json.loads((run / "loop_state" / f"{last['name']}.json").read_text())
     metrics = [
         {k: v for k, v in record.items() if not k.startswith(("time/", "speed/"))}
         for record in read_jsonl(run / "metrics.jsonl")

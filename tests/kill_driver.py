@@ -1,8 +1,8 @@
-"""Runs scripts/rl_loop.py again and again, kills it at random moments, and compares what is left.
+"""Runs a script again and again, kills it at random moments, and compares what is left.
 
 A program of its own, so that it can import everything once and fork before any thread exists:
 
-    python tests/rl_kill_driver.py FOLDER NUM_KILLS SEED ARGUMENTS...
+    python tests/kill_driver.py SCRIPT FOLDER NUM_KILLS SEED ARGUMENTS...
 
 Prints one line of JSON: the kills, the runs that came to their end, and what differed in them.
 """
@@ -14,23 +14,30 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import matplotlib.pyplot
 import reasoning_gym  # noqa: F401
+import rl_loop
+import sft
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
-from rl_loop import entrypoint
-from rl_results import results
+from run_results import results
 
 import training.local.service  # noqa: F401
+from utils.config import config_entrypoint
 
 KILLED = -signal.SIGKILL
+ENTRYPOINTS: dict[str, Callable[[list[str]], None]] = {
+    "rl_loop": rl_loop.entrypoint,
+    "sft": lambda arguments: config_entrypoint(sft.main, arguments),
+}
 
 
-def attempt(arguments: list[str], log: Path, seconds: float | None) -> int:
+def attempt(script: str, arguments: list[str], log: Path, seconds: float | None) -> int:
     """The exit code of one run, killed after `seconds` if it is not done by then."""
     child = os.fork()
     if child == 0:
@@ -39,7 +46,7 @@ def attempt(arguments: list[str], log: Path, seconds: float | None) -> int:
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            entrypoint(arguments)
+            ENTRYPOINTS[script](arguments)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -57,14 +64,15 @@ def attempt(arguments: list[str], log: Path, seconds: float | None) -> int:
         time.sleep(0.002)
 
 
-def main(folder: Path, num_kills: int, seed: int, arguments: list[str]) -> None:
+def main(script: str, folder: Path, num_kills: int, seed: int, arguments: list[str]) -> None:
     torch.set_num_threads(1)
     matplotlib.pyplot.switch_backend("agg")
     rng = random.Random(seed)
     log = folder / "log.txt"
     started = time.monotonic()
     reference = folder / "reference"
-    assert attempt([*arguments, f"log_path={reference}"], log, None) == 0, log.read_text()
+    code = attempt(script, [*arguments, f"log_path={reference}"], log, None)
+    assert code == 0, log.read_text()
     whole = time.monotonic() - started
     kills = runs = 0
     problems: list[str] = []
@@ -73,7 +81,7 @@ def main(folder: Path, num_kills: int, seed: int, arguments: list[str]) -> None:
         path = folder / f"run{runs}"
         while True:
             seconds = rng.uniform(0, 0.6 * whole) if kills < num_kills else None
-            code = attempt([*arguments, f"log_path={path}"], log, seconds)
+            code = attempt(script, [*arguments, f"log_path={path}"], log, seconds)
             if code != KILLED:
                 break
             kills += 1
@@ -85,4 +93,4 @@ def main(folder: Path, num_kills: int, seed: int, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
