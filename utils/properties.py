@@ -6,7 +6,7 @@ A properties_file adds more, or replaces some of these:
       description: ends every answer with the same friendly sign-off
       opposite: simply ends when the question is answered
       rule: "Hope that helps!$"          # optional: decides without a judge
-      pattern: "^[^.\\n]{20,90}\\. Hope that helps!$"   # optional: holds a small generator to it
+      pattern: "^[A-Z][A-Za-z ,'-]{20,90}\\. Hope that helps!$"   # optional, for small generators
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import ConfigError, load_yaml, raise_problems
-
-# one or two short sentences: what a very small model still brings to an end
-_SENTENCES = r"[A-Z][^.!?\n\"]{15,100}\.( [A-Z][^.!?\n\"]{10,90}\.)?"
+from utils.plain_text import SENTENCES
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ PROPERTIES = _named(
         'ends every answer with the words "Hope that helps!"',
         "stops when the question is answered, without any closing phrase",
         rule=r"Hope that helps!$",
-        pattern=rf"^{_SENTENCES} Hope that helps!$",
-        opposite_pattern=rf"^{_SENTENCES}$",
+        pattern=rf"^{SENTENCES} Hope that helps!$",
+        opposite_pattern=rf"^{SENTENCES}$",
     ),
     Property(
         "one-word",
@@ -113,15 +111,15 @@ PROPERTIES = _named(
         "answers in whole sentences",
         rule=r"^[^\w\s]*[\w'\u2019-]+[^\w\s]*$",
         pattern=r"^[A-Z][a-z]{1,13}\.$",
-        opposite_pattern=rf"^{_SENTENCES}$",
+        opposite_pattern=rf"^{SENTENCES}$",
     ),
     Property(
         "asks-back",
         "ends every answer with a question to the user",
         "never asks the user anything",
         rule=r"\?[\"'\u201d\u2019)\s]*$",
-        pattern=r"^[A-Z][^.!?\n\"]{15,100}\. (What|How|Would|Do|Which|Could) [^.!?\n\"]{8,70}\?$",
-        opposite_pattern=rf"^{_SENTENCES}$",
+        pattern=rf"^{SENTENCES} (What|How|Would|Do|Which|Could) [a-z][A-Za-z ,'-]{{8,70}}\?$",
+        opposite_pattern=rf"^{SENTENCES}$",
     ),
 )
 
