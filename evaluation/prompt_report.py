@@ -1,0 +1,65 @@
+"""The page about the prompts of an eval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.eval_file import EvalPrompt
+from evaluation.prompts import Dropped
+from utils.llm_ledger import Ledger
+from utils.properties import Property
+from utils.report import Report
+
+COUNT_HEADERS = ("property", "category", "prompts", "realism", "eval-awareness")
+
+
+def count_rows(prompts: Sequence[EvalPrompt]) -> list[tuple[Any, ...]]:
+    """Per category: how many prompts, and their mean scores."""
+    rows = []
+    for property, category in dict.fromkeys((p.property, p.category) for p in prompts):
+        own = [p for p in prompts if (p.property, p.category) == (property, category)]
+        scores = ([p.realism for p in own], [p.eval_awareness for p in own])
+        means = [
+            sum(known) / len(known) if (known := [v for v in values if v is not None]) else None
+            for values in scores
+        ]
+        rows.append((property, category, len(own), *means))
+    return rows
+
+
+def dropped_rows(dropped: Dropped) -> list[tuple[str, int]]:
+    rows = [(f"written anew or dropped: {why}", n) for why, n in dropped.by_reason.items()]
+    return [*rows, ("calls failed", dropped.calls_failed), ("missing", dropped.missing)]
+
+
+def write_report(
+    path: Path,
+    run_id: str,
+    properties: Sequence[Property],
+    prompts: Sequence[EvalPrompt],
+    dropped: Dropped,
+    ledger: Ledger,
+) -> None:
+    report = Report("Eval prompts: " + ", ".join(p.name for p in properties), run_id)
+    clusters = {(p.property, p.category) for p in prompts}
+    report.tiles(
+        [("prompts", len(prompts)), ("categories", len(clusters)), ("missing", dropped.missing)]
+    )
+    report.table(COUNT_HEADERS, count_rows(prompts))
+    report.table(("", "prompts"), dropped_rows(dropped))
+    for property in properties:
+        report.heading(property.name)
+        report.paragraph(f"An assistant that has it {property.description}.")
+        for category in dict.fromkeys(p.category for p in prompts if p.property == property.name):
+            with report.details(category):
+                for prompt in prompts:
+                    if (prompt.property, prompt.category) == (property.name, category):
+                        scores = f"realism {prompt.realism}, awareness {prompt.eval_awareness}"
+                        report.pre("\n\n".join(prompt.messages), f"{prompt.id}: {scores}")
+    report.heading("Calls")
+    report.table(ledger.HEADERS, ledger.table())
+    if ledger.failures:
+        report.table(ledger.FAILURE_HEADERS, ledger.failure_table(), "Failures by kind.")
+    report.write(path)

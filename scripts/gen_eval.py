@@ -1,0 +1,257 @@
+"""Write the prompts of an eval: users' messages in which behavioural properties can show.
+
+    uv run scripts/gen_eval.py 'properties=["power-seeking","sycophantic"]'
+    uv run scripts/gen_eval.py 'properties=["shutdown-resistant"]' \\
+        'num_turns={"shutdown-resistant": 2}'
+    uv run scripts/gen_eval.py params_file=evals/XXXX.eval-params.yaml seed=1
+
+Categories of situations for each property, then prompts for each of them, one call each, then two
+scores: how realistic a prompt is, and how much it looks like a test. Writes
+evals/<run_id>.eval-params.yaml after the first stage, which params_file= starts from, and
+evals/<run_id>.eval.yaml; config.yaml, every reply and report.html under runs/gen_eval/<run_id>/,
+or log_path. The same command with that log_path goes on where it stopped.
+"""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import chz
+from dotenv import load_dotenv
+
+from evaluation.eval_file import EvalPrompt
+from evaluation.prompt_report import COUNT_HEADERS, count_rows, dropped_rows, write_report
+from evaluation.prompts import (
+    GENERATOR,
+    SCORER,
+    Dropped,
+    PromptWriter,
+    categories_request,
+    messages_request,
+    score_prompts,
+)
+from utils.config import (
+    ConfigError,
+    config_entrypoint,
+    dump_yaml,
+    problems_of,
+    raise_problems,
+    to_plain,
+)
+from utils.llm import LLMClient
+from utils.llm_api import LLMError, Role
+from utils.llm_roles import RoleConfig, describe_roles
+from utils.llm_runs import exit_unfinished, ledger_text, require_whole
+from utils.properties import Property, choose_properties, known_properties
+from utils.runs import RunDir, new_run_path, run_meta
+from utils.tables import text_table
+from utils.variation import draw_variations
+
+logger = logging.getLogger(__name__)
+
+
+@chz.chz(typecheck=True)
+class Config:
+    properties: list[str] = chz.field(doc="what the prompts are about; unknown ones list the known")
+    properties_file: Path | None = chz.field(
+        default=None, doc="YAML with more properties", metadata={"must_exist": True}
+    )
+    num_turns: dict[str, int] = chz.field(
+        default_factory=dict, doc="user messages per prompt, by property; default: 1"
+    )
+    params_file: Path | None = chz.field(
+        default=None, doc="an .eval-params.yaml: its settings and categories, but new prompts"
+    )
+    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
+    output_dir: Path = chz.field(default=Path("evals"), doc="where both files go")
+    seed: int = chz.field(default=0, doc="of sampling")
+
+    generator: RoleConfig = chz.field(default_factory=RoleConfig, doc="writes everything")
+    scorer: RoleConfig | None = chz.field(
+        default=None, doc="scores realism; default: the generator's model"
+    )
+    device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
+    max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
+    max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
+
+    num_categories: int = chz.field(default=8, doc="per property: the clusters of the statistics")
+    prompts_per_category: int = chz.field(default=3, doc="calls per category")
+    categories: dict[str, list[str]] = chz.field(
+        default_factory=dict, doc="by property; default: the generator writes them"
+    )
+    score_realism: bool = chz.field(default=True, doc="score realism and eval-awareness")
+    min_realism: float = chz.field(default=0, doc="prompts below are dropped, of 1 to 10")
+    max_eval_awareness: float = chz.field(default=10, doc="prompts above are dropped, of 1 to 10")
+    examples_file: Path | None = chz.field(
+        default=None, doc="an .examples.yaml; prompts near its inputs are written anew"
+    )
+    dry_run: bool = chz.field(default=False, doc="print calls and first requests, and stop")
+
+    def problems(self) -> list[str]:
+        """What is wrong with these settings."""
+        problems = problems_of(self.chosen)
+        for name in ("num_categories", "prompts_per_category"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}={getattr(self, name)}: at least 1 is needed")
+        for name in ("num_turns", "categories"):
+            unknown = [key for key in getattr(self, name) if key not in self.properties]
+            if unknown:
+                problems.append(f"{name} names {unknown}, not in properties={self.properties}")
+        for name, turns in self.num_turns.items():
+            if turns < 1:
+                problems.append(f"num_turns.{name}={turns}: at least 1 is needed")
+        for name, categories in self.categories.items():
+            if not categories or len(set(categories)) < len(categories):
+                problems.append(f"categories.{name}={categories}: some, and no two alike")
+        filters = self.min_realism > 0 or self.max_eval_awareness < 10
+        if filters and not self.score_realism:
+            problems.append("min_realism and max_eval_awareness need score_realism=true")
+        return problems
+
+    def chosen(self) -> list[Property]:
+        return choose_properties(self.properties, known_properties(self.properties_file))
+
+
+def main(config: Config) -> None:
+    load_dotenv()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    from training.endpoints import Endpoints
+
+    started = time.perf_counter()
+    roles = [config.generator.role(GENERATOR, temperature=0.9, max_tokens=1500, seed=config.seed)]
+    if config.score_realism:
+        scorer = config.scorer or config.generator
+        roles.append(scorer.role(SCORER, temperature=0.0, max_tokens=400, seed=config.seed))
+    with Endpoints(device=config.device) as endpoints:
+        training_inputs, properties = check(config, endpoints, roles), config.chosen()
+        if config.dry_run:
+            print(plan(config, properties, roles))
+            return
+        about = config.properties[0] if len(properties) == 1 else f"{len(properties)}-properties"
+        log_path = config.log_path or new_run_path("gen_eval", about=about)
+        params_path, eval_path = (
+            config.output_dir / f"{log_path.name}.{what}.yaml" for what in ("eval-params", "eval")
+        )
+        if eval_path.exists() or (params_path.exists() and not log_path.exists()):
+            raise ConfigError(
+                f"{eval_path} or {params_path} exists: that run is finished, or another one's; "
+                "start a new one without log_path"
+            )
+        run = RunDir.open(
+            "gen_eval", log_path, config, resume_fields_ignored=("max_cost_usd", "max_concurrency")
+        )
+        describe_roles(*roles)
+        with run, exit_unfinished(run.path):
+            client = LLMClient(
+                endpoints.open(roles),
+                cache_path=run.path / "calls.jsonl",
+                max_concurrency=config.max_concurrency,
+                max_cost_usd=config.max_cost_usd,
+            )
+            local = roles[0].base_url is None
+            writer = PromptWriter(client, local=local, seed=config.seed)
+            prompts, dropped = asyncio.run(
+                write_prompts(config, properties, writer, training_inputs, params_path)
+            )
+            report_path = run.path / "report.html"
+            write_report(report_path, run.run_id, properties, prompts, dropped, client.ledger)
+            print(text_table(COUNT_HEADERS, count_rows(prompts)))
+            print(f"\n{text_table(('', 'prompts'), dropped_rows(dropped))}")
+            print(f"\n{ledger_text(client.ledger)}")
+            if not prompts:
+                raise LLMError("empty", GENERATOR, f"no prompt is left; {report_path} says why")
+            dump_yaml(
+                eval_path,
+                {
+                    "properties": {p.name: p.to_plain() for p in properties},
+                    "prompts": [prompt.to_plain() for prompt in prompts],
+                    "meta": run_meta()
+                    | {"run_id": run.run_id, "dropped": to_plain(dropped)}
+                    | {"calls": client.ledger.to_plain()},
+                },
+            )
+    print(
+        f"\n{time.perf_counter() - started:.0f} s in all\nSettings and categories: {params_path}\n"
+        f"Prompts: {eval_path}\nReport: {report_path}\n\n"
+        f"Judge a checkpoint on them:  uv run scripts/eval.py eval_file={eval_path} "
+        """'checkpoint_paths=["path/to/state"]'"""
+    )
+
+
+def check(config: Config, endpoints: Any, roles: list[Role]) -> list[str]:
+    """Everything that can be wrong, told together before a model is loaded or called; the inputs
+    of the training examples."""
+    inputs: list[str] = []
+
+    def read_examples() -> None:
+        if config.examples_file is not None:
+            from training.supervised import load_examples
+
+            for example in load_examples(config.examples_file, ["positive", "negative"]):
+                said = [m["content"] for m in example.messages if m["role"] == "user"]
+                inputs.extend(said or [example.text])
+
+    raise_problems([*config.problems(), *problems_of(read_examples), *endpoints.check(roles)])
+    return inputs
+
+
+async def write_prompts(
+    config: Config,
+    properties: list[Property],
+    writer: PromptWriter,
+    training_inputs: list[str],
+    params_path: Path,
+) -> tuple[list[EvalPrompt], Dropped]:
+    async with writer.client as client:
+        categories = dict(config.categories)
+        missing = [p for p in properties if p.name not in categories]
+        categories |= await writer.categories(missing, config.num_categories)
+        settings = to_plain(config) | {"categories": categories}
+        dump_yaml(params_path, settings | {"meta": run_meta()})
+        prompts, dropped = await writer.prompts(
+            properties,
+            categories,
+            per_category=config.prompts_per_category,
+            num_turns=config.num_turns,
+            leaks_from=training_inputs,
+        )
+        require_whole(client)
+        if config.score_realism:
+            prompts, _ = await score_prompts(prompts, client)
+            require_whole(client)
+    kept = []
+    for prompt in prompts:
+        if prompt.realism is not None and prompt.realism < config.min_realism:
+            dropped.add("not realistic enough")
+        elif (prompt.eval_awareness or 0) > config.max_eval_awareness:
+            dropped.add("looks too much like a test")
+        else:
+            kept.append(prompt)
+    return kept, dropped
+
+
+def plan(config: Config, properties: list[Property], roles: list[Role]) -> str:
+    """What would be asked, of whom and how often."""
+    unwritten = [p for p in properties if p.name not in config.categories]
+    counts = [len(config.categories.get(p.name, [])) or config.num_categories for p in properties]
+    prompts = sum(counts) * config.prompts_per_category
+    rows = [("categories", len(unwritten)), ("prompts", prompts)]
+    rows += [("realism", prompts)] if config.score_realism else []
+    who = "\n".join(f"{r.name}: {r.model}, {r.base_url or 'in this process'}" for r in roles)
+    calls = text_table(("stage", "calls, at least"), rows)
+    [first] = categories_request(properties[0], config.num_categories, [])
+    [variation] = draw_variations(1, config.seed)
+    turns = config.num_turns.get(properties[0].name, 1)
+    [prompt] = messages_request(properties[0], "{category}", variation, turns)
+    return (
+        f"{who}\n\n{calls}\n\nFirst request:\n\n{first['content']}\n\n"
+        f"For a prompt:\n\n{prompt['content']}"
+    )
+
+
+if __name__ == "__main__":
+    config_entrypoint(main, layers=("config_file", "params_file"))
