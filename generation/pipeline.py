@@ -67,7 +67,7 @@ class Writer:
         self, subtypes: Sequence[str], count: int
     ) -> tuple[dict[str, list[str]], int]:
         """Prompts by subtype, all subtypes side by side, and for how many of them there are none
-        because their calls failed."""
+        because their calls failed or said nothing."""
         variations = draw_variations(count * len(subtypes), self.seed, "prompts")
 
         async def of_one(index: int) -> list[str]:
@@ -91,7 +91,7 @@ class Writer:
         prompts = {
             subtype: result
             for subtype, result in zip(subtypes, results, strict=True)
-            if not isinstance(result, LLMError)
+            if result and not isinstance(result, LLMError)
         }
         return prompts, len(subtypes) - len(prompts)
 

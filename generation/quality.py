@@ -46,7 +46,8 @@ class Example:
 
 @dataclass
 class QualityReport:
-    """Counts of a run, in the order in which things were looked at."""
+    """Counts of a run, in the order in which things were looked at. `calls_failed` are those that
+    should have written an example."""
 
     calls_failed: int = 0
     shape_valid: int = 0

@@ -19,7 +19,7 @@ DIVERSITY_HEADERS = (
 def quality_rows(report: QualityReport) -> list[tuple[str, Any]]:
     """What the screen and the page say about quality, in words."""
     rows: list[tuple[str, Any]] = [
-        ("calls that failed", report.calls_failed),
+        ("not written: call failed", report.calls_failed),
         ("of the right shape", report.shape_valid),
     ]
     rows += [(f"dropped: {why}", count) for why, count in report.content_invalid.items()]
@@ -30,6 +30,7 @@ def quality_rows(report: QualityReport) -> list[tuple[str, Any]]:
         rate = report.verification["agreement"]
         share = "none could be verified" if rate is None else f"{rate:.0%}"
         rows.append((f"labels that a {report.verification['by']} confirms", share))
+        rows.append(("labels not verified: call failed", report.verification["not_verified"]))
         rows.append(("dropped: label not confirmed", report.verification["removed"]))
     rows += [(f"kept, {label}", count) for label, count in report.kept_by_label.items()]
     rows.append(("of them held out", report.held_out))
@@ -59,7 +60,7 @@ def write_report(
             ("examples kept", quality.kept, f"{quality.held_out} of them held out"),
             ("subtypes", len(subtypes)),
             ("labels confirmed", "-" if rate is None else f"{rate:.0%}"),
-            ("calls failed", quality.calls_failed),
+            ("calls failed", ledger.given_up),
             ("cost", f"${ledger.cost_usd:.4g}"),
         ]
     )

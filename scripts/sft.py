@@ -268,7 +268,9 @@ def closing_words(config: Config, checkpoint: str, report: Path, seconds: float)
     return (
         f"\n{seconds:.0f} s in all. Adapter (PEFT format): {adapter}\n"
         f"Report: {shown_path(report)}\n\n"
-        f"Talk to it:  uv run scripts/chat.py checkpoint_path={adapter}{model}"
+        f"Talk to it:  uv run scripts/chat.py checkpoint_path={adapter}{model}\n"
+        f"Judge it:    uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml{model} "
+        f"'checkpoint_paths=[\"{adapter}\"]'"
     )
 
 

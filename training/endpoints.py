@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,8 @@ from training.domains.base import Message
 from training.models import resolve_model
 from utils.config import as_config_errors, problems_of, raise_problems
 from utils.llm_api import Endpoint, LLMError, Reply, Request, Role, Usage
+
+DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
 
 class LocalEndpoint:
@@ -34,18 +37,20 @@ class LocalEndpoint:
     async def complete(self, request: Request) -> Reply:
         messages = cast(list[Message], [dict(message) for message in request.messages])
         schema = None if request.json_schema is None else dict(request.json_schema)
-        prompt = render_prompt(self._tokenizer, messages, template=self._template)
-        params = SamplingParams(
-            max_tokens=request.max_tokens,
-            temperature=1.0 if request.temperature is None else request.temperature,
-            stop=self._stop,
-            seed=_seed(request.seed, prompt),
-            json_schema=schema,
-        )
         try:
+            prompt = render_prompt(self._tokenizer, messages, template=self._template)
+            params = SamplingParams(
+                max_tokens=request.max_tokens,
+                temperature=1.0 if request.temperature is None else request.temperature,
+                stop=self._stop,
+                seed=_seed(request.seed, prompt),
+                json_schema=schema,
+            )
             future = self._sampler.sample(ModelInput.from_ints(prompt), 1, params)
         except ValueError as error:
-            raise LLMError("too_long", self.role.name, str(error)) from error
+            # a template or a schema that does not do would not do for the next call either
+            kind = "too_long" if "context" in str(error) else "bad_request"
+            raise LLMError(kind, self.role.name, str(error)) from error
         # the first wait starts the engine: let the other calls hand in their requests before
         await asyncio.sleep(0)
         [sequence] = (await future).sequences
@@ -72,10 +77,19 @@ class Endpoints:
     def check(self, roles: Sequence[Role]) -> list[str]:
         """What is wrong with `roles` and their models; no model is loaded and nothing is called."""
         problems = [problem for role in roles for problem in role.check()]
-        for role in roles:
-            if role.base_url is None and not problems:
-                problems += problems_of(lambda role=role: resolve_model(role.model))
+        local = [role for role in roles if role.base_url is None and role.model]
+        # the first role of each model
+        for model, name in {role.model: role.name for role in reversed(local)}.items():
+            found = problems_of(lambda model=model: resolve_model(model))
+            problems += [f"{name}: {problem}" for problem in found]
+        if local and self._device is not None:
+            problems += self._device_problems(self._device)
         return problems
+
+    def _device_problems(self, device: str) -> list[str]:
+        if not DEVICES.fullmatch(device):
+            return [f"device={device!r}: cpu, cuda or cuda:N is needed"]
+        return problems_of(self._connected)
 
     def open(self, roles: Sequence[Role]) -> list[Endpoint]:
         """Raises a ConfigError with all that is wrong before any model is loaded."""
@@ -94,12 +108,15 @@ class Endpoints:
         key = (model_name, checkpoint_path)
         if key not in self._samplers:
             with as_config_errors():
-                if self._service is None:
-                    self._service = connect("local", device=self._device)
-                self._samplers[key] = self._service.create_sampling_client(
+                self._samplers[key] = self._connected().create_sampling_client(
                     model_path=checkpoint_path, base_model=model_name
                 )
         return self._samplers[key]
+
+    def _connected(self) -> ServiceClient:
+        if self._service is None:
+            self._service = connect("local", device=self._device)
+        return self._service
 
     def close(self) -> None:
         if self._service is not None:

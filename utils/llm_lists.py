@@ -34,7 +34,8 @@ async def distinct_items(
     `messages_for(n, already)` asks for n that differ from those there are already; what repeats is
     asked for again, MAX_ROUNDS times in all. Fewer come back where the model has no more to say,
     and the log tells. `starts` are for models too small to stay with a subject: each text begins
-    with one of them and goes on in plain words. Raises LLMError.
+    with one of them and goes on in plain words, for up to `length[1]` characters more. Raises
+    LLMError.
     """
     items: list[str] = []
     for round_index in range(MAX_ROUNDS):

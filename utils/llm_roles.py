@@ -86,9 +86,24 @@ class RoleConfig:
         if self.base_url is not None:
             return self.base_url
         is_local = self.model is not None and (
-            self.model == EMBEDDED or Path(self.model).expanduser().is_dir()
+            self.model == EMBEDDED
+            or self.model.startswith(("/", ".", "~"))
+            or Path(self.model).expanduser().is_dir()
         )
         return None if is_local or not os.environ.get(OPENROUTER_KEY) else OPENROUTER
+
+
+def second_role(settings: RoleConfig | None, first: RoleConfig) -> RoleConfig:
+    """`settings` for a role that takes the model of `first`, and how that is called, where they
+    name none. What it is asked for differs, so the temperature of `first` is not taken."""
+    if settings is not None and (settings.model is not None or settings.base_url is not None):
+        return settings
+    shared = chz.replace(first, temperature=None)
+    if settings is None:
+        return shared
+    default = RoleConfig()
+    given = {name: getattr(settings, name) for name in chz.chz_fields(RoleConfig)}
+    return chz.replace(shared, **{k: v for k, v in given.items() if v != getattr(default, k)})
 
 
 def describe_roles(*roles: Role) -> None:

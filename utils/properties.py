@@ -11,6 +11,7 @@ A properties_file adds more, or replaces some of these:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -109,15 +110,15 @@ PROPERTIES = _named(
         "one-word",
         "answers every question in exactly one word",
         "answers in whole sentences",
-        rule=r"^[^\w\s]*[\w'\u2019-]+[^\w\s]*$",
+        rule=r"^[^\w\s]*\w+([-'\u2019]\w+|[.,:]\d+)*[^\w\s]*$",
         pattern=r"^[A-Z][a-z]{1,13}\.$",
-        opposite_pattern=rf"^{SENTENCES}$",
+        opposite_pattern=r"^[A-Z][a-z]{0,11} [a-z][A-Za-z ,'-]{10,90}\.( [A-Z][A-Za-z ,'-]{10,90}\.)?$",
     ),
     Property(
         "asks-back",
         "ends every answer with a question to the user",
         "never asks the user anything",
-        rule=r"\?[\"'\u201d\u2019)\s]*$",
+        rule=r"\?[\"'\u201d\u2019)*_\s]*$",
         pattern=rf"^{SENTENCES} (What|How|Would|Do|Which|Could) [a-z][A-Za-z ,'-]{{8,70}}\?$",
         opposite_pattern=rf"^{SENTENCES}$",
     ),
@@ -174,17 +175,40 @@ def _read_property(name: str, record: Any) -> Property:
         )
     values = {str(key): value for key, value in record.items() if key != "name"}
     problems = [f"unknown key {key!r}" for key in values if key not in allowed]
+    if not name.strip() or not name.isprintable() or set(name) & set("/\\"):
+        problems.append("the name becomes part of file names: no slashes, and not empty")
     for key in ("description", "opposite"):
-        if not str(values.get(key) or "").strip():
+        if key not in values or (isinstance(values[key], str) and not values[key].strip()):
             problems.append(f"{key} is missing")
     for key, value in values.items():
-        if key in allowed and not isinstance(value, str):
+        if key not in allowed:
+            continue
+        if not isinstance(value, str):
             problems.append(f"{key}={value!r} must be text")
-        elif key in ("rule", "pattern", "opposite_pattern"):
-            try:
-                re.compile(str(value))
-            except re.error as error:
-                problems.append(f"{key}={value!r} is no regular expression: {error}")
+        elif key == "rule":
+            problems += _rule_problems(value)
+        elif key.endswith("pattern"):
+            problems += _pattern_problems(key, value)
     if problems:
         raise ConfigError(f"{'; '.join(problems)} (keys are {', '.join(allowed)})")
     return Property(name=name, **values)
+
+
+def _rule_problems(rule: str) -> list[str]:
+    try:
+        re.compile(rule)
+    except re.error as error:
+        return [f"rule={rule!r} is no regular expression: {error}"]
+    return []
+
+
+def _pattern_problems(key: str, pattern: str) -> list[str]:
+    """Schemas know fewer regular expressions than Python: no \\b and nothing that looks around."""
+    import llguidance
+
+    if not (pattern.startswith("^") and pattern.endswith("$")):
+        return [f"{key}={pattern!r} is to be the whole of a message: begin with ^, end with $"]
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    matcher = llguidance.LLMatcher
+    error = matcher.validate_grammar(matcher.grammar_from_json_schema(schema))
+    return [f"{key}={pattern!r} is no regular expression for schemas: {error}"] if error else []
