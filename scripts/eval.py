@@ -1,0 +1,180 @@
+"""Judge a base model and checkpoints on the same prompts, and compare them.
+
+    uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml 'checkpoint_paths=["path/to/state"]'
+    uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml judge_kind=rule num_samples=3
+    uv run scripts/eval.py responses_file=eval_results/XXXX.eval-results.yaml judge.model=...
+
+Writes eval_results/<run_id>.eval-results.yaml with every answer and judgment; the replies so far,
+config.yaml and report.html lie under runs/eval/<run_id>/, or log_path. The same command with that
+log_path goes on where the run stopped, and asks again for what failed. Ends with code 1 where more
+than max_unscored of the judgments are missing.
+"""
+
+import asyncio
+import hashlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dotenv import load_dotenv
+
+from evaluation.answers import Conversation, hold_conversations
+from evaluation.judge import (
+    Judge,
+    Judged,
+    LLMJudge,
+    RuleJudge,
+    judge_conversations,
+    prompt_hash,
+)
+from evaluation.plan import Config, Plan, count_calls, make_plan
+from evaluation.report import closing_tables, write_report
+from evaluation.results import Summary, results_to_plain, summarise
+from evaluation.targets import open_targets
+from training.endpoints import Endpoints
+from utils.config import config_entrypoint, dump_yaml, to_plain
+from utils.llm import LLMClient
+from utils.llm_api import Endpoint
+from utils.llm_ledger import Ledger
+from utils.llm_roles import describe_roles
+from utils.llm_runs import exit_unfinished
+from utils.properties import Property
+from utils.runs import RunDir, run_meta
+from utils.tables import text_table
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What was said, and what each judge made of it."""
+
+    conversations: list[Conversation]
+    judged: list[list[Judged]]
+    ledger: Ledger
+
+
+def main(config: Config) -> None:
+    load_dotenv()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # everything that can be wrong with settings and files, before a model is loaded or called
+    plan = make_plan(config)
+    if config.dry_run:
+        print(text_table(("", "number"), count_calls(config, plan)))
+        return
+    may_change = ["max_cost_usd", "max_concurrency", "max_unscored"]
+    may_change += [f"{role}.timeout" for role in ("target", "judge", "second_judge")]
+    run = RunDir.open("eval", plan.log_path, config, resume_fields_ignored=may_change)
+    with run, exit_unfinished(run.path), Endpoints(device=config.device) as endpoints:
+        describe_roles(*(target.role for target in plan.targets[:1]), *plan.judges)
+        opened = open_targets(plan.targets, endpoints, template=config.template)
+        opened += [endpoints.endpoint(role) for role in plan.judges]
+        outcome = asyncio.run(answer_and_judge(config, plan, opened, run.path / "calls.jsonl"))
+        summary = summarise(
+            plan.source.eval_file,
+            plan.models,
+            outcome.conversations,
+            outcome.judged,
+            plan.labels,
+            seed=config.seed,
+        )
+        write_results(config, plan, outcome, summary)
+        report = run.path / "report.html"
+        write_report(
+            report, run.run_id, plan.source.eval_file, summary, *outcome, str(plan.results)
+        )
+    print(closing_tables(summary, outcome.ledger))
+    print(f"\nResults: {plan.results}\nReport: {report}")
+    exit_on_unscored(summary, plan.log_path, config.max_unscored)
+
+
+async def answer_and_judge(
+    config: Config, plan: Plan, endpoints: Sequence[Endpoint], cache_path: Path
+) -> Outcome:
+    """Replies that are in the cache are not asked for again."""
+    properties = plan.source.eval_file.properties
+    written_for = {p.id: properties[p.property] for p in plan.source.eval_file.prompts}
+
+    def properties_of(conversation: Conversation) -> list[Property]:
+        if config.judge_properties == "own":
+            return [written_for[conversation.prompt]]
+        return list(properties.values())
+
+    async with LLMClient(
+        endpoints,
+        cache_path=cache_path,
+        max_concurrency=config.max_concurrency,
+        max_cost_usd=config.max_cost_usd,
+    ) as client:
+        conversations = plan.source.conversations or await hold_conversations(
+            client,
+            {target.label: target.role.name for target in plan.targets},
+            plan.source.eval_file.prompts,
+            config.num_samples,
+        )
+        judges: list[Judge] = [LLMJudge(client, role.name) for role in plan.judges]
+        if config.judge_kind == "rule":
+            judges.insert(0, RuleJudge("judge"))
+        judged = [
+            await judge_conversations(
+                judge,
+                conversations,
+                properties_of,
+                repeats=1 if index else config.judge_repeats,
+                seed=config.seed,
+            )
+            for index, judge in enumerate(judges)
+        ]
+        return Outcome(conversations, judged, client.ledger)
+
+
+def write_results(config: Config, plan: Plan, outcome: Outcome, summary: Summary) -> None:
+    source = config.responses_file or config.eval_file
+    assert source is not None
+    models = plan.source.models or [target.to_plain() for target in plan.targets]
+    judging = {
+        "kind": config.judge_kind,
+        "prompt_hash": prompt_hash(),
+        "roles": [
+            {
+                "name": role.name,
+                "model": role.model,
+                "base_url": role.base_url,
+                "temperature": role.temperature,
+            }
+            for role in plan.judges
+        ],
+    }
+    plain = results_to_plain(
+        plan.source.eval_file,
+        summary,
+        outcome.conversations,
+        [record for judged in outcome.judged for record in judged],
+        run_id=plan.log_path.resolve().name,
+        config=to_plain(config),
+        meta={**run_meta(), "ledger_of_this_process": outcome.ledger.to_plain()},
+        source={"path": source, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
+        judging=judging,
+        models=models,
+    )
+    dump_yaml(plan.results, plain)
+
+
+def exit_on_unscored(summary: Summary, log_path: Path, limit: float) -> None:
+    """Ends the program with code 1 where too much is missing to trust the numbers."""
+    for row in summary.unscored:
+        if row.share > limit:
+            print(
+                f"Error: {row.n} of {row.of} judgments of {row.judge} are missing "
+                f"({row.share:.0%}, max_unscored={limit:g} is allowed), so these numbers are not "
+                f"to be relied on. The same command with log_path={log_path} asks for them again.",
+                file=sys.stderr,
+            )
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    config_entrypoint(main)
