@@ -70,6 +70,34 @@ def test_logprobs_are_the_trainers(family: str, tiny_model, service):
             assert np.abs(sequence.logprobs - wanted).max() <= 2e-5
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_singles_that_share_a_prefix_share_its_cache(family: str, tiny_model, service, monkeypatch):
+    """One of them is the prefix itself; they leave at different times."""
+    prefixes = []
+    block = sampler_module.CacheBlock
+
+    def record(prefix: Any, own: Any, lengths: list[int]) -> Any:
+        prefixes.append((0 if prefix is None else prefix[0][0].shape[1], sorted(lengths)))
+        return block(prefix, own, lengths)
+
+    monkeypatch.setattr(sampler_module, "CacheBlock", record)
+    client = adapted_client(service, tiny_model(family), 0)
+    sampler = client.save_weights_and_get_sampling_client().result()
+    shared, other = prompts_of(0, (40, 12))
+    prompts = [shared, [*shared, 5, 6, 7], [*shared, 7], other]
+    params = [
+        SamplingParams(max_tokens=n, stop=[], seed=i, temperature=0.8)
+        for i, n in enumerate((30, 5, 12, 20))
+    ]
+    futures = [sampler.sample(ints(p), 1, q) for p, q in zip(prompts, params, strict=True)]
+    together = [future.result().sequences[0] for future in futures]
+    assert sorted(prefixes) == [(0, [12]), (40, [0, 1, 3])]
+    for prompt, q, sequence in zip(prompts, params, together, strict=True):
+        alone = sampler.sample(ints(prompt), 1, q).result().sequences[0]
+        assert sequence.tokens == alone.tokens and len(sequence.tokens) == q.max_tokens
+        np.testing.assert_allclose(sequence.logprobs, alone.logprobs, atol=1e-5)
+
+
 @pytest.mark.parametrize("train_unembed", [True, False])
 def test_cuda_bfloat16_logprobs_are_near_the_trainers(
     train_unembed: bool, tiny_model, cuda_service

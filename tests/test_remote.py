@@ -188,7 +188,7 @@ def test_methods_have_the_protocols_and_the_sdks_parameters(
             continue  # ours always closes with "success"
         theirs = inspect.signature(getattr(sdk_class, name)).parameters
         for key, default in defaults.items():
-            if key != "lora_alpha":
+            if key not in ("lora_alpha", "lora_dropout"):
                 assert theirs[key].default == default, (name, key)
 
 
@@ -349,6 +349,8 @@ def test_what_only_the_local_backend_has_is_refused() -> None:
     calls.clear()
     with pytest.raises(ValueError, match=r"lora_alpha=16: .*backend='local'"):
         service.create_lora_training_client("base", lora_alpha=16)
+    with pytest.raises(ValueError, match=r"lora_dropout=0.1: .*backend='local'"):
+        service.create_lora_training_client("base", lora_dropout=0.1)
     with pytest.raises(ValueError, match=r"json_schema: .*backend='local'"):
         sampler.sample(DATUM.model_input, 1, api.SamplingParams(json_schema={"type": "object"}))
     with pytest.raises(ValueError, match=r"name='runs/a': .*without a folder"):

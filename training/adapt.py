@@ -25,6 +25,7 @@ class AdaptSettings:
     warmup_steps: int = 0
     beta2: float = 0.999
     eps: float = 1e-8
+    weight_decay: float = 0.0
     max_parallel: int = 16
 
 
@@ -86,6 +87,7 @@ class _Run:
             beta1=0.9,
             beta2=self._settings.beta2,
             eps=self._settings.eps,
+            weight_decay=self._settings.weight_decay,
         )
         futures = [loss, self.client.optim_step(adam)]
         return futures, sum(datum.model_input.length for datum in batch)

@@ -420,6 +420,7 @@ class ServiceClient(Protocol):
         train_attn: bool = True,
         train_unembed: bool = True,
         lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
     ) -> TrainingClient: ...
 
     def create_training_client_from_state(

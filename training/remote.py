@@ -73,10 +73,16 @@ class RemoteServiceClient:
         train_attn: bool = True,
         train_unembed: bool = True,
         lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
     ) -> "RemoteTrainingClient":
         if lora_alpha is not None:
             raise ValueError(
                 f"lora_alpha={lora_alpha}: the service fixes alpha; leave it out or use "
+                "backend='local'"
+            )
+        if lora_dropout:
+            raise ValueError(
+                f"lora_dropout={lora_dropout}: the service has none; leave it out or use "
                 "backend='local'"
             )
         future = self._client.create_lora_training_client(

@@ -13,27 +13,34 @@ from utils.config import ConfigError, load_yaml
 
 
 class _Entry(NamedTuple):
+    """Where the config class is, and the class that does the work."""
+
     module: str
     config_class: str
     domain_class: str
 
 
-_DOMAINS = {
+Entries = dict[str, _Entry]
+RL_DOMAINS: Entries = {
     "arc": _Entry("training.domains.arc.domain", "ArcConfig", "ArcDomain"),
     "gsm8k": _Entry("training.domains.gsm8k", "Gsm8kConfig", "Gsm8kDomain"),
     "gym": _Entry("training.domains.gym", "GymConfig", "GymDomain"),
 }
+TTT_DOMAINS: Entries = {
+    "bbh": _Entry("training.bbh.ttt", "BBHConfig", "BBHTestTime"),
+    "arc": _Entry("training.domains.arc.ttt", "ArcTTTConfig", "ArcTestTime"),
+}
 
 
-def domain_config_class(name: str) -> type[Any]:
+def domain_config_class(name: str, entries: Entries = RL_DOMAINS) -> type[Any]:
     """The chz class that configures the domain; ValueError for an unknown name."""
-    entry = _entry(name)
+    entry = _entry(name, entries)
     return getattr(import_module(entry.module), entry.config_class)
 
 
 def make_domain(name: str, config: Any, service: ServiceClient) -> Domain:
     """The domain, ready to use; raises ValueError for a config of another domain."""
-    entry = _entry(name)
+    entry = _entry(name, RL_DOMAINS)
     expected = domain_config_class(name)
     if not isinstance(config, expected):
         raise ValueError(
@@ -43,8 +50,19 @@ def make_domain(name: str, config: Any, service: ServiceClient) -> Domain:
     return getattr(import_module(entry.module), entry.domain_class)(config, service)
 
 
+def make_ttt(name: str, config: Any) -> Any:
+    """What runs test-time training in the domain (training.ttt.TestTime)."""
+    entry = _entry(name, TTT_DOMAINS)
+    return getattr(import_module(entry.module), entry.domain_class)(config)
+
+
 def with_domain_fields(
-    base: type[Any], argv: Sequence[str], *, default: str, layers: Sequence[str] = ("config_file",)
+    base: type[Any],
+    argv: Sequence[str],
+    *,
+    default: str,
+    entries: Entries = RL_DOMAINS,
+    layers: Sequence[str] = ("config_file",),
 ) -> type[Any]:
     """`base`, a chz class with a `domain` field, joined with the fields of the domain that the
     command line (else a YAML layer, else `default`) names, so that all are set side by side.
@@ -62,13 +80,13 @@ def with_domain_fields(
             name = str(load_yaml(given.get(layer, "")).get("domain", name))
     name = given.get("domain", name)
     try:
-        domain_config = domain_config_class(name)
+        domain_config = domain_config_class(name, entries)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return chz.chz(typecheck=True)(type("Config", (base, domain_config), {"__doc__": base.__doc__}))
 
 
-def _entry(name: str) -> _Entry:
-    if name not in _DOMAINS:
-        raise ValueError(f"domain={name!r}: known are {', '.join(_DOMAINS)}")
-    return _DOMAINS[name]
+def _entry(name: str, entries: Entries) -> _Entry:
+    if name not in entries:
+        raise ValueError(f"domain={name!r}: known are {', '.join(entries)}")
+    return entries[name]

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from training.local.decoder import HEAD, Decoder
+from training.local.dropout import Dropout
 from training.local.linear import LoraSlice, LowRank, LowRankGroup, LowRankPart
 
 DEFAULT_ALPHA = 32.0
@@ -29,7 +30,8 @@ class AdapterConfig:
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    seed: int | None = None
+    seed: int = 0
+    dropout: float = 0.0
 
     @property
     def scale(self) -> float:
@@ -84,24 +86,26 @@ class Adapter:
         self.flat = _zeros(size, decoder.device)
         self.grad = _zeros(size, decoder.device)
         self.has_grad = False
+        # those that succeeded: each has dropout masks of its own
+        self.training_passes = 0
         self.layers, self._groups = _views(config, decoder, self.flat, self.grad)
         self._initialise()
         self.optimizer = torch.optim.AdamW([self.flat], fused=True)
 
     def _initialise(self) -> None:
         """A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt(5)), B zero."""
-        generator = torch.Generator()
-        if self.config.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.config.seed)
+        generator = torch.Generator().manual_seed(self.config.seed)
         for low_rank in self.layers.values():
             bound = 1 / math.sqrt(low_rank.a.shape[1])
             values = torch.empty(low_rank.a.shape).uniform_(-bound, bound, generator=generator)
             low_rank.a.copy_(values)
 
-    def slice(self, start: int, stop: int) -> LoraSlice:
-        return LoraSlice(start, stop, self._groups)
+    def slice(self, start: int, stop: int, dropout: Dropout | None = None) -> LoraSlice:
+        return LoraSlice(start, stop, self._groups, dropout)
+
+    def input_sizes(self) -> dict[str, int]:
+        """The number of inputs of each product that the adapter has a part in."""
+        return {name: group.a.shape[1] for name, group in self._groups.items()}
 
     def snapshot(self) -> AdapterWeights:
         return AdapterWeights(self.config, self._decoder, self.flat.clone())
@@ -146,11 +150,16 @@ class Adapter:
         self.has_grad = False
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """AdamW's moments and step count, and the gradient not yet used; empty before a step."""
+        """AdamW's moments and step count, the gradient not yet used, and where dropout is.
+
+        Without dropout empty before a step.
+        """
         state = self.optimizer.state.get(self.flat, {})
         tensors = {f"optimizer.{key}": value for key, value in state.items()}
         if self.has_grad:
             tensors["gradient"] = self.grad
+        if self.config.dropout:
+            tensors["training_passes"] = torch.tensor(self.training_passes)
         return tensors
 
     def load_optimizer_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -164,6 +173,8 @@ class Adapter:
         if "gradient" in tensors:
             self.grad.copy_(tensors["gradient"])
             self.has_grad = True
+        if "training_passes" in tensors:
+            self.training_passes = int(tensors["training_passes"])
 
 
 def _zeros(size: int, device: torch.device) -> torch.Tensor:
@@ -231,7 +242,7 @@ def peft_files(
         "base_model_name_or_path": base_model,
         "r": config.rank,
         "lora_alpha": config.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": config.dropout,
         "bias": "none",
         "fan_in_fan_out": decoder.config.model_type == "gpt2",
         "init_lora_weights": True,
@@ -262,6 +273,9 @@ def read_peft_folder(
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     if config.get("use_rslora"):
         alpha *= math.sqrt(rank)
+    dropout = float(config.get("lora_dropout") or 0.0)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{config_file}: lora_dropout={dropout}: 0 <= lora_dropout < 1 is needed")
     tensors = load_file(weights_file)
     by_name = {_peft_prefix(path, decoder): path for path in decoder.layers}
     # PEFT adds a copy of the base head to the folder when an adapter targets the head
@@ -293,7 +307,7 @@ def read_peft_folder(
     targets = tuple(p for p in decoder.layers if f"{p}.A" in found and f"{p}.B" in found)
     if not targets or 2 * len(targets) != len(found):
         raise ValueError(f"{weights_file}: every layer needs both lora_A and lora_B")
-    return AdapterConfig(rank, alpha, targets), found
+    return AdapterConfig(rank, alpha, targets, dropout=dropout), found
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """How training sequences are packed: shared prefixes once, no padding, bounded token counts."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +35,14 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def build_trees(
-    owners: Sequence[Hashable], sequences: Sequence[list[int]], *, share: bool = True
+    owners: Sequence[Hashable],
+    sequences: Sequence[list[int]],
+    *,
+    share: bool = True,
+    unshared: Collection[Hashable] = (),
 ) -> list[Tree]:
-    """Groups sequences of one owner so that the fewest tokens are computed.
+    """Groups sequences of one owner, unless it is in `unshared`, so that the fewest tokens are
+    computed.
 
     Sequences are sorted, which puts common prefixes side by side; cutting the sorted list into runs
     that save the most tokens, (n - 1) * shared prefix each, is a small dynamic program.
@@ -47,8 +52,9 @@ def build_trees(
         by_owner.setdefault(owner, []).append(index)
     trees: list[Tree] = []
     for owner, members in by_owner.items():
-        order = sorted(members, key=lambda index: sequences[index]) if share else members
-        for start, stop, shared in _best_runs([sequences[index] for index in order], share):
+        shares = share and owner not in unshared
+        order = sorted(members, key=lambda index: sequences[index]) if shares else members
+        for start, stop, shared in _best_runs([sequences[index] for index in order], shares):
             group = order[start:stop]
             prefix = sequences[group[0]][:shared]
             branches = [sequences[index][shared:] for index in group]

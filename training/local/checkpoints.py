@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,15 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 @dataclass(frozen=True)
 class State:
-    """What a folder says about itself; `base_model` and `fingerprint` are None for foreign ones."""
+    """What a folder says about itself; `base_model` and `fingerprint` are None for foreign ones.
+
+    `seed` is 0 where the folder has none: dropout after loading must not be left to chance.
+    """
 
     folder: Path
     base_model: str | None
     fingerprint: str | None
+    seed: int = 0
 
 
 def read_state(path: str | Path) -> State:
@@ -52,7 +56,7 @@ def read_state(path: str | Path) -> State:
         peft = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
         return State(folder, peft.get("base_model_name_or_path"), None)
     state = json.loads(state_file.read_text(encoding="utf-8"))
-    return State(folder, state["base_model"], state["fingerprint"])
+    return State(folder, state["base_model"], state["fingerprint"], state.get("seed") or 0)
 
 
 def save_adapter(
@@ -136,7 +140,7 @@ def load_adapter(state: State, decoder: Decoder, *, with_optimizer: bool) -> Ada
     """A training adapter from a folder. Raises ValueError / FileNotFoundError naming the folder."""
     check_base(state, decoder)
     config, tensors = read_peft_folder(state.folder, decoder)
-    adapter = Adapter(config, decoder)
+    adapter = Adapter(replace(config, seed=state.seed), decoder)
     fill_layers(adapter.layers, tensors)
     if with_optimizer:
         file = state.folder / OPTIMIZER_FILE

@@ -232,7 +232,7 @@ class Decoder:
         for start in range(0, n, HEAD_CHUNK):
             stop = min(start + HEAD_CHUNK, n)
             slices = [
-                s._replace(start=max(s.start, start) - start, stop=min(s.stop, stop) - start)
+                s.part(max(s.start, start), min(s.stop, stop), start)
                 for s in lora.slices
                 if s.start < stop and s.stop > start
             ]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from training.local.dropout import Dropout
+
 
 class LowRank(NamedTuple):
     """Views into one adapter for one layer: A [r, in], B [out, r] and their gradients."""
@@ -46,6 +48,14 @@ class LoraSlice(NamedTuple):
     start: int
     stop: int
     groups: dict[str, LowRankGroup]
+    dropout: Dropout | None = None
+
+    def part(self, start: int, stop: int, origin: int) -> "LoraSlice":
+        """Its rows from start to stop, as a slice of what begins at row `origin`."""
+        dropout = self.dropout
+        if dropout is not None:
+            dropout = dropout.rows(start - self.start, stop - self.start)
+        return LoraSlice(start - origin, stop - origin, self.groups, dropout)
 
 
 class Stacked(NamedTuple):
@@ -179,7 +189,10 @@ class PassHolder:
 def add_low_rank_(
     out: torch.Tensor, x: torch.Tensor, name: str, current: LoraPass
 ) -> list[torch.Tensor]:
-    """out [T, out] += scale * (x A^T) B^T, slice by slice, in place; the slices' x A^T."""
+    """out [T, out] += scale * (x A^T) B^T, slice by slice, in place; the slices' x A^T.
+
+    x is what dropout leaves of it, in slices that have one.
+    """
     if current.stacked:
         if (stack := current.stacked.get(name)) is not None:
             hidden = torch.bmm(x.unsqueeze(1).float(), stack.a)
@@ -187,10 +200,11 @@ def add_low_rank_(
                 out[:, columns] += torch.bmm(hidden[..., ranks], b).squeeze(1).to(out.dtype)
         return []
     hiddens = []
-    for start, stop, groups in current.slices:
+    for lora in current.slices:
+        start, stop, groups, _ = lora
         if (group := groups.get(name)) is None:
             continue
-        hidden = x[start:stop].float() @ group.a.T
+        hidden = _low_rank_input(x, lora, name) @ group.a.T
         hiddens.append(hidden)
         for columns, ranks, b, _ in group.parts:
             part = out[start:stop, columns]
@@ -199,6 +213,11 @@ def add_low_rank_(
             else:
                 part += (hidden[:, ranks] @ b.T * group.scale).to(out.dtype)
     return hiddens
+
+
+def _low_rank_input(x: torch.Tensor, lora: LoraSlice, name: str) -> torch.Tensor:
+    inputs = x[lora.start : lora.stop].float()
+    return inputs if lora.dropout is None else lora.dropout(inputs, name)
 
 
 class _LoraLinearFunction(torch.autograd.Function):
@@ -234,19 +253,22 @@ def accumulate_low_rank(
     `hiddens` is what add_low_rank_ returned for the same x, name and pass.
     """
     slices = [lora for lora in current.slices if name in lora.groups]
-    for (start, stop, groups), hidden in zip(slices, hiddens, strict=True):
+    for lora, hidden in zip(slices, hiddens, strict=True):
+        start, stop, groups, dropout = lora
         a, grad_a, parts, scale = groups[name]
         dy_slice = dy[start:stop].float()
         d_hiddens = [dy_slice[:, part.columns] @ part.b for part in parts]
         d_hidden = d_hiddens[0] if len(parts) == 1 else torch.cat(d_hiddens, dim=1)
         d_hidden *= scale
         if grad_a is not None:
-            grad_a.addmm_(d_hidden.T, x[start:stop].float())
+            grad_a.addmm_(d_hidden.T, _low_rank_input(x, lora, name))
             for columns, ranks, _, grad_b in parts:
                 assert grad_b is not None
                 grad_b.addmm_(dy_slice[:, columns].T, hidden[:, ranks], alpha=scale)
         if dx is not None:
-            if dx.dtype == torch.float32:
+            if dropout is not None:
+                dx[start:stop] += dropout(d_hidden @ a, name).to(dx.dtype)
+            elif dx.dtype == torch.float32:
                 dx[start:stop].addmm_(d_hidden, a)
             else:
                 dx[start:stop] += (d_hidden @ a).to(dx.dtype)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,6 +103,15 @@ class _Row:
         return any(stop in tail for stop in self.job.stop_strings)
 
 
+class _Prefilled(NamedTuple):
+    """A prompt's packed positions, and which tree of the pass shares how many of them."""
+
+    job: SampleJob
+    index: torch.Tensor
+    tree: int
+    shared: int
+
+
 @dataclass
 class _Block:
     """Rows and their cache, in the same order."""
@@ -177,7 +186,12 @@ class Sampler:
             self.prompt_tokens += len(packing.tokens)
             index = {m: to_device(i, self._decoder.device) for m, i in packing.index.items()}
             self._prompt_logprobs([(jobs[m], hidden[i]) for m, i in index.items()])
-            self._start_rows([(jobs[m], i) for m, i in index.items()], hidden, cache)
+            prompts = [
+                _Prefilled(jobs[m], index[m], number, len(tree.prefix))
+                for number, tree in enumerate(batch)
+                for m in tree.members
+            ]
+            self._start_rows(prompts, hidden, cache)
 
     def _prompt_logprobs(self, prompts: list[tuple[SampleJob, torch.Tensor]]) -> None:
         for job, hidden in prompts:
@@ -201,19 +215,20 @@ class Sampler:
 
     def _start_rows(
         self,
-        prompts: list[tuple[SampleJob, torch.Tensor]],
+        prompts: list[_Prefilled],
         hidden: torch.Tensor,
         cache: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
         """First tokens for all rows, then a cache block for each group that goes on."""
-        prompts = [(job, index) for job, index in prompts if job.num_samples or _done(job)]
+        prompts = [prompt for prompt in prompts if prompt.job.num_samples or _done(prompt.job)]
         if not prompts:
             return
-        last = torch.stack([index[-1] for _, index in prompts])
-        lora = _lora_pass([job.weights for job, _ in prompts])
+        last = torch.stack([prompt.index[-1] for prompt in prompts])
+        lora = _lora_pass([prompt.job.weights for prompt in prompts])
         logits = self._decoder.logits(hidden[last], lora)
-        singles: list[tuple[_Row, torch.Tensor]] = []
-        for (job, index), row_logits in zip(prompts, logits, strict=True):
+        singles: dict[int, list[tuple[_Row, _Prefilled]]] = {}
+        for prompt, row_logits in zip(prompts, logits, strict=True):
+            job = prompt.job
             schema = job.params.json_schema
             rows = [
                 _Row(job, j, self._make_constraint(schema) if schema is not None else None)
@@ -221,20 +236,43 @@ class Sampler:
             ]
             alive = self._choose(rows, row_logits.expand(len(rows), -1))
             if len(alive) == 1:
-                singles.append((alive[0], index))
+                singles.setdefault(prompt.tree, []).append((alive[0], prompt))
             elif alive:
-                self._blocks.append(_Block(alive, self._shared_block(len(alive), index, cache)))
+                block = self._shared_block(len(alive), prompt.index, cache)
+                self._blocks.append(_Block(alive, block))
             job.finish_if_complete()
-        if singles:
-            singles.sort(key=lambda single: id(single[0].job.weights))
-            block = self._own_block([index for _, index in singles], cache)
-            self._blocks.append(_Block([row for row, _ in singles], block))
+        self._start_singles(list(singles.values()), cache)
         self._lora = None
+
+    def _start_singles(
+        self,
+        trees: list[list[tuple[_Row, _Prefilled]]],
+        cache: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Rows of one sample each: a block per prefix that several share, one for all others."""
+        rest: list[tuple[_Row, _Prefilled]] = []
+        for rows in trees:
+            if len(rows) == 1:
+                rest += rows
+            else:
+                shared = rows[0][1].shared
+                prefix = self._entries(rows[0][1].index[:shared], cache)
+                own = [prompt.index[shared:] for _, prompt in rows]
+                block = self._own_block(prefix, own, cache)
+                self._blocks.append(_Block([row for row, _ in rows], block))
+        if rest:
+            rest.sort(key=lambda single: id(single[0].job.weights))
+            block = self._own_block(None, [prompt.index for _, prompt in rest], cache)
+            self._blocks.append(_Block([row for row, _ in rest], block))
+
+    def _entries(
+        self, index: torch.Tensor, cache: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(k[:, index].contiguous(), v[:, index].contiguous()) for k, v in cache]
 
     def _shared_block(
         self, rows: int, index: torch.Tensor, cache: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> CacheBlock:
-        prefix = [(k[:, index].contiguous(), v[:, index].contiguous()) for k, v in cache]
         own = [
             (
                 k.new_zeros(k.shape[0], rows, 64, k.shape[2]),
@@ -242,12 +280,15 @@ class Sampler:
             )
             for k, v in cache
         ]
-        return CacheBlock(prefix, own, [0] * rows)
+        return CacheBlock(self._entries(index, cache), own, [0] * rows)
 
     def _own_block(
-        self, indices: list[torch.Tensor], cache: list[tuple[torch.Tensor, torch.Tensor]]
+        self,
+        prefix: list[tuple[torch.Tensor, torch.Tensor]] | None,
+        indices: list[torch.Tensor],
+        cache: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> CacheBlock:
-        """Rows of one sample each keep their prompt in their own cache, ragged."""
+        """Rows of one sample each keep what follows the prefix in their own cache, ragged."""
         lengths = [len(i) for i in indices]
         capacity = max(lengths) + 64
         own = []
@@ -259,7 +300,7 @@ class Sampler:
                     rows[:, row, : len(index)] = t[:, index]
                 padded.append(rows)
             own.append((padded[0], padded[1]))
-        return CacheBlock(None, own, lengths)
+        return CacheBlock(prefix, own, lengths)
 
     # ------------------------------------------------------------------------------------- decode
 

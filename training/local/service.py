@@ -106,15 +106,27 @@ class LocalServiceClient:
         train_attn: bool = True,
         train_unembed: bool = True,
         lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
         target_modules: list[str] | None = None,
     ) -> "LocalTrainingClient":
-        """Local extensions: lora_alpha (default 32, as the service's) and target_modules, the
-        layers' short names (["q_proj", "v_proj"]; "unembed" is the head), instead of train_*."""
+        """Local extensions: lora_alpha (default 32, as the service's), lora_dropout (0 <= p < 1)
+        and target_modules, the layers' short names (["q_proj", "v_proj"]; "unembed" is the head),
+        instead of train_*.
+
+        lora_dropout is PEFT's, in forward_backward and forward_backward_custom alone, but layers
+        computed as one product here (q, k and v; gate and up) share the mask of their input. Masks
+        follow from `seed`, the number of training passes before, and a datum's place in its
+        request. Data with dropout do not share the computation of common prompts.
+        """
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(f"rank={rank!r}: a whole number from 1 is needed")
         alpha = DEFAULT_ALPHA if lora_alpha is None else float(lora_alpha)
         if not alpha > 0:
             raise ValueError(f"lora_alpha={lora_alpha!r}: a number above 0 is needed")
+        if not isinstance(lora_dropout, int | float) or not 0 <= lora_dropout < 1:
+            raise ValueError(f"lora_dropout={lora_dropout!r}: 0 <= lora_dropout < 1 is needed")
+        if seed is None:
+            seed = secrets.randbits(63)
         engine = self.engine(base_model)
         targets = choose_targets(
             engine.decoder,
@@ -123,7 +135,7 @@ class LocalServiceClient:
             train_unembed=train_unembed,
             target_modules=target_modules,
         )
-        config = AdapterConfig(rank, alpha, targets, seed)
+        config = AdapterConfig(rank, alpha, targets, seed, float(lora_dropout))
         return self._training_client(engine, Adapter(config, engine.decoder))
 
     def create_training_client_from_state(
@@ -205,12 +217,12 @@ class LocalTrainingClient(_Ready):
     def forward(
         self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
     ) -> APIFuture[ForwardBackwardOutput]:
-        return self._train(data, loss_fn, loss_fn_config, backward=False)
+        return self._submit(self._job(data, loss_fn, loss_fn_config, backward=False, drop=False))
 
     def forward_backward(
         self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
     ) -> APIFuture[ForwardBackwardOutput]:
-        return self._train(data, loss_fn, loss_fn_config, backward=True)
+        return self._submit(self._job(data, loss_fn, loss_fn_config, backward=True, drop=True))
 
     def forward_backward_custom(
         self, data: list[Datum], loss_fn: CustomLoss
@@ -219,7 +231,8 @@ class LocalTrainingClient(_Ready):
         cross_entropy is linear in the logprobs. Blocks for the first pass."""
         targets = [{"target_tokens": d.loss_fn_inputs["target_tokens"]} for d in data]
         plain = [Datum(d.model_input, t) for d, t in zip(data, targets, strict=True)]
-        outputs = self.forward(plain, "cross_entropy").result().loss_fn_outputs
+        first = self._job(plain, "cross_entropy", None, backward=False, drop=True)
+        outputs = self._submit(first).result().loss_fn_outputs
         leaves = [o["logprobs"].to_torch().requires_grad_() for o in outputs]
         loss, metrics = loss_fn(data, leaves)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
@@ -230,7 +243,10 @@ class LocalTrainingClient(_Ready):
             )
             for d, leaf, g in zip(plain, leaves, gradients, strict=True)
         ]
-        surrogate = self.forward_backward(weighted, "cross_entropy")
+        second = self._job(weighted, "cross_entropy", None, backward=True, drop=True)
+        # other masks would make it the gradient of another function
+        second.pass_number = first.pass_number
+        surrogate = self._submit(second)
 
         def combine(output: ForwardBackwardOutput) -> ForwardBackwardOutput:
             own = {"loss:sum": float(loss), "surrogate_loss:sum": output.metrics["loss:sum"]}
@@ -309,14 +325,15 @@ class LocalTrainingClient(_Ready):
     def get_tokenizer(self) -> Any:
         return self._engine.tokenizer
 
-    def _train(
+    def _job(
         self,
         data: list[Datum],
         loss_fn: LossFnType,
         loss_fn_config: LossConfig | None,
         *,
         backward: bool,
-    ) -> APIFuture[ForwardBackwardOutput]:
+        drop: bool,
+    ) -> TrainJob:
         if not data:
             raise ValueError("data is empty: pass at least one Datum")
         config = losses.resolve_config(loss_fn, loss_fn_config)
@@ -329,7 +346,10 @@ class LocalTrainingClient(_Ready):
         ]
         if len(widths := {p.target_shape[1:] for p in prepared}) > 1:
             raise ValueError(f"target_tokens of one request must share their K; got {widths}")
-        job = TrainJob(self._adapter, sequences, prepared, loss_fn, config, backward)
+        drop = drop and self._adapter.config.dropout > 0
+        return TrainJob(self._adapter, sequences, prepared, loss_fn, config, backward, drop)
+
+    def _submit(self, job: TrainJob) -> APIFuture[ForwardBackwardOutput]:
         return self._engine.submit_train(self._queue, job)
 
     def _save(self, kind: str, name: str, *, with_optimizer: bool, overwrite: bool) -> str:

@@ -11,7 +11,8 @@ from training.api import ForwardBackwardOutput, RequestFailedError, TensorData
 from training.local.adapters import Adapter
 from training.local.attention import SegmentAttention
 from training.local.batching import Packing, Tree, build_trees, micro_batches, pack
-from training.local.decoder import Decoder, to_device
+from training.local.decoder import HEAD, Decoder, to_device
+from training.local.dropout import Dropout, draw_kept
 from training.local.linear import LoraPass
 from training.local.losses import LOSSES, Inputs, LossInputs, loss_and_gradient
 
@@ -20,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainJob:
-    """One client's forward or forward_backward request, checked."""
+    """One client's forward or forward_backward request, checked.
+
+    `drop`: with the adapter's dropout. `pass_number` chooses the masks: the number of the adapter's
+    training passes before this one, which is set when the job runs, unless it was given.
+    """
 
     adapter: Adapter
     sequences: list[list[int]]
@@ -28,6 +33,8 @@ class TrainJob:
     loss_fn: str
     config: dict[str, float]
     backward: bool
+    drop: bool = False
+    pass_number: int | None = None
 
 
 class Trainer:
@@ -46,9 +53,15 @@ class Trainer:
         Out of memory halves the micro-batch, for good, and starts over.
         """
         before = [job.adapter.grad.clone() if job.adapter.has_grad else None for job in jobs]
+        for job in jobs:
+            if job.pass_number is None:
+                job.pass_number = job.adapter.training_passes
         while True:
             try:
-                return self._run(jobs)
+                outputs = self._run(jobs)
+                for job in jobs:
+                    job.adapter.training_passes += job.backward
+                return outputs
             except Exception as error:
                 for job, grad in zip(jobs, before, strict=True):
                     job.adapter.grad.zero_() if grad is None else job.adapter.grad.copy_(grad)
@@ -80,6 +93,8 @@ class Trainer:
                 [members[m][0] for m in chosen],
                 [jobs[members[m][0]].sequences[members[m][1]] for m in chosen],
                 share=self._share_prompts,
+                # the masks of two data differ from their first token on
+                unshared=[j for j, job in enumerate(jobs) if job.drop],
             )
             for tree in trees:
                 tree.members = [chosen[i] for i in tree.members]
@@ -99,13 +114,16 @@ class Trainer:
         packing = pack(batch)
         self.tokens_computed += len(packing.tokens)
         device = self._decoder.device
-        lora = LoraPass(
-            [
-                jobs[int(owner)].adapter.slice(start, stop)  # type: ignore[call-overload]
-                for owner, start, stop in packing.owner_slices
-            ],
-            training=backward,
-        )
+        data_of_job: dict[int, list[tuple[int, int]]] = {}
+        for member in _members(batch):
+            job_index, datum = members[member]
+            data_of_job.setdefault(job_index, []).append((member, datum))
+        lora = LoraPass(training=backward)
+        for owner, start, stop in packing.owner_slices:
+            job_index = int(owner)  # type: ignore[call-overload]
+            job, data = jobs[job_index], [d for _, d in data_of_job[job_index]]
+            dropout = _body_dropout(job, data, device)
+            lora.slices.append(job.adapter.slice(start, stop, dropout))
         with torch.set_grad_enabled(backward):
             hidden = self._decoder.hidden(
                 to_device(packing.tokens, device),
@@ -115,10 +133,6 @@ class Trainer:
             )
         with torch.no_grad():
             d_hidden = torch.zeros(hidden.shape, device=device) if backward else None
-            data_of_job: dict[int, list[tuple[int, int]]] = {}
-            for member in (m for tree in batch for m in tree.members):
-                job_index, datum = members[member]
-                data_of_job.setdefault(job_index, []).append((member, datum))
             for job_index, data in data_of_job.items():
                 rows = _JobRows(jobs[job_index], data, packing, device)
                 if len(rows.index):
@@ -136,7 +150,7 @@ class Trainer:
         result: "_Result",
     ) -> None:
         picked = hidden.detach().index_select(0, rows.index)
-        lora = LoraPass([rows.job.adapter.slice(0, len(picked))])
+        lora = LoraPass([rows.job.adapter.slice(0, len(picked), rows.dropout())])
         if d_hidden is None:
             logprobs = self._decoder.target_logprobs(picked, rows.targets, lora)
         else:
@@ -152,6 +166,26 @@ class Trainer:
         for d, part, inputs in rows.split(logprobs):
             losses, _ = loss_and_gradient(rows.job.loss_fn, part, inputs, rows.job.config)
             result.add(d, part, losses)
+
+
+def _body_dropout(job: TrainJob, data: list[int], device: torch.device) -> Dropout | None:
+    """For all rows of `data`, in their order."""
+    if not job.drop:
+        return None
+    kept = {
+        name: torch.cat([_kept(job, d, name, size, device) for d in data])
+        for name, size in job.adapter.input_sizes().items()
+        if name != HEAD
+    }
+    return Dropout(job.adapter.config.dropout, kept)
+
+
+def _kept(job: TrainJob, datum: int, product: str, size: int, device: torch.device) -> torch.Tensor:
+    """[length of the datum, size]"""
+    assert job.pass_number is not None
+    config = job.adapter.config
+    key = (config.seed, job.pass_number, datum, product)
+    return draw_kept(config.dropout, key, (len(job.sequences[datum]), size), device)
 
 
 def _members(batch: Sequence[Tree]) -> list[int]:
@@ -183,6 +217,17 @@ class _JobRows:
             key: _cat([p.inputs[key] for p in filled], device)
             for key in (filled[0].inputs if filled else {})
         }
+
+    def dropout(self) -> Dropout | None:
+        """The head's, of these rows."""
+        size = self.job.adapter.input_sizes().get(HEAD)
+        if not self.job.drop or size is None:
+            return None
+        kept = [
+            _kept(self.job, d, HEAD, size, self.index.device)[self.job.prepared[d].positions]
+            for d in self._datums
+        ]
+        return Dropout(self.job.adapter.config.dropout, {HEAD: torch.cat(kept)})
 
     def gradient_of(self, rows: slice, logprobs: torch.Tensor) -> torch.Tensor:
         inputs = {key: value[rows] for key, value in self._inputs.items()}

@@ -1,0 +1,101 @@
+"""Test-time training: adapters trained on the demonstrations of the very tasks they then solve.
+
+    uv run scripts/ttt.py method=baseline k=0
+    uv run scripts/ttt.py method=ttt k=10 num_training_steps=40
+    uv run scripts/ttt.py method=shared_ttt k=10 data_dir=path/to/bbh
+    uv run scripts/ttt.py domain=arc task_set=small
+    uv run scripts/ttt.py 'compare=["runs/ttt/A","runs/ttt/B"]'
+
+domain=bbh (the default) are the 27 tasks of BIG-Bench-Hard: from data_dir, else from the hub, else
+those of them that this project can generate. Writes config.yaml, tasks.jsonl, log.json (in the
+published structure) and report.html under runs/ttt/<run_id>/, or log_path; the same command with
+that log_path goes on with the tasks that are not done.
+"""
+
+import contextlib
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import chz
+from dotenv import load_dotenv
+
+from training.api import connect
+from training.bbh.results import load_finished
+from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
+from training.loop import exit_on_interrupt
+from utils.config import as_config_errors, config_entrypoint, exit_on_config_error
+from utils.runs import RunDir, new_run_path
+
+logger = logging.getLogger(__name__)
+
+
+@chz.chz(typecheck=True)
+class Config:
+    domain: str = chz.field(default="bbh", doc=", ".join(TTT_DOMAINS))
+    model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
+    device: str | None = chz.field(
+        default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
+    seed: int = chz.field(default=42, doc="of splits, permutations and adapters")
+    max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
+    compare: list[str] = chz.field(
+        default_factory=list, doc="folders of finished runs: one table and one plot of them, no run"
+    )
+    dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
+
+
+def main(config: Any) -> None:
+    load_dotenv()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    started = time.perf_counter()
+    if config.compare:
+        compare([Path(path) for path in config.compare], config)
+        return
+    work = make_ttt(config.domain, config)
+    if config.dry_run:
+        print(work.plan())
+        return
+    with as_config_errors():
+        service = connect("local", device=config.device)
+    log_path = config.log_path or new_run_path("ttt", about=config.domain)
+    run = RunDir.open(
+        "ttt", log_path, config, resume_fields_ignored=("max_parallel_adapters", "dry_run")
+    )
+    with run, exit_on_interrupt(run), contextlib.closing(service):
+        work.train_and_answer(service, run)
+        print(work.finish(run))
+    print(f"{time.perf_counter() - started:.0f} s in all")
+
+
+def compare(paths: list[Path], config: Any) -> None:
+    """One table and one page about finished runs of domain=bbh."""
+    from evaluation.bbh import compare_text, write_comparison
+
+    finished = load_finished(paths)
+    text = compare_text(finished)
+    log_path = config.log_path or new_run_path("ttt", about="compare")
+    with RunDir.open("ttt", log_path, config) as run:
+        report = write_comparison(run.path, finished)
+    print(f"{text}\n\nReport: {report}")
+
+
+def entrypoint(argv: list[str]) -> None:
+    """Joins these settings with those of the domain that `argv` names, and runs main."""
+    with exit_on_config_error():
+        target = with_domain_fields(Config, argv, default="bbh", entries=TTT_DOMAINS)
+
+    def run(config: Any) -> None:
+        main(config)
+
+    run.__annotations__["config"] = target
+    config_entrypoint(run, argv)
+
+
+if __name__ == "__main__":
+    entrypoint(sys.argv[1:])

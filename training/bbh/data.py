@@ -1,0 +1,165 @@
+"""BBH's items: from a folder, the hub, or made here; and how they are split."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from training.bbh.generated import FAMILIES, generate_items
+from training.bbh.tasks import BBHTask
+from utils.config import ConfigError, raise_problems
+
+logger = logging.getLogger(__name__)
+
+HUB_ID = "lukaemon/bbh"
+Source = Literal["auto", "hub", "generated"]
+
+
+class Item(NamedTuple):
+    input: str
+    target: str
+
+
+class Split(NamedTuple):
+    """`indices` are those of `evaluated` in the task's file."""
+
+    demonstrations: list[Item]
+    evaluated: list[Item]
+    indices: list[int]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    task: BBHTask
+    items: list[Item]
+    source: str
+
+
+def load_data(
+    tasks: Sequence[BBHTask],
+    *,
+    data_dir: Path | None,
+    source: Source,
+    all_named: bool,
+    seed: int,
+    size: int,
+) -> list[TaskData]:
+    """The items of each task: from `data_dir`; else from the hub; else made here (`size` each).
+    The log says which.
+
+    Tasks that cannot be made here are left out, unless they were `all_named`. Raises a ConfigError
+    that names every problem where a file is wrong or nothing is left.
+    """
+    if data_dir is not None:
+        data = _from_folder(tasks, data_dir)
+    elif source == "generated":
+        data = _generated(tasks, all_named, seed, size)
+    else:
+        try:
+            data = _from_hub(tasks)
+        except (OSError, ValueError) as error:
+            if source == "hub":
+                raise ConfigError(
+                    f"the hub's {HUB_ID} could not be loaded ({error}); give data_dir=, or "
+                    "source=generated"
+                ) from error
+            logger.info("the hub cannot be reached (%s)", type(error).__name__)
+            data = _generated(tasks, all_named, seed, size)
+    for found in data:
+        logger.info("%s: %d items from %s", found.task.name, len(found.items), found.source)
+    return data
+
+
+def split(items: Sequence[Item], k: int, rng: random.Random) -> Split:
+    """Shuffled by `rng`, random.Random(seed) in the published splits: the first k are
+    demonstrations, the rest is evaluated; with k=0 everything is."""
+    order = list(range(len(items)))
+    rng.shuffle(order)
+    return Split([items[i] for i in order[:k]], [items[i] for i in order[k:]], order[k:])
+
+
+def require_enough(data: Sequence[TaskData], k: int) -> None:
+    """Raises a ConfigError naming every task with no item left to evaluate."""
+    raise_problems(
+        [
+            f"k={k}: {found.task.name} has {len(found.items)} items; k must be smaller"
+            for found in data
+            if len(found.items) <= k
+        ]
+    )
+
+
+def _from_folder(tasks: Sequence[BBHTask], folder: Path) -> list[TaskData]:
+    if not folder.is_dir():
+        raise ConfigError(f"data_dir={folder}: no such folder; it holds <task>.json files")
+    problems: list[str] = []
+    data = []
+    for task in tasks:
+        path = folder / f"{task.name}.json"
+        items = _read_file(path, problems)
+        data.append(TaskData(task, items, str(path)))
+    raise_problems(problems)
+    return data
+
+
+def _read_file(path: Path, problems: list[str]) -> list[Item]:
+    if not path.is_file():
+        problems.append(f"{path}: no such file")
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        problems.append(f"{path}: no JSON ({error})")
+        return []
+    records = content.get("examples") if isinstance(content, dict) else None
+    if not isinstance(records, list) or not records:
+        problems.append(f'{path}: an object with a list "examples" is needed')
+        return []
+    items = []
+    for number, record in enumerate(records):
+        item = _item(record)
+        if item is None:
+            problems.append(f"{path}, examples[{number}]: needs text as input and target")
+        else:
+            items.append(item)
+    return items
+
+
+def _item(record: Any) -> Item | None:
+    if not isinstance(record, dict):
+        return None
+    given, target = record.get("input"), record.get("target")
+    if not isinstance(given, str) or not isinstance(target, str) or not target.strip():
+        return None
+    return Item(given, target)
+
+
+def _from_hub(tasks: Sequence[BBHTask]) -> list[TaskData]:
+    from datasets import load_dataset
+
+    data = []
+    for task in tasks:
+        rows: Any = load_dataset(HUB_ID, task.name, split="test")
+        data.append(TaskData(task, [Item(r["input"], r["target"]) for r in rows], HUB_ID))
+    return data
+
+
+def _generated(tasks: Sequence[BBHTask], all_named: bool, seed: int, size: int) -> list[TaskData]:
+    missing = [task.name for task in tasks if task.name not in FAMILIES]
+    if missing and (all_named or len(missing) == len(tasks)):
+        raise ConfigError(
+            f"{', '.join(missing)}: these cannot be generated; what can are {', '.join(FAMILIES)}. "
+            "Give data_dir= with BBH's files"
+        )
+    if missing:
+        logger.warning("%d of %d tasks cannot be generated: left out", len(missing), len(tasks))
+    return [
+        TaskData(task, generate_items(task.name, size, seed), "a generator of this project")
+        for task in tasks
+        if task.name in FAMILIES
+    ]

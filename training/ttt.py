@@ -1,0 +1,25 @@
+"""What scripts/ttt.py needs of a domain."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from training.api import ServiceClient
+from utils.runs import RunDir
+
+
+class TestTime(Protocol):
+    """Test-time training in one domain. Its constructor takes the script's config, reads the data
+    and raises a ConfigError with everything that is wrong, before any model is loaded."""
+
+    def plan(self) -> str:
+        """What would be trained and asked."""
+        ...
+
+    def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:
+        """Does every task that the run has no record of, and records it."""
+        ...
+
+    def finish(self, run: RunDir) -> str:
+        """Writes log and report of the run's records; what to print."""
+        ...
