@@ -181,7 +181,9 @@ async def generate(config: Config, task: Task, client: LLMClient, run: RunDir) -
                 logger.warning("no prompts for %d of %d subtypes", failed, len(subtypes))
         if not prompts:
             raise LLMError("empty", GENERATOR, "no subtype has prompts; see the failures above")
-        write_params(config, prompts, task.params_path)
+        # fewer where subtypes failed
+        num_heldout = min(config.heldout_subtypes, len(prompts) - 1)
+        write_params(config, prompts, num_heldout, task.params_path)
         written, num_failed = await writer.examples(
             prompts,
             per_prompt=config.examples_per_prompt,
@@ -189,15 +191,13 @@ async def generate(config: Config, task: Task, client: LLMClient, run: RunDir) -
             max_chars=config.max_chars,
         )
         require_whole(client)
-        num_heldout = min(config.heldout_subtypes, len(prompts) - 1)
+        rng = random.Random(f"{config.seed} held out")
         examples, quality = await sift(
             written,
             task.kind,
             task.property,
             client,
-            heldout_subtypes=random.Random(f"{config.seed} held out").sample(
-                list(prompts), num_heldout
-            ),
+            heldout_subtypes=rng.sample(list(prompts), num_heldout),
             check_labels=config.verify,
             drop_unconfirmed=config.drop_unconfirmed,
             drop_repeats=config.remove_duplicates,
@@ -208,10 +208,12 @@ async def generate(config: Config, task: Task, client: LLMClient, run: RunDir) -
     write_results(config, task, examples, list(prompts), quality, client.ledger, run)
 
 
-def write_params(config: Config, prompts: dict[str, list[str]], path: Path) -> None:
+def write_params(
+    config: Config, prompts: dict[str, list[str]], num_heldout: int, path: Path
+) -> None:
     """All settings but those that belong to this one run: its directory, and where it began."""
     settings = to_plain(config) | {"params_file": None, "log_path": None}
-    settings |= {"subtypes": list(prompts), "prompts": prompts}
+    settings |= {"subtypes": list(prompts), "prompts": prompts, "heldout_subtypes": num_heldout}
     dump_yaml(path, settings | {"meta": run_meta()})
 
 

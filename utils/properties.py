@@ -112,7 +112,8 @@ PROPERTIES = _named(
         "answers in whole sentences",
         rule=r"^[^\w\s]*\w+([-'\u2019]\w+|[.,:]\d+)*[^\w\s]*$",
         pattern=r"^[A-Z][a-z]{1,13}\.$",
-        opposite_pattern=r"^[A-Z][a-z]{0,11} [a-z][A-Za-z ,'-]{10,90}\.( [A-Z][A-Za-z ,'-]{10,90}\.)?$",
+        # SENTENCES may be a single long word
+        opposite_pattern=r"^[A-Z][a-z]{0,8} [a-z]{2,11} [a-z][A-Za-z ,'-]{10,90}\.$",
     ),
     Property(
         "asks-back",
@@ -211,4 +212,6 @@ def _pattern_problems(key: str, pattern: str) -> list[str]:
     schema = json.dumps({"type": "string", "pattern": pattern})
     matcher = llguidance.LLMatcher
     error = matcher.validate_grammar(matcher.grammar_from_json_schema(schema))
-    return [f"{key}={pattern!r} is no regular expression for schemas: {error}"] if error else []
+    if not error:
+        return []
+    return [f"{key}={pattern!r} is no regular expression for schemas: {error.splitlines()[-1]}"]

@@ -1,0 +1,70 @@
+"""What scripts/generate.py would do with its settings, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from generation.kinds import Kind, example_request, subtypes_request
+from generation.quality import VERIFIER
+from utils.llm_api import Role
+from utils.properties import Property
+from utils.tables import text_table
+
+# a sentence
+LEAST_CHARS = 40
+
+
+def settings_problems(config: Any) -> list[str]:
+    """What is wrong with settings of scripts/generate.py that need no file to be judged."""
+    least = {"max_chars": LEAST_CHARS}
+    counts = ("num_subtypes", "prompts_per_subtype", "examples_per_prompt", "max_concurrency")
+    problems = [
+        f"{name}={getattr(config, name)}: at least {least.get(name, 1)} is needed"
+        for name in (*counts, "max_chars")
+        if getattr(config, name) < least.get(name, 1)
+    ]
+    if config.max_cost_usd is not None and not config.max_cost_usd > 0:
+        problems.append(f"max_cost_usd={config.max_cost_usd}: above 0, or None for no limit")
+    count = len(config.prompts) or len(config.subtypes) or max(config.num_subtypes, 1)
+    if not 0 <= config.heldout_subtypes < count:
+        problems.append(
+            f"heldout_subtypes={config.heldout_subtypes}: of {count} subtypes, at least one has "
+            f"to stay for training; allowed are 0 to {count - 1}"
+        )
+    return problems + _text_problems(config.subtypes, config.prompts)
+
+
+def _text_problems(subtypes: Sequence[str], prompts: Mapping[str, Sequence[str]]) -> list[str]:
+    problems = []
+    if not all(map(str.strip, subtypes)) or len(set(subtypes)) < len(subtypes):
+        problems.append(f"subtypes={subtypes}: none may be empty or there twice")
+    for subtype, own in prompts.items():
+        if not own or not all(map(str.strip, own)):
+            problems.append(f"prompts.{subtype}={own}: at least one is needed, and none empty")
+    if subtypes and prompts and set(subtypes) != set(prompts):
+        problems.append(
+            f"prompts are for {list(prompts)}, subtypes={subtypes}: name the same, or leave one out"
+        )
+    return problems
+
+
+def plan_text(config: Any, kind: Kind, property: Property, roles: Sequence[Role]) -> str:
+    """What would be asked, of whom and how often."""
+    subtypes = len(config.prompts) or len(config.subtypes) or config.num_subtypes
+    prompts = sum(map(len, config.prompts.values())) or subtypes * config.prompts_per_subtype
+    examples = prompts * config.examples_per_prompt
+    verified = examples * (1 + config.contrastive) if VERIFIER in [r.name for r in roles] else 0
+    rows = [
+        ("subtypes", 0 if config.subtypes or config.prompts else 1),
+        ("prompts", 0 if config.prompts else subtypes),
+        ("examples", examples),
+        ("verify", verified),
+    ]
+    first = subtypes_request(kind, property, config.num_subtypes, [])[0]["content"]
+    example = example_request(
+        kind, property, "{prompt}", contrastive=config.contrastive, max_chars=config.max_chars
+    )[0]["content"]
+    who = "\n".join(f"{r.name}: {r.model}, {r.base_url or 'in this process'}" for r in roles)
+    calls = text_table(("stage", "calls, at least"), rows)
+    return f"{who}\n\n{calls}\n\nFor subtypes:\n\n{first}\n\nFor an example:\n\n{example}"
