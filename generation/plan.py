@@ -13,6 +13,8 @@ from utils.tables import text_table
 
 # a sentence
 LEAST_CHARS = 40
+NUM_SUBTYPES = 8
+PROMPTS_PER_SUBTYPE = 4
 
 
 def settings_problems(config: Any) -> list[str]:
@@ -20,13 +22,23 @@ def settings_problems(config: Any) -> list[str]:
     least = {"max_chars": LEAST_CHARS}
     counts = ("num_subtypes", "prompts_per_subtype", "examples_per_prompt", "max_concurrency")
     problems = [
-        f"{name}={getattr(config, name)}: at least {least.get(name, 1)} is needed"
+        f"{name}={value}: at least {least.get(name, 1)} is needed"
         for name in (*counts, "max_chars")
-        if getattr(config, name) < least.get(name, 1)
+        if (value := getattr(config, name)) is not None and value < least.get(name, 1)
     ]
+    given = {"num_subtypes": config.subtypes or config.prompts}
+    given["prompts_per_subtype"] = config.prompts
+    for name, texts in given.items():
+        if texts and getattr(config, name) is not None:
+            problems.append(
+                f"{name}={getattr(config, name)}: the texts are given already (subtypes, prompts, "
+                "params_file); leave it out, or start without them"
+            )
     if config.max_cost_usd is not None and not config.max_cost_usd > 0:
         problems.append(f"max_cost_usd={config.max_cost_usd}: above 0, or None for no limit")
-    count = len(config.prompts) or len(config.subtypes) or max(config.num_subtypes, 1)
+    count = (
+        len(config.prompts) or len(config.subtypes) or max(config.num_subtypes or NUM_SUBTYPES, 1)
+    )
     if not 0 <= config.heldout_subtypes < count:
         problems.append(
             f"heldout_subtypes={config.heldout_subtypes}: of {count} subtypes, at least one has "
@@ -51,8 +63,10 @@ def _text_problems(subtypes: Sequence[str], prompts: Mapping[str, Sequence[str]]
 
 def plan_text(config: Any, kind: Kind, property: Property, roles: Sequence[Role]) -> str:
     """What would be asked, of whom and how often."""
-    subtypes = len(config.prompts) or len(config.subtypes) or config.num_subtypes
-    prompts = sum(map(len, config.prompts.values())) or subtypes * config.prompts_per_subtype
+    num_subtypes = config.num_subtypes or NUM_SUBTYPES
+    subtypes = len(config.prompts) or len(config.subtypes) or num_subtypes
+    prompts_each = config.prompts_per_subtype or PROMPTS_PER_SUBTYPE
+    prompts = sum(map(len, config.prompts.values())) or subtypes * prompts_each
     examples = prompts * config.examples_per_prompt
     verified = examples * (1 + config.contrastive) if VERIFIER in [r.name for r in roles] else 0
     rows = [
@@ -61,7 +75,7 @@ def plan_text(config: Any, kind: Kind, property: Property, roles: Sequence[Role]
         ("examples", examples),
         ("verify", verified),
     ]
-    first = subtypes_request(kind, property, config.num_subtypes, [])[0]["content"]
+    first = subtypes_request(kind, property, num_subtypes, [])[0]["content"]
     example = example_request(
         kind, property, "{prompt}", contrastive=config.contrastive, max_chars=config.max_chars
     )[0]["content"]

@@ -23,7 +23,12 @@ from dotenv import load_dotenv
 from evaluation.eval_file import load_eval_file
 from generation.kinds import KINDS, Kind, choose_kind
 from generation.pipeline import GENERATOR, Writer
-from generation.plan import plan_text, settings_problems
+from generation.plan import (
+    NUM_SUBTYPES,
+    PROMPTS_PER_SUBTYPE,
+    plan_text,
+    settings_problems,
+)
 from generation.quality import VERIFIER, Example, QualityReport, sift, to_record
 from generation.report import DIVERSITY_HEADERS, diversity_rows, quality_rows, write_report
 from utils.config import config_entrypoint, dump_yaml, problems_of, raise_problems, to_plain
@@ -61,8 +66,10 @@ class Config:
     max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
     max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
 
-    num_subtypes: int = chz.field(default=8, doc="kinds of situations")
-    prompts_per_subtype: int = chz.field(default=4, doc="premises for examples")
+    num_subtypes: int | None = chz.field(default=None, doc="kinds of situations; default: 8")
+    prompts_per_subtype: int | None = chz.field(
+        default=None, doc="premises for examples; default: 4"
+    )
     examples_per_prompt: int = chz.field(default=1, doc="calls per premise")
     subtypes: list[str] = chz.field(default_factory=list, doc="default: the generator writes them")
     prompts: dict[str, list[str]] = chz.field(
@@ -174,8 +181,10 @@ async def generate(config: Config, task: Task, client: LLMClient, run: RunDir) -
     async with client:
         prompts = dict(config.prompts)
         if not prompts:
-            subtypes = config.subtypes or await writer.subtypes(config.num_subtypes)
-            prompts, failed = await writer.prompts(subtypes, config.prompts_per_subtype)
+            subtypes = config.subtypes or await writer.subtypes(config.num_subtypes or NUM_SUBTYPES)
+            prompts, failed = await writer.prompts(
+                subtypes, config.prompts_per_subtype or PROMPTS_PER_SUBTYPE
+            )
             require_whole(client)
             if failed:
                 logger.warning("no prompts for %d of %d subtypes", failed, len(subtypes))
@@ -214,6 +223,8 @@ def write_params(
     """All settings but those that belong to this one run: its directory, and where it began."""
     settings = to_plain(config) | {"params_file": None, "log_path": None}
     settings |= {"subtypes": list(prompts), "prompts": prompts, "heldout_subtypes": num_heldout}
+    # their numbers are those of the texts from now on
+    settings |= {"num_subtypes": None, "prompts_per_subtype": None}
     dump_yaml(path, settings | {"meta": run_meta()})
 
 
