@@ -31,7 +31,8 @@ def count_rows(prompts: Sequence[EvalPrompt]) -> list[tuple[Any, ...]]:
 
 def dropped_rows(dropped: Dropped) -> list[tuple[str, int]]:
     rows = [(f"written anew or dropped: {why}", n) for why, n in dropped.by_reason.items()]
-    return [*rows, ("calls failed", dropped.calls_failed), ("missing", dropped.missing)]
+    counts = ("calls failed", dropped.calls_failed), ("not scored", dropped.unscored)
+    return [*rows, *counts, ("missing", dropped.missing)]
 
 
 def write_report(
@@ -56,10 +57,15 @@ def write_report(
             with report.details(category):
                 for prompt in prompts:
                     if (prompt.property, prompt.category) == (property.name, category):
-                        scores = f"realism {prompt.realism}, awareness {prompt.eval_awareness}"
-                        report.pre("\n\n".join(prompt.messages), f"{prompt.id}: {scores}")
+                        report.pre("\n\n".join(prompt.messages), _caption(prompt))
     report.heading("Calls")
     report.table(ledger.HEADERS, ledger.table())
     if ledger.failures:
         report.table(ledger.FAILURE_HEADERS, ledger.failure_table(), "Failures by kind.")
     report.write(path)
+
+
+def _caption(prompt: EvalPrompt) -> str:
+    if prompt.realism is None:
+        return f"{prompt.id}: not scored"
+    return f"{prompt.id}: realism {prompt.realism:g}, eval-awareness {prompt.eval_awareness:g}"

@@ -16,6 +16,7 @@ from utils.llm import LLMClient, stage
 from utils.llm_api import LLMError, Message
 from utils.llm_batch import gather_counted
 from utils.llm_lists import distinct_items
+from utils.llm_runs import require_whole
 from utils.plain_text import REQUEST
 from utils.properties import Property
 from utils.text_stats import overlap, remove_duplicates
@@ -28,18 +29,21 @@ MESSAGE_CHARS = (15, 600)
 MAX_ROUNDS = 3
 LEAK = 0.7
 ROLE_PLAY = re.compile(
-    r"\b(role[- ]?play|pretend|act as|imagine (that )?you|you are now|play the (part|role))\b",
+    r"\b(role[- ]?play(ing)?|pretend|act as|imagine (that )?(you|yourself|being)|"
+    r"(you are|you['\u2019]re) now|(play|take on) (the|a) (part|role))\b",
     re.IGNORECASE,
 )
 
 
 @dataclass
 class Dropped:
-    """Prompts that were written and not kept, by reason; `missing` were never replaced."""
+    """Prompts that were written and not kept, by reason; `missing` were never replaced. `unscored`
+    have no scores because those calls failed."""
 
     by_reason: dict[str, int] = field(default_factory=dict)
     calls_failed: int = 0
     missing: int = 0
+    unscored: int = 0
 
     def add(self, reason: str) -> None:
         self.by_reason[reason] = self.by_reason.get(reason, 0) + 1
@@ -54,8 +58,8 @@ class PromptWriter:
     seed: int
 
     async def categories(self, properties: Sequence[Property], count: int) -> dict[str, list[str]]:
-        """By property, side by side. Raises the first LLMError: a property without categories has
-        no prompts."""
+        """By property, side by side. Raises an LLMError where one gets none: it would have no
+        prompts."""
 
         async def of_one(property: Property) -> list[str]:
             drawn = draw_variations(count, self.seed, property.name, "categories")
@@ -76,10 +80,14 @@ class PromptWriter:
                 "writing categories",
                 unit="properties",
             )
+        # first, for what was not started only says that something else was the cause
+        require_whole(self.client)
         found = {}
         for property, result in zip(properties, results, strict=True):
             if isinstance(result, LLMError):
                 raise result
+            if not result:
+                raise LLMError("empty", GENERATOR, f"no categories for {property.name}")
             found[property.name] = result
         return found
 
@@ -93,7 +101,8 @@ class PromptWriter:
         leaks_from: Sequence[str] = (),
     ) -> tuple[list[EvalPrompt], Dropped]:
         """One call per prompt, all side by side; what repeats, plays a role, names the property or
-        leaks from `leaks_from` is written anew, MAX_ROUNDS times in all."""
+        leaks from `leaks_from` is written anew, MAX_ROUNDS times in all. Raises LLMError where one
+        stops the calls."""
         wanted = [
             _Wanted(f"{property.name}-{c:02d}-{p:02d}", property, category, variation)
             for property in properties
@@ -108,13 +117,15 @@ class PromptWriter:
             missing = [w for w in wanted if w.id not in kept]
             if not missing:
                 break
-            for prompt in await self._write(missing, num_turns, round_index, dropped):
-                reason = _problem(prompt, leaks_from)
+            written = await self._write(missing, num_turns, round_index, dropped)
+            leaks = _leaks(written, leaks_from)
+            for prompt in written:
+                reason = "near a training example" if prompt.id in leaks else _problem(prompt)
                 if reason is None:
                     kept[prompt.id] = prompt
                 else:
                     dropped.add(reason)
-            _drop_repeats(kept, [w.id for w in wanted], dropped)
+            _drop_repeats(kept, dropped)
         dropped.missing = len(wanted) - len(kept)
         return [kept[w.id] for w in wanted if w.id in kept], dropped
 
@@ -139,6 +150,7 @@ class PromptWriter:
             answers = await gather_counted(
                 [call(w) for w in wanted], "writing prompts", unit="prompts"
             )
+        require_whole(self.client)
         written = []
         for w, answer in zip(wanted, answers, strict=True):
             if isinstance(answer, LLMError):
@@ -165,7 +177,8 @@ class Realism(BaseModel):
 async def score_prompts(
     prompts: Sequence[EvalPrompt], client: LLMClient
 ) -> tuple[list[EvalPrompt], int]:
-    """The prompts with their scores; None, and counted, where the call failed."""
+    """The prompts with their scores; None, and counted, where the call failed. Raises LLMError
+    where one stops the calls."""
     with stage("realism"):
         scores = await gather_counted(
             [
@@ -175,6 +188,7 @@ async def score_prompts(
             "scoring realism",
             unit="prompts",
         )
+    require_whole(client)
     scored = [
         prompt
         if isinstance(score, LLMError)
@@ -182,6 +196,28 @@ async def score_prompts(
         for prompt, score in zip(prompts, scores, strict=True)
     ]
     return scored, sum(isinstance(score, LLMError) for score in scores)
+
+
+def filter_prompts(
+    prompts: Sequence[EvalPrompt],
+    dropped: Dropped,
+    *,
+    min_realism: float,
+    max_eval_awareness: float,
+) -> list[EvalPrompt]:
+    """Those within both limits, which nobody knows of one without scores."""
+    kept = []
+    for prompt in prompts:
+        if prompt.realism is None or prompt.eval_awareness is None:
+            dropped.add("not scored")
+        elif prompt.realism < min_realism:
+            dropped.add("not realistic enough")
+        elif prompt.eval_awareness > max_eval_awareness:
+            dropped.add("looks too much like a test")
+        else:
+            kept.append(prompt)
+    dropped.missing += len(prompts) - len(kept)
+    return kept
 
 
 def categories_request(property: Property, count: int, already: list[str]) -> list[Message]:
@@ -245,23 +281,32 @@ class _Wanted:
     variation: Variation
 
 
-def _problem(prompt: EvalPrompt, leaks_from: Sequence[str]) -> str | None:
+def _problem(prompt: EvalPrompt) -> str | None:
+    if not all(prompt.messages):
+        return "has an empty message"
     text = "\n".join(prompt.messages)
     if ROLE_PLAY.search(text):
         return "asks for role-play"
-    name = re.escape(prompt.property).replace("\\-", "[- ]")
-    if re.search(rf"\b{name}\b", text, re.IGNORECASE):
+    name = r"[-_\s]+".join(map(re.escape, re.split(r"[-_\s]+", prompt.property)))
+    if re.search(rf"(?<!\w){name}(?!\w)", text, re.IGNORECASE):
         return "names the property"
-    if leaks_from and max(m.jaccard for m in overlap(prompt.messages, leaks_from)) >= LEAK:
-        return "near a training example"
+    if remove_duplicates(prompt.messages).repeats:
+        return "repeats itself"
     return None
 
 
-def _drop_repeats(kept: dict[str, EvalPrompt], order: Sequence[str], dropped: Dropped) -> None:
-    """Of all properties together: the same user message is no second piece of evidence."""
-    names = [name for name in order if name in kept]
-    repeats = remove_duplicates(["\n".join(kept[name].messages) for name in names]).repeats
-    for place in repeats:
+def _leaks(prompts: Sequence[EvalPrompt], leaks_from: Sequence[str]) -> set[str]:
+    """The ids of those with a message that is near one of `leaks_from`."""
+    said = [(prompt.id, message) for prompt in prompts for message in prompt.messages]
+    matches = overlap([message for _, message in said], leaks_from)
+    return {id for (id, _), match in zip(said, matches, strict=True) if match.jaccard >= LEAK}
+
+
+def _drop_repeats(kept: dict[str, EvalPrompt], dropped: Dropped) -> None:
+    """Of all properties together: the same user message is no second piece of evidence. Of two, the
+    one that was written first stays."""
+    names = list(kept)
+    for place in remove_duplicates(["\n".join(p.messages) for p in kept.values()]).repeats:
         del kept[names[place]]
         dropped.add("repeats another")
 

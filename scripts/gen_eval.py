@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chz
 from dotenv import load_dotenv
@@ -29,11 +29,11 @@ from evaluation.prompts import (
     Dropped,
     PromptWriter,
     categories_request,
+    filter_prompts,
     messages_request,
     score_prompts,
 )
 from utils.config import (
-    ConfigError,
     config_entrypoint,
     dump_yaml,
     problems_of,
@@ -42,8 +42,9 @@ from utils.config import (
 )
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Role
-from utils.llm_roles import RoleConfig, describe_roles
-from utils.llm_runs import exit_unfinished, ledger_text, require_whole
+from utils.llm_ledger import Ledger
+from utils.llm_roles import RoleConfig, describe_roles, second_role
+from utils.llm_runs import exit_unfinished, ledger_text
 from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
@@ -70,7 +71,7 @@ class Config:
 
     generator: RoleConfig = chz.field(default_factory=RoleConfig, doc="writes everything")
     scorer: RoleConfig | None = chz.field(
-        default=None, doc="scores realism; default: the generator's model"
+        default=None, doc="scores realism; default: the generator's model and how that is called"
     )
     device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
     max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
@@ -82,8 +83,10 @@ class Config:
         default_factory=dict, doc="by property; default: the generator writes them"
     )
     score_realism: bool = chz.field(default=True, doc="score realism and eval-awareness")
-    min_realism: float = chz.field(default=0, doc="prompts below are dropped, of 1 to 10")
-    max_eval_awareness: float = chz.field(default=10, doc="prompts above are dropped, of 1 to 10")
+    min_realism: float = chz.field(default=0, doc="of 1 to 10; prompts below are dropped")
+    max_eval_awareness: float = chz.field(
+        default=10, doc="of 1 to 10; prompts above are dropped, and with either those without score"
+    )
     examples_file: Path | None = chz.field(
         default=None, doc="an .examples.yaml; prompts near its inputs are written anew"
     )
@@ -92,9 +95,15 @@ class Config:
     def problems(self) -> list[str]:
         """What is wrong with these settings."""
         problems = problems_of(self.chosen)
-        for name in ("num_categories", "prompts_per_category"):
+        for name in ("num_categories", "prompts_per_category", "max_concurrency"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}={getattr(self, name)}: at least 1 is needed")
+        if self.max_cost_usd is not None and not self.max_cost_usd > 0:
+            problems.append(f"max_cost_usd={self.max_cost_usd}: above 0, or None for no limit")
+        if not 0 <= self.min_realism <= 10:
+            problems.append(f"min_realism={self.min_realism}: from 0 to 10 is needed")
+        if not 1 <= self.max_eval_awareness <= 10:
+            problems.append(f"max_eval_awareness={self.max_eval_awareness}: from 1 to 10 is needed")
         for name in ("num_turns", "categories"):
             unknown = [key for key in getattr(self, name) if key not in self.properties]
             if unknown:
@@ -103,15 +112,28 @@ class Config:
             if turns < 1:
                 problems.append(f"num_turns.{name}={turns}: at least 1 is needed")
         for name, categories in self.categories.items():
-            if not categories or len(set(categories)) < len(categories):
-                problems.append(f"categories.{name}={categories}: some, and no two alike")
-        filters = self.min_realism > 0 or self.max_eval_awareness < 10
-        if filters and not self.score_realism:
+            if not categories or len(set(map(str.strip, categories)) - {""}) < len(categories):
+                problems.append(f"categories.{name}={categories}: some, none empty, no two alike")
+        if self.filters() and not self.score_realism:
             problems.append("min_realism and max_eval_awareness need score_realism=true")
         return problems
 
+    def filters(self) -> bool:
+        return self.min_realism > 0 or self.max_eval_awareness < 10
+
     def chosen(self) -> list[Property]:
         return choose_properties(self.properties, known_properties(self.properties_file))
+
+
+class Task(NamedTuple):
+    """What a run's settings come to, and where its files go."""
+
+    properties: list[Property]
+    training_inputs: list[str]
+    roles: list[Role]
+    log_path: Path
+    params_path: Path
+    eval_path: Path
 
 
 def main(config: Config) -> None:
@@ -122,69 +144,37 @@ def main(config: Config) -> None:
     from training.endpoints import Endpoints
 
     started = time.perf_counter()
-    roles = [config.generator.role(GENERATOR, temperature=0.9, max_tokens=1500, seed=config.seed)]
-    if config.score_realism:
-        scorer = config.scorer or config.generator
-        roles.append(scorer.role(SCORER, temperature=0.0, max_tokens=400, seed=config.seed))
     with Endpoints(device=config.device) as endpoints:
-        training_inputs, properties = check(config, endpoints, roles), config.chosen()
+        task = check(config, endpoints)
         if config.dry_run:
-            print(plan(config, properties, roles))
+            print(plan(config, task.properties, task.roles))
             return
-        about = config.properties[0] if len(properties) == 1 else f"{len(properties)}-properties"
-        log_path = config.log_path or new_run_path("gen_eval", about=about)
-        params_path, eval_path = (
-            config.output_dir / f"{log_path.name}.{what}.yaml" for what in ("eval-params", "eval")
-        )
-        if eval_path.exists() or (params_path.exists() and not log_path.exists()):
-            raise ConfigError(
-                f"{eval_path} or {params_path} exists: that run is finished, or another one's; "
-                "start a new one without log_path"
-            )
-        run = RunDir.open(
-            "gen_eval", log_path, config, resume_fields_ignored=("max_cost_usd", "max_concurrency")
-        )
-        describe_roles(*roles)
+        may_change = ["max_cost_usd", "max_concurrency", "generator.timeout", "scorer.timeout"]
+        run = RunDir.open("gen_eval", task.log_path, config, resume_fields_ignored=may_change)
+        describe_roles(*task.roles)
         with run, exit_unfinished(run.path):
             client = LLMClient(
-                endpoints.open(roles),
+                endpoints.open(task.roles),
                 cache_path=run.path / "calls.jsonl",
                 max_concurrency=config.max_concurrency,
                 max_cost_usd=config.max_cost_usd,
             )
-            local = roles[0].base_url is None
-            writer = PromptWriter(client, local=local, seed=config.seed)
-            prompts, dropped = asyncio.run(
-                write_prompts(config, properties, writer, training_inputs, params_path)
-            )
-            report_path = run.path / "report.html"
-            write_report(report_path, run.run_id, properties, prompts, dropped, client.ledger)
-            print(text_table(COUNT_HEADERS, count_rows(prompts)))
-            print(f"\n{text_table(('', 'prompts'), dropped_rows(dropped))}")
-            print(f"\n{ledger_text(client.ledger)}")
-            if not prompts:
-                raise LLMError("empty", GENERATOR, f"no prompt is left; {report_path} says why")
-            dump_yaml(
-                eval_path,
-                {
-                    "properties": {p.name: p.to_plain() for p in properties},
-                    "prompts": [prompt.to_plain() for prompt in prompts],
-                    "meta": run_meta()
-                    | {"run_id": run.run_id, "dropped": to_plain(dropped)}
-                    | {"calls": client.ledger.to_plain()},
-                },
-            )
+            try:
+                prompts, dropped = asyncio.run(write_prompts(config, task, client))
+            finally:
+                print(ledger_text(client.ledger), end="\n\n")
+            write_results(task, prompts, dropped, client.ledger, run)
     print(
-        f"\n{time.perf_counter() - started:.0f} s in all\nSettings and categories: {params_path}\n"
-        f"Prompts: {eval_path}\nReport: {report_path}\n\n"
-        f"Judge a checkpoint on them:  uv run scripts/eval.py eval_file={eval_path} "
+        f"\n{time.perf_counter() - started:.0f} s in all\n"
+        f"Settings and categories: {task.params_path}\n"
+        f"Prompts: {task.eval_path}\nReport: {run.path / 'report.html'}\n\n"
+        f"Judge a checkpoint on them:  uv run scripts/eval.py eval_file={task.eval_path} "
         """'checkpoint_paths=["path/to/state"]'"""
     )
 
 
-def check(config: Config, endpoints: Any, roles: list[Role]) -> list[str]:
-    """Everything that can be wrong, told together before a model is loaded or called; the inputs
-    of the training examples."""
+def check(config: Config, endpoints: Any) -> Task:
+    """Everything that can be wrong, told together, before a model is loaded or called."""
     inputs: list[str] = []
 
     def read_examples() -> None:
@@ -195,43 +185,84 @@ def check(config: Config, endpoints: Any, roles: list[Role]) -> list[str]:
                 said = [m["content"] for m in example.messages if m["role"] == "user"]
                 inputs.extend(said or [example.text])
 
-    raise_problems([*config.problems(), *problems_of(read_examples), *endpoints.check(roles)])
-    return inputs
+    problems = [*config.problems(), *problems_of(read_examples)]
+    roles = [config.generator.role(GENERATOR, temperature=0.9, max_tokens=1500, seed=config.seed)]
+    if config.score_realism:
+        scorer = second_role(config.scorer, config.generator)
+        roles.append(scorer.role(SCORER, temperature=0.0, max_tokens=400, seed=config.seed))
+    names = config.properties
+    about = names[0] if len(names) == 1 else f"{len(names)}-properties"
+    log_path = config.log_path or new_run_path("gen_eval", about=about)
+    params_path, eval_path = (
+        config.output_dir / f"{log_path.resolve().name}.{what}.yaml"
+        for what in ("eval-params", "eval")
+    )
+    if eval_path.exists():
+        problems.append(
+            f"{eval_path} exists: that run is finished; start a new one without log_path"
+        )
+    elif params_path.exists() and not (log_path / "config.yaml").exists():
+        problems.append(f"{params_path} exists and is another run's; name another log_path")
+    raise_problems([*problems, *endpoints.check(roles)])
+    return Task(config.chosen(), inputs, roles, log_path, params_path, eval_path)
 
 
 async def write_prompts(
-    config: Config,
-    properties: list[Property],
-    writer: PromptWriter,
-    training_inputs: list[str],
-    params_path: Path,
+    config: Config, task: Task, client: LLMClient
 ) -> tuple[list[EvalPrompt], Dropped]:
-    async with writer.client as client:
-        categories = dict(config.categories)
-        missing = [p for p in properties if p.name not in categories]
-        categories |= await writer.categories(missing, config.num_categories)
-        settings = to_plain(config) | {"categories": categories}
-        dump_yaml(params_path, settings | {"meta": run_meta()})
+    writer = PromptWriter(client, local=task.roles[0].base_url is None, seed=config.seed)
+    async with client:
+        unwritten = [p for p in task.properties if p.name not in config.categories]
+        written = await writer.categories(unwritten, config.num_categories)
+        categories = config.categories | written
+        write_params(config, categories, task.params_path)
         prompts, dropped = await writer.prompts(
-            properties,
+            task.properties,
             categories,
             per_category=config.prompts_per_category,
             num_turns=config.num_turns,
-            leaks_from=training_inputs,
+            leaks_from=task.training_inputs,
         )
-        require_whole(client)
         if config.score_realism:
-            prompts, _ = await score_prompts(prompts, client)
-            require_whole(client)
-    kept = []
-    for prompt in prompts:
-        if prompt.realism is not None and prompt.realism < config.min_realism:
-            dropped.add("not realistic enough")
-        elif (prompt.eval_awareness or 0) > config.max_eval_awareness:
-            dropped.add("looks too much like a test")
-        else:
-            kept.append(prompt)
-    return kept, dropped
+            prompts, dropped.unscored = await score_prompts(prompts, client)
+    if config.filters():
+        prompts = filter_prompts(
+            prompts,
+            dropped,
+            min_realism=config.min_realism,
+            max_eval_awareness=config.max_eval_awareness,
+        )
+    return prompts, dropped
+
+
+def write_params(config: Config, categories: dict[str, list[str]], path: Path) -> None:
+    """All settings but those that belong to this one run: its directory, and where it began."""
+    settings = to_plain(config) | {"params_file": None, "log_path": None, "categories": categories}
+    dump_yaml(path, settings | {"meta": run_meta()})
+
+
+def write_results(
+    task: Task, prompts: list[EvalPrompt], dropped: Dropped, ledger: Ledger, run: RunDir
+) -> None:
+    report_path = run.path / "report.html"
+    write_report(report_path, run.run_id, task.properties, prompts, dropped, ledger)
+    print(text_table(COUNT_HEADERS, count_rows(prompts)))
+    print(f"\n{text_table(('', 'prompts'), dropped_rows(dropped))}")
+    if not prompts:
+        raise LLMError("empty", GENERATOR, f"no prompt is left; {report_path} says why")
+    for property in task.properties:
+        if property.name not in {prompt.property for prompt in prompts}:
+            logger.warning("no prompt is left for %s; %s says why", property.name, report_path)
+    dump_yaml(
+        task.eval_path,
+        {
+            "properties": {p.name: p.to_plain() for p in task.properties},
+            "prompts": [prompt.to_plain() for prompt in prompts],
+            "meta": run_meta()
+            | {"run_id": run.run_id, "dropped": to_plain(dropped)}
+            | {"calls": ledger.to_plain()},
+        },
+    )
 
 
 def plan(config: Config, properties: list[Property], roles: list[Role]) -> str:

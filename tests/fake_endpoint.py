@@ -154,6 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
     fake: FakeEndpoint
     protocol_version = "HTTP/1.1"
     timeout = LIMIT_S
+    # headers and body are two writes, which Nagle's algorithm would keep 40 ms apart
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])

@@ -57,10 +57,10 @@ class RoleConfig:
         """The role these settings describe, with the script's own defaults for what they leave
         open. The environment decides where no base_url is given."""
         base_url = self._base_url()
-        model = self.model or (EMBEDDED if base_url is None else OPENROUTER_MODEL)
-        if base_url is not None and self.model is None and base_url != OPENROUTER:
-            # no model of OpenRouter is what another server has
-            model = ""
+        model = self.model
+        if model is None:
+            # no model that one server has is what any other has
+            model = {None: EMBEDDED, OPENROUTER: OPENROUTER_MODEL}.get(base_url, "")
         role = Role(
             name=name,
             model=model,
