@@ -4,12 +4,14 @@
     uv run scripts/ttt.py method=ttt k=10 num_training_steps=40
     uv run scripts/ttt.py method=shared_ttt k=10 data_dir=path/to/bbh
     uv run scripts/ttt.py domain=arc task_set=small
+    uv run scripts/ttt.py domain=arc model_name=path/to/model task_set=arc1 evaluation=vote
     uv run scripts/ttt.py 'compare=["runs/ttt/A","runs/ttt/B"]'
 
 domain=bbh (the default) are the 27 tasks of BIG-Bench-Hard: from data_dir, else from the hub, else
-those of them that this project can generate. Writes config.yaml, tasks.jsonl, log.json (in the
-published structure) and report.html under runs/ttt/<run_id>/, or log_path; the same command with
-that log_path goes on with the tasks that are not done.
+those of them that this project can generate. domain=arc takes the task sets of rl_loop.py, or a
+Kaggle file. Writes config.yaml, tasks.jsonl, log.json (bbh, in the published structure) or
+submission.json (arc, Kaggle's) and report.html under runs/ttt/<run_id>/, or log_path; the same
+command with that log_path goes on with the tasks that are not done.
 """
 
 import contextlib
@@ -64,9 +66,9 @@ def main(config: Any) -> None:
     with as_config_errors():
         service = connect("local", device=config.device)
     log_path = config.log_path or new_run_path("ttt", about=config.domain)
-    run = RunDir.open(
-        "ttt", log_path, config, resume_fields_ignored=("max_parallel_adapters", "dry_run")
-    )
+    # where items come from may change, as long as they are the same
+    ignored = ("max_parallel_adapters", "dry_run", "source")
+    run = RunDir.open("ttt", log_path, config, resume_fields_ignored=ignored)
     with run, exit_on_interrupt(run), contextlib.closing(service):
         work.train_and_answer(service, run)
         print(work.finish(run))
@@ -77,7 +79,8 @@ def compare(paths: list[Path], config: Any) -> None:
     """One table and one page about finished runs of domain=bbh."""
     from evaluation.bbh import compare_text, write_comparison
 
-    finished = load_finished(paths)
+    with as_config_errors():
+        finished = load_finished(paths)
     text = compare_text(finished)
     log_path = config.log_path or new_run_path("ttt", about="compare")
     with RunDir.open("ttt", log_path, config) as run:

@@ -16,13 +16,15 @@ from utils.progress import progress
 class AdaptSettings:
     """What all adapters of a call share. `lora` are keywords of create_lora_training_client.
 
-    Learning rates fall along a half cosine after `warmup_steps`; losses are divided by the batch's
-    trained tokens, as transformers' Trainer does, so that a rate means what it means there.
+    Learning rates fall along a half cosine after `warmup_steps`, or `warmup_share` of a job's steps
+    where that is more; losses are divided by the batch's trained tokens, as transformers' Trainer
+    does, so that a rate means what it means there.
     """
 
     lora: dict[str, Any]
     batch_size: int = 2
     warmup_steps: int = 0
+    warmup_share: float = 0.0
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -70,6 +72,8 @@ class _Run:
         self._settings = settings
         rng = np.random.default_rng(job.seed)
         self._batches = epoch_batches(job.datums_D, settings.batch_size, job.num_epochs, rng)
+        share = int(settings.warmup_share * len(self._batches))
+        self._warmup_steps = max(settings.warmup_steps, share)
         self._step = 0
 
     def submit_step(self) -> tuple[list[Any], int] | None:
@@ -77,9 +81,7 @@ class _Run:
         if self._step == len(self._batches):
             return None
         batch = mean_weighted(self._batches[self._step])
-        factor = learning_rate_factor(
-            "cosine", self._step, len(self._batches), self._settings.warmup_steps
-        )
+        factor = learning_rate_factor("cosine", self._step, len(self._batches), self._warmup_steps)
         self._step += 1
         loss = self.client.forward_backward(batch, "cross_entropy")
         adam = AdamParams(

@@ -45,11 +45,43 @@ def render_prompt(
 
     Raises ValueError where the template refuses the messages.
     """
-    _check_messages(messages)
-    if _is_role_colon(tokenizer, template):
-        text = _role_colon_text(messages) + "\n\nAssistant:"
-        return [*_leading_bos(tokenizer), *_encode(tokenizer, text)]
-    return _encode(tokenizer, _chat_text(tokenizer, messages, add_generation_prompt=True))
+    bos, text = _prompt_text(tokenizer, messages, template)
+    return [*bos, *_encode(tokenizer, text)]
+
+
+def passage_weights(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    passages: Sequence[tuple[str, bool]],
+    *,
+    template: str = "auto",
+) -> list[float]:
+    """A weight for each token of render_prompt(): 1.0 where it writes a passage that is marked.
+
+    Joined, the passages are a stretch of one message. A token that reaches across a passage's
+    border has a part of it to write, and so its weight. Raises ValueError where the template
+    changes the passages, or the tokenizer does not tell where its tokens stand.
+    """
+    bos, text = _prompt_text(tokenizer, messages, template)
+    joined = "".join(passage for passage, _ in passages)
+    # templates strip messages
+    place = text.find(joined.strip())
+    if place < 0:
+        raise ValueError(
+            "the model's chat template rewrites the messages, so the tokens of a passage cannot be "
+            f"told: {joined.strip()[:60]!r} is not in the prompt"
+        )
+    cut = place - (len(joined) - len(joined.lstrip()))
+    spans = []
+    for passage, is_marked in passages:
+        if is_marked:
+            spans.append((cut, cut + len(passage)))
+        cut += len(passage)
+    tokens = _token_spans(tokenizer, text)
+    weights = [
+        float(any(start < last and first < end for first, last in spans)) for start, end in tokens
+    ]
+    return [0.0] * len(bos) + weights
 
 
 def render_training(
@@ -158,6 +190,34 @@ def _decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
     text = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
+
+
+def _prompt_text(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], template: str
+) -> tuple[list[int], str]:
+    """The text after which the model writes, and the bos token where that has to come before it."""
+    _check_messages(messages)
+    if _is_role_colon(tokenizer, template):
+        return _leading_bos(tokenizer), _role_colon_text(messages) + "\n\nAssistant:"
+    return [], _chat_text(tokenizer, messages, add_generation_prompt=True)
+
+
+def _token_spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:
+    """For each token of _encode(text), which characters it stands for."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not tell where its tokens stand in the text; a "
+            "tokenizer with a tokenizer.json does"
+        )
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    spans: list[tuple[int, int]] = []
+    for start, end in offsets:
+        # byte-level tokenizers leave leading spaces out of a token's offsets
+        before = spans[-1][1] if spans else 0
+        spans.append((min(start, before), end))
+    return spans
 
 
 # ------------------------------------------------------------------------------- chat templates

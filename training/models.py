@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 FORMS = (
@@ -56,16 +56,29 @@ def load_tokenizer(model_name: str) -> "PreTrainedTokenizerBase":
 def context_length(model_name: str) -> int | None:
     """The most tokens the model takes, or None where its config names no limit; no weights are
     loaded. Raises what resolve_model() raises, or ValueError for a config that cannot be read."""
+    return getattr(_text_config(model_name), "max_position_embeddings", None) or None
+
+
+def check_rank(model_name: str, name: str, rank: int) -> None:
+    """Raises ValueError where the setting `name` asks for an adapter of a higher rank than the
+    model's layers have, and what context_length() raises."""
+    width = _text_config(model_name).hidden_size
+    if rank > width:
+        raise ValueError(
+            f"{name}={rank}: at most {width} is allowed, the width of {model_name}'s layers"
+        )
+
+
+def _text_config(model_name: str) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     source = resolve_model(model_name)
     try:
-        config = AutoConfig.from_pretrained(source).get_text_config()
+        return AutoConfig.from_pretrained(source).get_text_config()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model_name={model_name!r}: no config could be loaded from {source} ({error})"
         ) from error
-    return getattr(config, "max_position_embeddings", None) or None
 
 
 def _hub_id(model_name: str) -> str:

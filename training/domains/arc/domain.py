@@ -120,6 +120,22 @@ SMALL = Preset(
 )
 
 
+def choose_set(task_set: str, model_name: str) -> str:
+    """What task_set=auto means for the model."""
+    if task_set != "auto":
+        return task_set
+    return "small" if model_name == "embedded" else "seal"
+
+
+def choose_preset(chosen_set: str, model_name: str) -> Preset:
+    """The embedded model gets the small settings with any task set."""
+    return SMALL if model_name == "embedded" or chosen_set == "small" else SEAL
+
+
+def given_or(given: Any, default: Any) -> Any:
+    return default if given is None else given
+
+
 @chz.chz(typecheck=True)
 class ArcConfig:
     model_name: str = chz.field(default="embedded", doc="base model of policy and adapters")
@@ -202,24 +218,21 @@ class ArcConfig:
 
     @property
     def chosen_set(self) -> str:
-        if self.task_set != "auto":
-            return self.task_set
-        return "small" if self.model_name == "embedded" else "seal"
+        return choose_set(self.task_set, self.model_name)
 
     @property
     def preset(self) -> Preset:
-        """The embedded model gets the small settings with any task set."""
-        return SMALL if self.model_name == "embedded" or self.chosen_set == "small" else SEAL
+        return choose_preset(self.chosen_set, self.model_name)
 
     @property
     def bounds(self) -> Bounds:
         preset = self.preset.bounds
         return Bounds(
-            min_learning_rate=_or(self.min_learning_rate, preset.min_learning_rate),
-            max_learning_rate=_or(self.max_learning_rate, preset.max_learning_rate),
-            min_epochs=_or(self.min_epochs, preset.min_epochs),
-            max_epochs=_or(self.max_epochs, preset.max_epochs),
-            max_steps=_or(self.max_inner_steps, preset.max_steps),
+            min_learning_rate=given_or(self.min_learning_rate, preset.min_learning_rate),
+            max_learning_rate=given_or(self.max_learning_rate, preset.max_learning_rate),
+            min_epochs=given_or(self.min_epochs, preset.min_epochs),
+            max_epochs=given_or(self.max_epochs, preset.max_epochs),
+            max_steps=given_or(self.max_inner_steps, preset.max_steps),
         )
 
     @property
@@ -227,23 +240,23 @@ class ArcConfig:
         preset = self.preset
         return InnerSettings(
             base_model=self.model_name,
-            grid_format=_or(self.grid_format, preset.grid_format),
-            evaluation=_or(self.evaluation, preset.evaluation),
+            grid_format=given_or(self.grid_format, preset.grid_format),
+            evaluation=given_or(self.evaluation, preset.evaluation),
             bounds=self.bounds,
             adapt=AdaptSettings(
                 lora={
-                    "rank": _or(self.inner_rank, preset.lora_rank),
-                    "lora_alpha": _or(self.inner_alpha, preset.lora_alpha),
-                    "target_modules": list(_or(self.inner_targets, preset.lora_targets)),
+                    "rank": given_or(self.inner_rank, preset.lora_rank),
+                    "lora_alpha": given_or(self.inner_alpha, preset.lora_alpha),
+                    "target_modules": list(given_or(self.inner_targets, preset.lora_targets)),
                 },
-                batch_size=_or(self.inner_batch_size, preset.batch_size),
-                warmup_steps=_or(self.inner_warmup_steps, preset.warmup_steps),
+                batch_size=given_or(self.inner_batch_size, preset.batch_size),
+                warmup_steps=given_or(self.inner_warmup_steps, preset.warmup_steps),
                 max_parallel=self.max_parallel_adapters,
             ),
-            cap=_or(self.cap, preset.cap),
+            cap=given_or(self.cap, preset.cap),
             permute_n=self.permute_n,
-            max_example_tokens=_or(self.max_example_tokens, preset.max_example_tokens),
-            max_answer_tokens=_or(self.max_answer_tokens, preset.max_answer_tokens),
+            max_example_tokens=given_or(self.max_example_tokens, preset.max_example_tokens),
+            max_answer_tokens=given_or(self.max_answer_tokens, preset.max_answer_tokens),
             seed=self.seed,
         )
 
@@ -257,10 +270,6 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
         "attempts": [[grid.tolist() for grid in attempts] for attempts in outcome.attempts],
         "answers": outcome.answers,
     }
-
-
-def _or(given: Any, default: Any) -> Any:
-    return default if given is None else given
 
 
 class ArcDomain:

@@ -38,6 +38,11 @@ def task_rng(seed: int, task_id: str, *stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, zlib.crc32(task_id.encode()), *stream]))
 
 
+def adapter_seed(seed: int, task_id: str) -> int:
+    """Of the adapter that is trained on the task."""
+    return int(task_rng(seed, task_id).integers(2**31))
+
+
 def leave_n_out(task: Task, n: int) -> list[Task]:
     """Each demonstration once as the test, with every way to drop n - 1 of the others."""
     indices = range(len(task.train))

@@ -52,7 +52,8 @@ def write_published_files(folder: Path, samples: Sequence[dict[str, Any]], bound
 def add_task(
     report: Report, task: Task, outcomes: Sequence[tuple[str, dict[str, Any] | None]]
 ) -> None:
-    """Demonstrations and, for every (label, ArcDomain.outcome()), the answers to the tests."""
+    """Demonstrations and, for every label and the `attempts` that go with it, the answers to the
+    tests."""
     pairs = [
         ArcPair(pair.input.tolist(), pair.output.tolist(), label=f"demonstration {i + 1}")
         for i, pair in enumerate(task.train)
@@ -65,8 +66,11 @@ def add_task(
             continue
         for pair, attempts in zip(task.test, outcome["attempts"], strict=True):
             expected = None if pair.output is None else pair.output.tolist()
-            answered.append(
-                ArcPair(pair.input.tolist(), attempts[0], expected=expected, label=label)
-            )
+            for number, grid in enumerate(attempts, start=1):
+                # two attempts are often the same
+                if number > 1 and grid == attempts[0]:
+                    continue
+                name = label if number == 1 else f"{label}, attempt {number}"
+                answered.append(ArcPair(pair.input.tolist(), grid, expected=expected, label=name))
     if answered:
         report.arc_pairs(answered, caption=f"Task {task.id}: answers to the test")
