@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluation.stats import PairedDifference, paired_difference
 from training.bbh.report import accuracy_bars
-from training.bbh.results import Finished, cells, common_tasks, paired_items
+from training.bbh.results import Finished, Pairs, cells, common_tasks, paired_items
 from utils.report import Report
 from utils.tables import text_table
 
@@ -16,23 +16,42 @@ DIFFERENCE_HEADERS = ("task", "against", "label", "difference", "95% interval", 
 
 
 def difference_rows(runs: Sequence[Finished]) -> list[tuple[Any, ...]]:
-    """Every label against the first, per task: paired by item and seed, the interval over items."""
-    labels = list(dict.fromkeys(run.label for run in runs))
-    rows: list[tuple[Any, ...]] = []
-    for task in common_tasks(runs):
-        for label in labels[1:]:
-            base_P, tuned_P, items_P = paired_items(runs, labels[0], label, task)
-            if not base_P:
-                rows.append((task, labels[0], label, None, "no item and seed in common", None, 0))
-                continue
-            found = paired_difference(base_P, tuned_P, items_P)
-            rows.append(
-                (
-                    *(task, labels[0], label, _percent(found.difference), _interval(found)),
-                    *(found.p, found.n_prompts),
-                )
-            )
+    """Every label against the first, paired by item and seed: per task with the interval over
+    items, then the mean of the tasks with the interval over tasks."""
+    first, *others = dict.fromkeys(run.label for run in runs)
+    tasks = common_tasks(runs)
+    pairs = {(t, label): paired_items(runs, first, label, t) for t in tasks for label in others}
+    rows = [
+        _difference_row(task, first, label, pairs[task, label], pairs[task, label].questions_P)
+        for task in tasks
+        for label in others
+    ]
+    if len(tasks) > 1:
+        for label in others:
+            clusters_P = [task for task in tasks for _ in pairs[task, label].base_P]
+            joined = _joined([pairs[task, label] for task in tasks])
+            rows.append(_difference_row("mean", first, label, joined, clusters_P))
     return rows
+
+
+def _difference_row(
+    task: str, base: str, tuned: str, pairs: Pairs, clusters_P: Sequence[str]
+) -> tuple[Any, ...]:
+    if not pairs.base_P:
+        return (task, base, tuned, None, "no item and seed in common", None, 0)
+    found = paired_difference(pairs.base_P, pairs.tuned_P, clusters_P)
+    assert found.difference is not None
+    shown = f"{100 * found.difference:+.1f}"
+    return (task, base, tuned, shown, _interval(found), found.p, found.n_prompts)
+
+
+def _joined(pairs: Sequence[Pairs]) -> Pairs:
+    joined = Pairs([], [], [])
+    for of_task in pairs:
+        joined.base_P.extend(of_task.base_P)
+        joined.tuned_P.extend(of_task.tuned_P)
+        joined.questions_P.extend(of_task.questions_P)
+    return joined
 
 
 def compare_text(runs: Sequence[Finished]) -> str:
@@ -72,18 +91,14 @@ def write_comparison(folder: Path, runs: Sequence[Finished]) -> Path:
         report.table(
             DIFFERENCE_HEADERS,
             differences,
-            "Percentage points, on the items that both answered with the same seed; the interval "
-            "takes items as independent.",
+            "Percentage points, on the items that both answered with the same seed. The intervals "
+            "of tasks take items as independent, that of the mean takes tasks as independent.",
         )
     report.heading("Runs")
     report.table(("label", "seed", "run"), [(r.label, r.seed, str(r.path)) for r in runs])
     path = folder / "report.html"
     report.write(path)
     return path
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:+.1f}"
 
 
 def _interval(found: PairedDifference) -> str:

@@ -25,7 +25,8 @@ import rl_loop
 import sft
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
-from run_results import results
+import ttt
+from run_results import loop_difference, ttt_difference
 
 import training.local.service  # noqa: F401
 from utils.config import config_entrypoint
@@ -34,6 +35,12 @@ KILLED = -signal.SIGKILL
 ENTRYPOINTS: dict[str, Callable[[list[str]], None]] = {
     "rl_loop": rl_loop.entrypoint,
     "sft": lambda arguments: config_entrypoint(sft.main, arguments),
+    "ttt": ttt.entrypoint,
+}
+DIFFERENCES: dict[str, Callable[[Path, Path], str | None]] = {
+    "rl_loop": loop_difference,
+    "sft": loop_difference,
+    "ttt": ttt_difference,
 }
 
 
@@ -87,7 +94,7 @@ def main(script: str, folder: Path, num_kills: int, seed: int, arguments: list[s
             kills += 1
         if code != 0:
             problems.append(f"run {runs} ended with {code}: {log.read_text()[-3000:]}")
-        elif (difference := results(path).difference(results(reference))) is not None:
+        elif (difference := DIFFERENCES[script](path, reference)) is not None:
             problems.append(f"run {runs}: {difference}")
     print(json.dumps({"kills": kills, "runs": runs, "problems": problems, "seconds": whole}))
 

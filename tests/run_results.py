@@ -29,6 +29,27 @@ class Results(NamedTuple):
         return f"files differ: {different}" if different else None
 
 
+def loop_difference(run: Path, other: Path) -> str | None:
+    """The first difference between two runs of a loop in words, or None."""
+    return results(run).difference(results(other))
+
+
+def ttt_results(run: Path) -> dict[str, Any]:
+    """log.json and metrics.jsonl of a run of test-time training without the times."""
+    log = json.loads((run / "log.json").read_text(encoding="utf-8"))
+    tasks = [{k: v for k, v in entry.items() if not k.endswith("_time")} for entry in log]
+    return {"tasks": tasks, "metrics": read_jsonl(run / "metrics.jsonl")}
+
+
+def ttt_difference(run: Path, other: Path) -> str | None:
+    """The first difference between two runs of test-time training in words, or None."""
+    mine, theirs = ttt_results(run), ttt_results(other)
+    for name in mine:
+        if mine[name] != theirs[name]:
+            return f"{name}: {mine[name]}\nis not {theirs[name]}"
+    return None
+
+
 def results(run: Path) -> Results:
     """Numbers in metrics.jsonl have as many digits as it takes to tell two apart; what depends on
     the clock is left out."""

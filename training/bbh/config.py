@@ -10,7 +10,7 @@ from typing import Literal
 import chz
 
 from training.adapt import AdaptSettings
-from training.bbh.methods import DIRECT, METHODS, SHARED, TRAINED, BBHSettings, Method
+from training.bbh.methods import DIRECT, METHODS, SHARED, SHOWING, TRAINED, BBHSettings, Method
 from training.bbh.tasks import BBHTask, choose_tasks
 from training.bbh.text import LossMask
 from utils.config import problems_of
@@ -89,24 +89,29 @@ class BBHConfig:
         for name in ("k", "num_training_steps"):
             if getattr(self, name) < 0:
                 problems.append(f"{name}={getattr(self, name)}: 0 or more is needed")
-        for name in ("lr", "lora_alpha", "weight_decay"):
+        for name in ("lr", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 problems.append(f"{name}={value}: a number from 0 is needed")
+        if not 0 < self.lora_alpha < math.inf:
+            problems.append(f"lora_alpha={self.lora_alpha}: a number above 0 is needed")
         if not 0 <= self.lora_dropout < 1:
             problems.append(f"lora_dropout={self.lora_dropout}: from 0 to below 1 is needed")
         if not self.lora_targets:
             problems.append("lora_targets=[]: name at least one layer")
         if self.k == 0 and self.method in TRAINED:
             problems.append(f"k=0: method={self.method} trains on demonstrations; k=10 is usual")
-        if self.leave_one_out and (self.k < 2 or self.method in DIRECT):
-            problems.append("leave_one_out needs demonstrations in the prompt: k from 2")
+        if self.leave_one_out and (self.k < 2 or self.method not in SHOWING):
+            problems.append(
+                "leave_one_out needs demonstrations in the prompt: k from 2 and "
+                f"{' or '.join(SHOWING)}"
+            )
         if self.majority_vote and self.vote_permutations < 2:
             problems.append(f"vote_permutations={self.vote_permutations}: a vote needs at least 2")
-        if self.majority_vote and not (self.shuffle and self.k and self.method not in DIRECT):
+        if self.majority_vote and not (self.shuffle and self.k and self.method in SHOWING):
             problems.append(
-                "majority_vote needs permutations to vote over: shuffle=true, k from 1 and a "
-                "method that shows demonstrations (baseline, ttt, shared_ttt)"
+                "majority_vote needs permutations to vote over: shuffle=true, k from 1 and "
+                f"{' or '.join(SHOWING)}"
             )
         if self.tasks and (self.task_start or self.task_end is not None):
             problems.append("tasks and task_start/task_end: give one of them")
@@ -116,7 +121,7 @@ class BBHConfig:
         return choose_tasks(self.tasks, self.task_start, self.task_end)
 
     def settings(
-        self, *, model_name: str, seed: int, max_parallel: int, context: int, num_tasks: int
+        self, *, model_name: str, seed: int, max_parallel: int, context: float, num_tasks: int
     ) -> BBHSettings:
         """The published values where nothing else was asked for."""
         published = PUBLISHED.get(self.method, _Published(0.0, 5, 1))

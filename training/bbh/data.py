@@ -48,15 +48,18 @@ def load_data(
     all_named: bool,
     seed: int,
     size: int,
+    k: int,
 ) -> list[TaskData]:
     """The items of each task: from `data_dir`; else from the hub; else made here (`size` each).
     The log says which.
 
     Tasks that cannot be made here are left out, unless they were `all_named`. Raises a ConfigError
-    that names every problem where a file is wrong or nothing is left.
+    that names every file and record that is wrong, and every task that has no item left to evaluate
+    after `k` demonstrations.
     """
+    problems: list[str] = []
     if data_dir is not None:
-        data = _from_folder(tasks, data_dir)
+        data = _from_folder(tasks, data_dir, problems)
     elif source == "generated":
         data = _generated(tasks, all_named, seed, size)
     else:
@@ -70,6 +73,12 @@ def load_data(
                 ) from error
             logger.info("the hub cannot be reached (%s)", type(error).__name__)
             data = _generated(tasks, all_named, seed, size)
+    problems += [
+        f"k={k}: {found.task.name} has {len(found.items)} items; k must be smaller"
+        for found in data
+        if len(found.items) <= k
+    ]
+    raise_problems(problems)
     for found in data:
         logger.info("%s: %d items from %s", found.task.name, len(found.items), found.source)
     return data
@@ -83,28 +92,12 @@ def split(items: Sequence[Item], k: int, rng: random.Random) -> Split:
     return Split([items[i] for i in order[:k]], [items[i] for i in order[k:]], order[k:])
 
 
-def require_enough(data: Sequence[TaskData], k: int) -> None:
-    """Raises a ConfigError naming every task with no item left to evaluate."""
-    raise_problems(
-        [
-            f"k={k}: {found.task.name} has {len(found.items)} items; k must be smaller"
-            for found in data
-            if len(found.items) <= k
-        ]
-    )
-
-
-def _from_folder(tasks: Sequence[BBHTask], folder: Path) -> list[TaskData]:
+def _from_folder(tasks: Sequence[BBHTask], folder: Path, problems: list[str]) -> list[TaskData]:
+    """Tasks without a file that can be read are left out, and are among the `problems`."""
     if not folder.is_dir():
         raise ConfigError(f"data_dir={folder}: no such folder; it holds <task>.json files")
-    problems: list[str] = []
-    data = []
-    for task in tasks:
-        path = folder / f"{task.name}.json"
-        items = _read_file(path, problems)
-        data.append(TaskData(task, items, str(path)))
-    raise_problems(problems)
-    return data
+    read = [(task, _read_file(folder / f"{task.name}.json", problems)) for task in tasks]
+    return [TaskData(task, items, str(folder)) for task, items in read if items]
 
 
 def _read_file(path: Path, problems: list[str]) -> list[Item]:
@@ -113,8 +106,8 @@ def _read_file(path: Path, problems: list[str]) -> list[Item]:
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        problems.append(f"{path}: no JSON ({error})")
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: cannot be read as JSON ({error})")
         return []
     records = content.get("examples") if isinstance(content, dict) else None
     if not isinstance(records, list) or not records:

@@ -16,7 +16,7 @@ COLOURS = ("red", "blue", "green", "white", "black", "yellow", "pink", "orange",
 THINGS = {
     "fruits": ("apple", "banana", "fig", "plum", "pear", "lemon", "mango", "melon"),
     "animals": ("cat", "dog", "goat", "duck", "rabbit", "frog", "pig", "horse"),
-    "tools": ("hammer", "saw", "drill", "wrench", "file", "axe", "rake", "shovel"),
+    "tools": ("hammer", "saw", "drill", "spanner", "file", "axe", "rake", "shovel"),
 }
 NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
@@ -71,8 +71,12 @@ def _boolean_expressions(rng: random.Random) -> tuple[str, str]:
         operator = rng.choice(("and", "or"))
         return f"{expression(depth - 1)} {operator} {expression(depth - 1)}"
 
+    # of random expressions more are true than false
+    wanted = rng.random() < 0.5
     text = expression(3)
-    return f"{text} is", str(_truth(text.split()))
+    while _truth(text.split()) != wanted:
+        text = expression(3)
+    return f"{text} is", str(wanted)
 
 
 def _truth(tokens: list[str]) -> bool:

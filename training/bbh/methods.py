@@ -33,12 +33,15 @@ SHARED = ("shared_ttt", "shared_e2e")
 # test-time training that shows no demonstrations, neither in training nor in answering
 DIRECT = ("e2e", "shared_e2e")
 TRAINED = ("ttt", *SHARED, "e2e")
+# those that answer after demonstrations
+SHOWING = ("baseline", "ttt", "shared_ttt")
 TOO_LONG = "prompt over the context"
 
 
 @dataclass(frozen=True)
 class BBHSettings:
-    """`max_items` bounds the evaluated items per task; None: all. `context` is the model's."""
+    """`max_items` bounds the evaluated items per task; None: all. `context` is the model's, in
+    tokens; inf where it names no limit."""
 
     method: Method
     base_model: str
@@ -54,13 +57,13 @@ class BBHSettings:
     adapt: AdaptSettings
     max_items: int | None
     fit_answers: bool
-    context: int
+    context: float
 
 
 @dataclass
 class Prediction:
     """`index` is the item's place in its file; `votes` are the answers of all permutations.
-    `answer` None means that there was no room to ask: `event` says why."""
+    `answer` is None where there was no room to ask, which `event` says, and for guesses."""
 
     index: int
     question: str
@@ -123,9 +126,13 @@ class BBHRun:
             yield from self._shared(plans, left)
         else:
             for chunk in _chunks(left, self.settings.adapt.max_parallel):
-                started = time.perf_counter()
-                samplers = self._train([self._job(plan.datums_D) for plan in chunk])
-                yield from self._answers(chunk, samplers, time.perf_counter() - started)
+                yield from self._one_each(chunk)
+
+    def _one_each(self, plans: list[_Plan]) -> Iterator[TaskResult]:
+        """In a frame of its own, so that its adapters are gone before the next ones are made."""
+        started = time.perf_counter()
+        samplers = self._train([self._job(plan.datums_D) for plan in plans])
+        yield from self._answers(plans, samplers, time.perf_counter() - started)
 
     def _shared(self, plans: list[_Plan], left: list[_Plan]) -> Iterator[TaskResult]:
         if not left:
@@ -146,7 +153,7 @@ class BBHRun:
         parts = split(data.items, settings.k, rng)
         datums, num_dropped = self._datums(data, parts.demonstrations, rng)
         shown: list[list[Item]] = [[]]
-        if settings.method not in DIRECT and settings.k:
+        if settings.method in SHOWING and settings.k:
             shown = [self._permuted(parts.demonstrations, rng) for _ in range(self._num_votes)]
             if settings.leave_one_out:
                 shown = [demonstrations[:-1] for demonstrations in shown]
@@ -242,8 +249,11 @@ class BBHRun:
         self, plan: _Plan, at: int, futures: list[APIFuture[SampleResponse] | None]
     ) -> Prediction:
         item, task = plan.evaluated[at], plan.data.task
+        # what stopped the model is no part of its answer: "Q:" alone would be read as option (Q)
         votes = [
-            read_answer(self._tokens.decode(future.result().sequences[0].tokens), task)
+            read_answer(
+                self._tokens.decode(future.result().sequences[0].tokens).partition(STOP)[0], task
+            )
             for future in futures
             if future is not None
         ]

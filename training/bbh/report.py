@@ -42,11 +42,12 @@ def write_report(
     report.heading("Answers")
     for result in results:
         with report.details(f"{result.task} ({result.accuracy:.1f} %)"):
-            report.paragraph(f"Items: {sources.get(result.task, 'an earlier run')}")
+            report.paragraph(f"Items: {sources[result.task]}")
             for p in result.predictions[:SHOWN]:
                 mark = "right" if p.right else "wrong"
                 report.pre(p.question, f"item {p.index}")
-                report.pre(f"{p.answer}  ({mark}; expected {p.target})", p.event or "answer")
+                answer = "no answer" if p.answer is None else p.answer
+                report.pre(f"{answer}  ({mark}; expected {p.target})", p.event or "answer")
     path = folder / "report.html"
     report.write(path)
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.bbh.methods import Prediction, TaskResult
-from utils.config import ConfigError, load_yaml
+from utils.config import ConfigError, load_yaml, raise_problems
 from utils.files import append_jsonl, atomic_write_text, read_jsonl
 
 LOG = "log.json"
@@ -133,14 +133,36 @@ def load_finished(paths: Sequence[Path]) -> list[Finished]:
         for name in ("config.yaml", TASKS, LOG)
         if not (folder / name).is_file()
     ]
-    if problems:
-        raise ConfigError(problems)
+    raise_problems(problems)
     configs = [load_yaml(folder / "config.yaml") for folder in folders]
-    labels = _labels(configs)
-    return [
+    raise_problems(
+        [
+            f"compare names {folder}, a run of domain={config.get('domain')}; only runs of "
+            "scripts/ttt.py domain=bbh are compared"
+            for folder, config in zip(folders, configs, strict=True)
+            if config.get("domain") != "bbh"
+        ]
+    )
+    runs = [
         Finished(folder, label, config["seed"], {r.task: r for r in read_results(folder)})
-        for folder, config, label in zip(folders, configs, labels, strict=True)
+        for folder, config, label in zip(folders, configs, _labels(configs), strict=True)
     ]
+    _require_different(runs)
+    return runs
+
+
+def _require_different(runs: Sequence[Finished]) -> None:
+    """A run that counts twice would make its errors over seeds too small."""
+    first: dict[tuple[str, int], Finished] = {}
+    problems = []
+    for run in runs:
+        other = first.setdefault((run.label, run.seed), run)
+        if other is not run:
+            problems.append(
+                f"compare: {other.path} and {run.path} have the same settings and seed={run.seed}; "
+                "name one of them"
+            )
+    raise_problems(problems)
 
 
 def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:
@@ -197,22 +219,23 @@ def common_tasks(runs: Sequence[Finished]) -> list[str]:
 
 
 class Pairs(NamedTuple):
-    """Right (1.0) or wrong (0.0) of the same items under two labels, seed by seed."""
+    """Right (1.0) or wrong (0.0) of the same questions under two labels, seed by seed."""
 
     base_P: list[float]
     tuned_P: list[float]
-    items_P: list[int]
+    questions_P: list[str]
 
 
 def paired_items(runs: Sequence[Finished], base: str, tuned: str, task: str) -> Pairs:
-    """Items that both labels answered with the same seed, which gives them the same split."""
+    """Items that both labels answered with the same seed, which gives them the same split; items
+    made by this project differ from seed to seed."""
     pairs = Pairs([], [], [])
     for first in (run for run in runs if run.label == base):
         for second in (run for run in runs if run.label == tuned and run.seed == first.seed):
-            right = {p.index: p.right for p in first.results[task].predictions}
+            right = {(p.index, p.question): p.right for p in first.results[task].predictions}
             for p in second.results[task].predictions:
-                if p.index in right:
-                    pairs.base_P.append(float(right[p.index]))
+                if (p.index, p.question) in right:
+                    pairs.base_P.append(float(right[p.index, p.question]))
                     pairs.tuned_P.append(float(p.right))
-                    pairs.items_P.append(p.index)
+                    pairs.questions_P.append(p.question)
     return pairs

@@ -130,9 +130,9 @@ def choose_tasks(names: list[str], start: int = 0, end: int | None = None) -> li
         if len(set(names)) < len(names):
             raise ConfigError(f"tasks={names}: each name once")
         return [BY_NAME[name] for name in names]
-    chosen = list(TASKS[start:end])
-    if start < 0 or not chosen or (end is not None and end > len(TASKS)):
+    end_or_all = len(TASKS) if end is None else end
+    if not 0 <= start < end_or_all <= len(TASKS):
         raise ConfigError(
             f"task_start={start}, task_end={end}: 0 <= task_start < task_end <= {len(TASKS)}"
         )
-    return chosen
+    return list(TASKS[start:end_or_all])

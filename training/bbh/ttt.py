@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 from training.api import ServiceClient
 from training.bbh.config import BBHConfig
-from training.bbh.data import TaskData, load_data, require_enough
-from training.bbh.methods import TRAINED, BBHRun
+from training.bbh.data import TaskData, load_data
+from training.bbh.methods import TRAINED, BBHRun, TaskResult
 from training.bbh.report import write_report
 from training.bbh.results import (
     HEADERS,
@@ -20,7 +19,7 @@ from training.bbh.results import (
     write_log,
 )
 from training.bbh.tasks import BY_NAME
-from training.models import context_length, load_tokenizer, resolve_model
+from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from utils.config import as_config_errors, problems_of, raise_problems
 from utils.runs import RunDir
 from utils.tables import text_table
@@ -33,9 +32,20 @@ class BBHTestTime:
     def __init__(self, config: Any) -> None:
         self.config = config
         self._data: list[TaskData] = []
-        problems = config.problems() + problems_of(lambda: resolve_model(config.model_name))
-        # a task that is unknown has no data to complain about
-        raise_problems(problems or problems_of(self._load))
+        problems = config.problems() + problems_of(self._check_model)
+        for name, least in (("max_parallel_adapters", 1), ("seed", 0)):
+            if getattr(config, name) < least:
+                problems.append(f"{name}={getattr(config, name)}: at least {least} is needed")
+        # unknown tasks have no data to complain about, and the hub is slow to ask
+        if not problems or (config.data_dir and not problems_of(config.chosen_tasks)):
+            problems += problems_of(self._load)
+        raise_problems(problems)
+
+    def _check_model(self) -> None:
+        if self.config.method in TRAINED:
+            check_rank(self.config.model_name, "lora_rank", self.config.lora_rank)
+        else:
+            resolve_model(self.config.model_name)
 
     def _load(self) -> None:
         config = self.config
@@ -46,8 +56,8 @@ class BBHTestTime:
             all_named=bool(config.tasks),
             seed=config.seed,
             size=config.generated_size,
+            k=config.k,
         )
-        require_enough(self._data, config.k)
 
     def plan(self) -> str:
         config = self.config
@@ -62,6 +72,8 @@ class BBHTestTime:
 
     def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:
         config = self.config
+        done = read_results(run.path)
+        self._require_same_items(run, done)
         with as_config_errors():
             tokenizer = load_tokenizer(config.model_name)
             settings = config.settings(
@@ -71,16 +83,33 @@ class BBHTestTime:
                 context=context_length(config.model_name) or math.inf,
                 num_tasks=len(self._data),
             )
-        done = [result.task for result in read_results(run.path)]
         if done:
             logger.info("%d of %d tasks are done already", len(done), len(self._data))
-        for result in BBHRun(service, tokenizer, settings).results(self._data, done):
+        # a kill may have come between a task's record and its metrics
+        run.truncate_logs({})
+        for step, result in enumerate(done, start=1):
+            _log_metrics(run, step, result)
+        names = [result.task for result in done]
+        results = BBHRun(service, tokenizer, settings).results(self._data, names)
+        for step, result in enumerate(results, start=len(done) + 1):
             append_result(run.path, result)
-            run.log_metrics(
-                len(read_results(run.path)),
-                {f"accuracy/{result.task}": result.accuracy, "items": result.num_items},
-            )
+            _log_metrics(run, step, result)
             logger.info("%s: %.1f %%", result.task, result.accuracy)
+
+    def _require_same_items(self, run: RunDir, done: list[TaskResult]) -> None:
+        """Where the items come from may have changed since: the hub can be reached now, say."""
+        data = {found.task.name: found for found in self._data}
+        problems = []
+        for result in done:
+            found = data.get(result.task)
+            known = set(enumerate(item.input for item in found.items)) if found else set()
+            if not all((p.index, p.question) in known for p in result.predictions):
+                source = found.source if found else "its tasks now"
+                problems.append(
+                    f"{run.path} has answers to other items of {result.task} than those from "
+                    f"{source}; give the data_dir= or source= it began with, or another log_path"
+                )
+        raise_problems(problems)
 
     def finish(self, run: RunDir) -> str:
         config = self.config
@@ -90,8 +119,13 @@ class BBHTestTime:
         log = write_log(run.path, results, name, trained=config.method in TRAINED)
         rows = result_rows(results, lambda task: BY_NAME[task].chance)
         report = write_report(run.path, name, results, self._data, rows)
-        sources = ", ".join(dict.fromkeys(Path(d.source).name for d in self._data))
+        sources = ", ".join(dict.fromkeys(d.source for d in self._data))
         return (
             f"\n{name}, items from {sources}\n\n{text_table(HEADERS, rows)}\n\nLog: {log}\n"
             f"Report: {report}"
         )
+
+
+def _log_metrics(run: RunDir, step: int, result: TaskResult) -> None:
+    values = {f"accuracy/{result.task}": result.accuracy, "items": result.num_items}
+    run.log_metrics(step, values)
