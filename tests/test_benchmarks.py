@@ -165,3 +165,15 @@ def test_peak_memory_forgets_what_was_before(load: Any) -> None:
 def test_settings_refuse_no_warmup(load: Any) -> None:
     with pytest.raises(ValueError, match="warmup=0"):
         load("common").Settings(warmup=0)
+
+
+def test_bbh_adapters(run: Any) -> None:
+    table, rows = run("bbh_adapters")
+    assert [(row["case"], row["contender"], row["adapters timed"]) for row in rows] == [
+        ("1 adapters", "engine, together", 1),
+        ("1 adapters", "HF + PEFT, one by one", 1),
+        ("3 adapters", "engine, together", 3),
+        ("3 adapters", "HF + PEFT, one by one", 1),
+    ]
+    assert all(row["peak MiB"] > 0 and row["tokens/s"] > 0 for row in rows)
+    assert "first losses" in table
