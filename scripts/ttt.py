@@ -69,7 +69,7 @@ def main(config: Any) -> None:
     # where items come from may change, as long as they are the same
     ignored = ("max_parallel_adapters", "dry_run", "source")
     run = RunDir.open("ttt", log_path, config, resume_fields_ignored=ignored)
-    with run, exit_on_interrupt(run), contextlib.closing(service):
+    with run, exit_on_interrupt(run, "tasks that are done are kept"), contextlib.closing(service):
         work.train_and_answer(service, run)
         print(work.finish(run))
     print(f"{time.perf_counter() - started:.0f} s in all")

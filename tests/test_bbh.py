@@ -300,7 +300,7 @@ def solve_hyperbaton(text: str) -> str:
 
     def is_usual(option: str) -> bool:
         places = [place[word] for word in option.split()[:-1]]
-        return len(places) == 3 and places == sorted(set(places))
+        return len(places) == 2 and places == sorted(set(places))
 
     first, second = options_of(text)
     assert sorted(first.split()) == sorted(second.split())

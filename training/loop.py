@@ -149,13 +149,15 @@ def uninterrupted() -> Generator[None, None, None]:
 
 
 @contextlib.contextmanager
-def exit_on_interrupt(run: RunDir) -> Generator[None, None, None]:
-    """Ends the program with code 130 at Ctrl-C, and says from where the run can go on."""
+def exit_on_interrupt(run: RunDir, kept: str | None = None) -> Generator[None, None, None]:
+    """Ends the program with code 130 at Ctrl-C, and says from where the run can go on: from its
+    last checkpoint, or with what is `kept`."""
     try:
         yield
     except KeyboardInterrupt:
         last = run.last_checkpoint()
         where = "before the first checkpoint" if last is None else f"after step {last['step']}"
+        where = where if kept is None else f"({kept})"
         print(
             f"\nStopped {where}; the same command with log_path={run.path} goes on from there.",
             file=sys.stderr,

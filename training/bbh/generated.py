@@ -18,7 +18,7 @@ THINGS = {
     "animals": ("cat", "dog", "goat", "duck", "rabbit", "frog", "pig", "horse"),
     "tools": ("hammer", "saw", "drill", "spanner", "file", "axe", "rake", "shovel"),
 }
-NUMBER_WORDS = ("zero", "one", "two", "three", "four")
+NUMBER_WORDS = ("zero", "one", "two")
 BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 ORDERED_ADJECTIVES = (
     ("lovely", "awful", "good", "strange", "nice"),
@@ -127,7 +127,7 @@ def _dyck_languages(rng: random.Random) -> tuple[str, str]:
 
 
 def _hyperbaton(rng: random.Random) -> tuple[str, str]:
-    kinds = sorted(rng.sample(range(len(ORDERED_ADJECTIVES)), 3))
+    kinds = sorted(rng.sample(range(len(ORDERED_ADJECTIVES)), 2))
     right = [rng.choice(ORDERED_ADJECTIVES[kind]) for kind in kinds]
     wrong = right
     while wrong == right:
@@ -165,11 +165,10 @@ def _navigate(rng: random.Random) -> tuple[str, str]:
 
 def _object_counting(rng: random.Random) -> tuple[str, str]:
     kind, other = rng.sample(list(THINGS), 2)
-    wanted = rng.sample(THINGS[kind], rng.randint(2, 5))
-    named = [(thing, rng.randint(1, 4)) for thing in wanted]
-    total = sum(count for _, count in named)
-    named += [(thing, rng.randint(1, 4)) for thing in rng.sample(THINGS[other], rng.randint(1, 3))]
-    rng.shuffle(named)
+    things = rng.sample(THINGS[kind], rng.randint(2, 5))
+    things += rng.sample(THINGS[other], rng.randint(1, 2))
+    named = [(thing, 2 if rng.random() < 0.1 else 1) for thing in rng.sample(things, len(things))]
+    total = sum(count for thing, count in named if thing in THINGS[kind])
     told = [f"{NUMBER_WORDS[n]} {thing}{'' if n == 1 else 's'}" for thing, n in named]
     text = f"I have {', '.join(told[:-1])}, and {told[-1]}. How many {kind} do I have?"
     return text, str(total)
@@ -225,7 +224,8 @@ def _web_of_lies(rng: random.Random) -> tuple[str, str]:
 
 
 def _word_sorting(rng: random.Random) -> tuple[str, str]:
-    words = rng.sample(WORDS, rng.randint(3, 5))
+    letters = rng.sample(sorted({word[0] for word in WORDS}), rng.randint(2, 4))
+    words = [rng.choice([word for word in WORDS if word[0] == letter]) for letter in letters]
     return f"Sort these words alphabetically: {' '.join(words)}", " ".join(sorted(words))
 
 
