@@ -8,6 +8,7 @@ from typing import Any
 
 import chz
 import pytest
+from bbh_world import save_bbh_model
 
 from utils.files import read_jsonl
 
@@ -167,8 +168,8 @@ def test_settings_refuse_no_warmup(load: Any) -> None:
         load("common").Settings(warmup=0)
 
 
-def test_bbh_adapters(run: Any) -> None:
-    table, rows = run("bbh_adapters")
+def test_bbh_adapters(run: Any, tmp_path: Path) -> None:
+    table, rows = run("bbh_adapters", f"model={save_bbh_model(tmp_path / 'model')}")
     assert [(row["case"], row["contender"], row["adapters timed"]) for row in rows] == [
         ("1 adapters", "engine, together", 1),
         ("1 adapters", "HF + PEFT, one by one", 1),
