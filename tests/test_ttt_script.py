@@ -253,6 +253,18 @@ def test_a_rank_above_the_layers_size(method: str, refused: Callable[..., str]) 
     assert re.match(r"Error: lora_rank=33: at most 32 ", refused(*settings, "lora_rank=33"))
 
 
+@pytest.mark.parametrize("domain", [("source=generated", "tasks=navigate"), ("domain=arc",)])
+def test_layers_that_the_model_has_not(
+    domain: tuple[str, ...], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the loaded model knows them; nothing is trained, nor asked."""
+    settings = ("lora_targets=q_proj,w_proj", "lora_rank=4", f"log_path={tmp_path / 'run'}")
+    with pytest.raises(SystemExit) as caught:
+        entrypoint([f"model_name={model}", *domain, *settings])
+    assert caught.value.code == 2
+    assert "target_modules has ['w_proj']; this model has [" in capsys.readouterr().err
+
+
 def test_settings_and_files_are_told_together(refused: Callable[..., str], tmp_path: Path) -> None:
     folder = write_files(tmp_path / "bbh", generated(size=5))
     (folder / "web_of_lies.json").write_text('{"examples": [{"input": "x"}]}')

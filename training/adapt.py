@@ -95,6 +95,12 @@ class _Run:
         return futures, sum(datum.model_input.length for datum in batch)
 
 
+def require_adapters(service: ServiceClient, base_model: str, settings: AdaptSettings) -> None:
+    """Makes one adapter and lets it go: raises the ValueError of settings that the model's layers
+    cannot have, which only the loaded model knows."""
+    service.create_lora_training_client(base_model, seed=0, **settings.lora)
+
+
 def adapt(
     service: ServiceClient,
     base_model: str,

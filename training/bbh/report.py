@@ -85,5 +85,5 @@ def accuracy_bars(
     axes.set_xlabel("accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
     if len(by_label) > 1 or chance is not None:
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure

@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+from training.adapt import require_adapters
 from training.api import ServiceClient
 from training.bbh.config import BBHConfig
 from training.bbh.data import TaskData, load_data
@@ -83,6 +84,8 @@ class BBHTestTime:
                 context=context_length(config.model_name) or math.inf,
                 num_tasks=len(self._data),
             )
+            if config.method in TRAINED:
+                require_adapters(service, config.model_name, settings.adapt)
         if done:
             logger.info("%d of %d tasks are done already", len(done), len(self._data))
         # a kill may have come between a task's record and its metrics

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from training.adapt import AdaptJob, adapt
+from training.adapt import AdaptJob, adapt, require_adapters
 from training.api import SamplingClient, ServiceClient
 from training.domains.arc.answers import Answerer, Question
 from training.domains.arc.grids import FAMILIES
@@ -220,6 +220,8 @@ class ArcTestTime:
         config = self.config
         with as_config_errors():
             settings, tokenizer = self._settings(), load_tokenizer(config.model_name)
+            if settings.method in TRAINED:
+                require_adapters(service, config.model_name, settings.adapt)
         done = [record.task for record in read_records(run.path)]
         if done:
             logger.info("%d of %d tasks are done already", len(done), len(self._tasks))
