@@ -84,7 +84,7 @@ class BBHTestTime:
                 context=context_length(config.model_name) or math.inf,
                 num_tasks=len(self._data),
             )
-            if config.method in TRAINED:
+            if config.method in TRAINED and len(done) < len(self._data):
                 require_adapters(service, config.model_name, settings.adapt)
         if done:
             logger.info("%d of %d tasks are done already", len(done), len(self._data))

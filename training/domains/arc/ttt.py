@@ -218,11 +218,11 @@ class ArcTestTime:
 
     def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:
         config = self.config
+        done = [record.task for record in read_records(run.path)]
         with as_config_errors():
             settings, tokenizer = self._settings(), load_tokenizer(config.model_name)
-            if settings.method in TRAINED:
+            if settings.method in TRAINED and len(done) < len(self._tasks):
                 require_adapters(service, config.model_name, settings.adapt)
-        done = [record.task for record in read_records(run.path)]
         if done:
             logger.info("%d of %d tasks are done already", len(done), len(self._tasks))
         num_done = len(done)
