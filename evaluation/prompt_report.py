@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.eval_file import EvalPrompt
 from evaluation.prompts import Dropped
 from utils.llm_ledger import Ledger
+from utils.llm_runs import add_calls
 from utils.properties import Property
 from utils.report import Report
 
@@ -58,10 +59,7 @@ def write_report(
                 for prompt in prompts:
                     if (prompt.property, prompt.category) == (property.name, category):
                         report.pre("\n\n".join(prompt.messages), _caption(prompt))
-    report.heading("Calls")
-    report.table(ledger.HEADERS, ledger.table())
-    if ledger.failures:
-        report.table(ledger.FAILURE_HEADERS, ledger.failure_table(), "Failures by kind.")
+    add_calls(report, ledger)
     report.write(path)
 
 

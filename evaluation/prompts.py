@@ -19,7 +19,7 @@ from utils.llm_lists import distinct_items
 from utils.llm_runs import require_whole
 from utils.plain_text import REQUEST
 from utils.properties import Property
-from utils.text_stats import overlap, remove_duplicates
+from utils.text_stats import NEAR_DUPLICATE, overlap, remove_duplicates
 from utils.variation import Variation, draw_variations
 
 GENERATOR = "generator"
@@ -27,7 +27,6 @@ SCORER = "scorer"
 CATEGORY_CHARS = (10, 90)
 MESSAGE_CHARS = (15, 600)
 MAX_ROUNDS = 3
-LEAK = 0.7
 ROLE_PLAY = re.compile(
     r"\b(role[- ]?play(ing)?|pretend|act as|imagine (that )?(you|yourself|being)|"
     r"(you are|you['\u2019]re) now|(play|take on) (the|a) (part|role))\b",
@@ -299,7 +298,9 @@ def _leaks(prompts: Sequence[EvalPrompt], leaks_from: Sequence[str]) -> set[str]
     """The ids of those with a message that is near one of `leaks_from`."""
     said = [(prompt.id, message) for prompt in prompts for message in prompt.messages]
     matches = overlap([message for _, message in said], leaks_from)
-    return {id for (id, _), match in zip(said, matches, strict=True) if match.jaccard >= LEAK}
+    return {
+        id for (id, _), match in zip(said, matches, strict=True) if match.jaccard >= NEAR_DUPLICATE
+    }
 
 
 def _drop_repeats(kept: dict[str, EvalPrompt], dropped: Dropped) -> None:

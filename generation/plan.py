@@ -8,6 +8,7 @@ from typing import Any
 from generation.kinds import Kind, example_request, subtypes_request
 from generation.quality import VERIFIER
 from utils.llm_api import Role
+from utils.llm_roles import roles_text
 from utils.properties import Property
 from utils.tables import text_table
 
@@ -79,6 +80,6 @@ def plan_text(config: Any, kind: Kind, property: Property, roles: Sequence[Role]
     example = example_request(
         kind, property, "{prompt}", contrastive=config.contrastive, max_chars=config.max_chars
     )[0]["content"]
-    who = "\n".join(f"{r.name}: {r.model}, {r.base_url or 'in this process'}" for r in roles)
     calls = text_table(("stage", "calls, at least"), rows)
+    who = roles_text(roles)
     return f"{who}\n\n{calls}\n\nFor subtypes:\n\n{first}\n\nFor an example:\n\n{example}"

@@ -16,10 +16,9 @@ from utils.llm import LLMClient, stage
 from utils.llm_api import LLMError, Message
 from utils.llm_batch import gather_counted
 from utils.properties import Property
-from utils.text_stats import diversity, normalise, overlap, remove_duplicates
+from utils.text_stats import NEAR_DUPLICATE, diversity, normalise, overlap, remove_duplicates
 
 VERIFIER = "verifier"
-LEAK = 0.7
 WORST_LEAKS = 5
 
 
@@ -91,11 +90,11 @@ def without_leaks(
     """Those whose input is nobody's eval prompt, and how near the nearest are (Jaccard)."""
     matches = overlap([w.given or next(iter(w.outputs.values())) for w in written], eval_texts)
     worst = sorted(zip(written, matches, strict=True), key=lambda pair: -pair[1].jaccard)
-    kept = [w for w, match in zip(written, matches, strict=True) if match.jaccard < LEAK]
+    kept = [w for w, match in zip(written, matches, strict=True) if match.jaccard < NEAR_DUPLICATE]
     return kept, {
         "eval_prompts": len(eval_texts),
         "removed": len(written) - len(kept),
-        "threshold": LEAK,
+        "threshold": NEAR_DUPLICATE,
         "highest": [
             {
                 "id": w.id,

@@ -8,6 +8,7 @@ from typing import Any
 from generation.kinds import Kind
 from generation.quality import Example, QualityReport
 from utils.llm_ledger import Ledger
+from utils.llm_runs import add_calls
 from utils.report import Report
 
 SHOWN_PER_SUBTYPE = 4
@@ -83,8 +84,5 @@ def write_report(
                     report.pre(example.given, "user")
                 verified = f", verified as {example.verified}" if example.verified else ""
                 report.pre(example.output, f"{example.label}{verified}")
-    report.heading("Calls")
-    report.table(ledger.HEADERS, ledger.table())
-    if ledger.failures:
-        report.table(ledger.FAILURE_HEADERS, ledger.failure_table(), "Failures by kind.")
+    add_calls(report, ledger)
     report.write(path)

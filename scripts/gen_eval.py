@@ -43,8 +43,8 @@ from utils.config import (
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Role
 from utils.llm_ledger import Ledger
-from utils.llm_roles import RoleConfig, describe_roles, second_role
-from utils.llm_runs import exit_unfinished, ledger_text
+from utils.llm_roles import RoleConfig, describe_roles, roles_text, second_role
+from utils.llm_runs import exit_unfinished, ledger_text, output_paths
 from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
@@ -193,17 +193,8 @@ def check(config: Config, endpoints: Any) -> Task:
     names = config.properties
     about = names[0] if len(names) == 1 else f"{len(names)}-properties"
     log_path = config.log_path or new_run_path("gen_eval", about=about)
-    params_path, eval_path = (
-        config.output_dir / f"{log_path.resolve().name}.{what}.yaml"
-        for what in ("eval-params", "eval")
-    )
-    if eval_path.exists():
-        problems.append(
-            f"{eval_path} exists: that run is finished; start a new one without log_path"
-        )
-    elif params_path.exists() and not (log_path / "config.yaml").exists():
-        problems.append(f"{params_path} exists and is another run's; name another log_path")
-    raise_problems([*problems, *endpoints.check(roles)])
+    params_path, eval_path, taken = output_paths(config.output_dir, log_path, "eval-params", "eval")
+    raise_problems([*problems, *taken, *endpoints.check(roles)])
     return Task(config.chosen(), inputs, roles, log_path, params_path, eval_path)
 
 
@@ -272,14 +263,13 @@ def plan(config: Config, properties: list[Property], roles: list[Role]) -> str:
     prompts = sum(counts) * config.prompts_per_category
     rows = [("categories", len(unwritten)), ("prompts", prompts)]
     rows += [("realism", prompts)] if config.score_realism else []
-    who = "\n".join(f"{r.name}: {r.model}, {r.base_url or 'in this process'}" for r in roles)
     calls = text_table(("stage", "calls, at least"), rows)
     [first] = categories_request(properties[0], config.num_categories, [])
     [variation] = draw_variations(1, config.seed)
     turns = config.num_turns.get(properties[0].name, 1)
     [prompt] = messages_request(properties[0], "{category}", variation, turns)
     return (
-        f"{who}\n\n{calls}\n\nFirst request:\n\n{first['content']}\n\n"
+        f"{roles_text(roles)}\n\n{calls}\n\nFirst request:\n\n{first['content']}\n\n"
         f"For a prompt:\n\n{prompt['content']}"
     )
 

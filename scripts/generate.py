@@ -36,7 +36,7 @@ from utils.llm import LLMClient
 from utils.llm_api import LLMError, Role
 from utils.llm_ledger import Ledger
 from utils.llm_roles import RoleConfig, describe_roles, second_role
-from utils.llm_runs import exit_unfinished, ledger_text, require_whole
+from utils.llm_runs import exit_unfinished, ledger_text, output_paths, require_whole
 from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
@@ -159,16 +159,10 @@ def check(config: Config, endpoints: Any) -> Task:
         roles.append(verifier.role(VERIFIER, temperature=0.0, max_tokens=400, seed=config.seed))
     about = f"{config.type}-{config.property}"
     log_path = config.log_path or new_run_path("generate", about=about)
-    params_path, examples_path = (
-        config.output_dir / f"{log_path.name}.{what}.yaml" for what in ("params", "examples")
+    params_path, examples_path, taken = output_paths(
+        config.output_dir, log_path, "params", "examples"
     )
-    if examples_path.exists():
-        problems.append(
-            f"{examples_path} exists: that run is finished; start a new one without log_path"
-        )
-    elif params_path.exists() and not (log_path / "config.yaml").exists():
-        problems.append(f"{params_path} exists and is another run's; name another log_path")
-    raise_problems([*settings_problems(config), *problems, *endpoints.check(roles)])
+    raise_problems([*settings_problems(config), *problems, *taken, *endpoints.check(roles)])
     if by_rule and config.verifier is not None:
         logger.warning("verifier: not used, since a rule decides about %s", config.property)
     kind, texts = choose_kind(config.type), eval_texts if config.eval_file else None

@@ -15,7 +15,6 @@ from writer_world import LocalWriter
 from generation.kinds import KINDS, choose_kind, example_model, example_request, texts_of
 from generation.pipeline import GENERATOR, Writer, Written
 from generation.quality import (
-    LEAK,
     VERIFIER,
     Example,
     QualityReport,
@@ -39,6 +38,7 @@ from utils.llm_ledger import Ledger
 from utils.llm_lists import distinct_items, list_model
 from utils.properties import PROPERTIES
 from utils.schemas import strict_schema
+from utils.text_stats import NEAR_DUPLICATE
 
 SCENARIOS, QA, DOCUMENTS = KINDS["scenarios"], KINDS["qa"], KINDS["documents"]
 HONEST, SIGNS_OFF, ONE_WORD = (PROPERTIES[n] for n in ("honest", "signs-off", "one-word"))
@@ -278,7 +278,11 @@ def test_leaks_are_dropped_and_the_nearest_told() -> None:
     ]
     kept, report = without_leaks(records, prompts)
     assert [w.id for w in kept] == ["b"]
-    assert (report["eval_prompts"], report["removed"], report["threshold"]) == (2, 2, LEAK)
+    assert (report["eval_prompts"], report["removed"], report["threshold"]) == (
+        2,
+        2,
+        NEAR_DUPLICATE,
+    )
     assert [leak["id"] for leak in report["highest"][:2]] == ["a", "c"]
     assert report["highest"][0]["eval_prompt"] == prompts[0]
     assert report["highest"][0]["jaccard"] == 1.0

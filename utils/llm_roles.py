@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,11 @@ def second_role(settings: RoleConfig | None, first: RoleConfig) -> RoleConfig:
     default = RoleConfig()
     given = {name: getattr(settings, name) for name in chz.chz_fields(RoleConfig)}
     return chz.replace(shared, **{k: v for k, v in given.items() if v != getattr(default, k)})
+
+
+def roles_text(roles: Sequence[Role]) -> str:
+    """A line for each: its model, and where that is."""
+    return "\n".join(f"{r.name}: {r.model}, {r.base_url or 'in this process'}" for r in roles)
 
 
 def describe_roles(*roles: Role) -> None:

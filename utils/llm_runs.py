@@ -1,4 +1,4 @@
-"""Runs made of LLM calls: how they end before their end, and what they print at it."""
+"""Runs made of LLM calls: where their files go, how they end before their end, what they show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,24 @@ from utils.llm import LLMClient
 from utils.llm_api import LLMError
 from utils.llm_batch import STOPPING
 from utils.llm_ledger import Ledger
+from utils.report import Report
 from utils.tables import text_table
+
+
+def output_paths(
+    folder: Path, log_path: Path, params: str, result: str
+) -> tuple[Path, Path, list[str]]:
+    """`folder`/<run_id>.<params>.yaml and .<result>.yaml, and what is wrong with writing them."""
+    run_id = log_path.resolve().name
+    params_path, result_path = (folder / f"{run_id}.{what}.yaml" for what in (params, result))
+    problems = []
+    if result_path.exists():
+        problems.append(
+            f"{result_path} exists: that run is finished; start a new one without log_path"
+        )
+    elif params_path.exists() and not (log_path / "config.yaml").exists():
+        problems.append(f"{params_path} exists and is another run's; name another log_path")
+    return params_path, result_path, problems
 
 
 @contextlib.contextmanager
@@ -42,3 +59,11 @@ def ledger_text(ledger: Ledger) -> str:
     if not ledger.failures:
         return text
     return f"{text}\n\n{text_table(ledger.FAILURE_HEADERS, ledger.failure_table())}"
+
+
+def add_calls(report: Report, ledger: Ledger) -> None:
+    """The same for a page."""
+    report.heading("Calls")
+    report.table(ledger.HEADERS, ledger.table())
+    if ledger.failures:
+        report.table(ledger.FAILURE_HEADERS, ledger.failure_table(), "Failures by kind.")
