@@ -40,8 +40,8 @@ TOO_LONG = "prompt over the context"
 
 @dataclass(frozen=True)
 class BBHSettings:
-    """`max_items` bounds the evaluated items per task; None: all. `context` is the model's, in
-    tokens; inf where it names no limit."""
+    """`vote_permutations` is 1 without a vote. `max_items` bounds the evaluated items per task;
+    None: all. `context` is the model's, in tokens; inf where it names no limit."""
 
     method: Method
     base_model: str
@@ -114,7 +114,8 @@ class BBHRun:
     def results(self, data: Sequence[TaskData], done: Sequence[str]) -> Iterator[TaskResult]:
         """One result per task that is not in `done`, as they come. Methods with one adapter for
         all tasks train it on all of them, also on those that are done."""
-        plans = [self._plan(found) for found in data]
+        shared = self.settings.method in SHARED
+        plans = [self._plan(d) for d in data if shared or d.task.name not in done]
         left = [plan for plan in plans if plan.data.task.name not in done]
         if self.settings.method == "random_guessing":
             yield from (self._guessed(plan) for plan in left)
@@ -122,7 +123,7 @@ class BBHRun:
             base = self._service.create_sampling_client(base_model=self.settings.base_model)
             for chunk in _chunks(left, self.settings.adapt.max_parallel):
                 yield from self._answers(chunk, [base] * len(chunk), 0.0)
-        elif self.settings.method in SHARED:
+        elif shared:
             yield from self._shared(plans, left)
         else:
             for chunk in _chunks(left, self.settings.adapt.max_parallel):
@@ -154,15 +155,12 @@ class BBHRun:
         datums, num_dropped = self._datums(data, parts.demonstrations, rng)
         shown: list[list[Item]] = [[]]
         if settings.method in SHOWING and settings.k:
-            shown = [self._permuted(parts.demonstrations, rng) for _ in range(self._num_votes)]
+            votes = range(settings.vote_permutations)
+            shown = [self._permuted(parts.demonstrations, rng) for _ in votes]
             if settings.leave_one_out:
                 shown = [demonstrations[:-1] for demonstrations in shown]
         stop = settings.max_items
         return _Plan(data, parts.evaluated[:stop], parts.indices[:stop], datums, shown, num_dropped)
-
-    @property
-    def _num_votes(self) -> int:
-        return max(1, self.settings.vote_permutations)
 
     def _permuted(self, items: Sequence[Item], rng: random.Random) -> list[Item]:
         return rng.sample(items, len(items)) if self.settings.shuffle else list(items)
