@@ -1,6 +1,8 @@
 """Config layers, their errors, and YAML in and out."""
 
 import enum
+import json
+import logging
 import os
 import random
 import subprocess
@@ -15,15 +17,20 @@ import numpy as np
 import pytest
 
 from utils.config import (
+    COMMAND_LINE,
     ConfigError,
+    check_config,
     config_entrypoint,
     config_help,
     dump_yaml,
+    exit_on_config_error,
+    given_value,
     load_config,
     load_yaml,
     raise_problems,
     to_plain,
 )
+from utils.runs import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -218,6 +225,351 @@ def test_yaml_text_never_becomes_code(yaml_file):
     assert "expected int, got 'os:getpid'" in problem
 
 
+@chz.chz(typecheck=True)
+class Shape:
+    size: int = 1
+
+
+@chz.chz(typecheck=True)
+class Round(Shape):
+    """Not one to choose: it has classes below it."""
+
+    tolerance: float = 0.5
+
+
+@chz.chz(typecheck=True)
+class Circle(Round):
+    colours: list[str] = chz.field(default_factory=list)
+    texture: Path | None = None
+
+
+@chz.chz(typecheck=True)
+class Ellipse(Round):
+    axes: tuple[float, ...] = (1.0, 2.0)
+    inner: Optimizer = chz.field(default_factory=Optimizer)
+
+
+@chz.chz(typecheck=True)
+class Square(Shape):
+    angle: float = 0.0
+    depth: int | Literal["inf"] = "inf"
+    inside: Shape | None = chz.field(default=None, blueprint_unspecified=Circle)
+
+
+@chz.chz(typecheck=True)
+class Drawing:
+    shape: Shape = chz.field(blueprint_unspecified=Circle)
+    extra: Shape | None = chz.field(default=None, blueprint_unspecified=Square)
+    more: list[Shape] = chz.field(default_factory=list)
+    rounded: Round = chz.field(default_factory=Round)
+    optimizer: Optimizer = chz.field(default_factory=Optimizer)
+
+    @property
+    def experiment_dir(self) -> Path:
+        return Path("runs") / type(self.shape).__name__
+
+
+def draw(*argv: str) -> Drawing:
+    return load_config(Drawing, list(argv), layers=("config_file", "params_file"))
+
+
+def drawing_problems(*argv: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        draw(*argv)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{shape: Ellipse, shape.axes: [1e-3, 2], shape.tolerance: 1e-2, shape.size: 3}",
+        "{shape: {type: Ellipse, axes: [1e-3, 2], tolerance: 1e-2, size: 3}}",
+        "{shape.type: Ellipse, shape: {axes: [1e-3, 2], tolerance: 1e-2, size: 3}}",
+        "{shape: {axes: [1e-3, 2], tolerance: 1e-2, size: 3, type: Ellipse}}",
+    ],
+)
+def test_a_class_is_chosen_in_yaml(yaml_file, text: str):
+    path = yaml_file(text)
+    assert draw(f"config_file={path}").shape == Ellipse(axes=(1e-3, 2), tolerance=0.01, size=3)
+
+
+@pytest.mark.parametrize("key", ["shape", "shape.type"])
+def test_a_class_is_chosen_on_the_command_line(key: str):
+    config = draw(f"{key}=Ellipse", 'shape.axes=["1e-3",2]', "shape.inner.learning_rate=1e-2")
+    assert config.shape == Ellipse(axes=(1e-3, 2), inner=Optimizer(learning_rate=0.01))
+    config = draw("shape.colours=red,blue", "shape.texture=a/b", "extra.depth=3")
+    assert config.shape == Circle(colours=["red", "blue"], texture=Path("a/b"))
+    assert config.extra == Square(depth=3)
+
+
+def test_values_take_the_types_of_fields_that_one_class_alone_has(yaml_file):
+    path = yaml_file("""
+        shape: {texture: a/b, colours: [red], tolerance: 1e-3}
+        extra: {type: Square, angle: 2e-1, depth: "4", inside: {type: Ellipse, axes: ["1e-1"]}}
+        more: [{type: Square, depth: inf}, Circle, {type: Ellipse, size: "2"}]
+    """)
+    assert draw(f"config_file={path}") == Drawing(
+        shape=Circle(texture=Path("a/b"), colours=["red"], tolerance=1e-3),
+        extra=Square(angle=0.2, depth=4, inside=Ellipse(axes=(0.1,))),
+        more=[Square(depth="inf"), Circle(), Ellipse(size=2)],
+    )
+
+
+def test_the_highest_layer_that_names_a_class_decides(yaml_file, caplog: pytest.LogCaptureFixture):
+    low = yaml_file(
+        "{shape: Ellipse, shape.axes: [1], shape.size: 5, shape.tolerance: 3}", "l.yaml"
+    )
+    high = yaml_file("{shape: {type: Square, angle: 1, size: 6}}", "h.yaml")
+    files = (f"config_file={low}", f"params_file={high}")
+    assert draw(files[0]).shape == Ellipse(axes=(1.0,), size=5, tolerance=3.0)
+    assert not caplog.records
+    assert draw(*files).shape == Square(angle=1.0, size=6)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    note = record.getMessage()
+    for words in ("shape.axes, shape.tolerance", str(low), "Square", str(high)):
+        assert words in note, note
+    assert "size" not in note
+    # back to the first class: what was written for it is there again
+    assert draw(*files, "shape=Ellipse").shape == Ellipse(axes=(1.0,), size=6, tolerance=3.0)
+    assert "shape.angle" in caplog.records[-1].getMessage()
+
+
+def test_fields_written_for_the_default_class_are_left_out_too(yaml_file, caplog):
+    path = yaml_file("{shape.colours: [red], shape.size: 2}")
+    assert draw(f"config_file={path}", "shape=Square").shape == Square(size=2)
+    assert "shape.colours" in caplog.text
+    path = yaml_file("{extra: {type: Square, inside: {type: Ellipse, axes: [1]}}}")
+    assert draw(f"config_file={path}", "extra=Ellipse").extra == Ellipse()
+    assert draw(f"config_file={path}", "extra=None").extra is None
+
+
+def test_a_field_that_no_class_has_is_unknown_in_every_layer(yaml_file):
+    path = yaml_file("{shape: Ellipse, shape.axis: [1], shape.axes: [1]}")
+    assert drawing_problems(f"config_file={path}", "shape=Square") == [
+        f"shape.axis (from {path}): unknown key of Square."
+    ]
+
+
+def test_the_class_that_is_built_anyway_can_be_named(yaml_file):
+    path = yaml_file("{more: [{size: '2'}, {type: Shape, size: 3}], rounded: Round}")
+    config = draw(f"config_file={path}", "rounded.tolerance=2")
+    assert config.more == [Shape(size=2), Shape(size=3)]
+    assert config.rounded == Round(tolerance=2.0)
+    assert draw("rounded=Circle").rounded == Circle()
+    (problem,) = drawing_problems("rounded=Square")
+    assert problem.endswith("unknown class 'Square'; allowed: Round, Circle, Ellipse")
+
+
+def test_an_object_left_out_below_is_there_when_its_fields_are_set(yaml_file):
+    path = yaml_file("{extra: null}")
+    assert draw(f"config_file={path}").extra is None
+    assert draw(f"config_file={path}", "extra.depth=2").extra == Square(depth=2)
+    (problem,) = drawing_problems("extra=None", "extra.depth=2")
+    assert problem.startswith("extra.depth (from command line): extra is None")
+
+
+def test_mistakes_with_classes_are_told_together(yaml_file):
+    path = yaml_file("""
+        shape: {type: Elipse, axes: x, nothing: 1}
+        extra: {type: Ellipse, axis: [1], angle: 2, inner.momentum: 1}
+        more: [{type: Round}, 3]
+        optimizer: {type: Square}
+    """)
+    found = drawing_problems(f"config_file={path}", "extra.size=big")
+    expected = [
+        ("shape (", str(path), "'Elipse'; allowed: Circle, Ellipse, Square", "'Ellipse'?"),
+        ("more.0 (", "unknown class 'Round'; allowed:"),
+        ("more.1 (", "unknown class 3"),
+        ("optimizer (", "unknown class 'Square'; allowed: Optimizer"),
+        ("extra.axis (", "unknown key of Ellipse. Did you mean 'extra.axes'?"),
+        ("extra.angle (", "unknown key of Ellipse. Square has it: extra=Square."),
+        ("extra.inner.momentum (", "unknown key of Optimizer"),
+        ("extra.size (from command line): expected int, got 'big'",),
+    ]
+    for parts in expected:
+        assert any(all(part in problem for part in parts) for problem in found), (parts, found)
+    assert len(found) == len(expected), found
+
+
+def test_a_key_given_twice_in_one_layer_is_a_problem(yaml_file):
+    path = yaml_file("{shape.size: 2, shape: {size: 3}}")
+    assert drawing_problems(f"config_file={path}") == [f"shape.size (from {path}): given twice"]
+    assert drawing_problems("shape=Circle", "shape.type=Square") == [
+        "shape (from command line): given twice"
+    ]
+
+
+def test_a_key_of_an_object_below_is_suggested():
+    (problem,) = drawing_problems("learning_rate=1")
+    assert "'optimizer.learning_rate'" in problem
+    (problem,) = drawing_problems("...angel=1")
+    assert problem.startswith("...angel (from command line): unknown key.")
+
+
+def test_wildcards_reach_the_chosen_class():
+    assert draw("...axes=3,4", "shape=Ellipse").shape == Ellipse(axes=(3.0, 4.0))
+
+
+def test_yaml_names_classes_and_never_modules(yaml_file):
+    name = f"{__name__}:Square"
+    assert draw(f"shape={name}", "shape.angle=2").shape == Square(angle=2.0)
+    (problem,) = drawing_problems(f"config_file={yaml_file(f'{{shape: {name!r}}}')}")
+    assert "unknown class" in problem
+    (problem,) = drawing_problems("shape=absent_module:Square")
+    assert "unknown class 'absent_module:Square'" in problem and "import" in problem
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Drawing(
+            shape=Circle(colours=["red"], texture=Path("a")), optimizer=Optimizer(betas=(0.1,))
+        ),
+        Drawing(
+            shape=Ellipse(axes=(1e-5, 3.0)),
+            extra=Circle(),
+            more=[Square(), Ellipse(), Shape(size=2)],
+        ),
+        Drawing(shape=Square(depth=3, inside=Square(inside=Circle(size=9))), more=[Circle()]),
+    ],
+)
+def test_a_stored_config_with_classes_is_a_layer(tmp_path: Path, config: Drawing):
+    path = tmp_path / "config.yaml"
+    dump_yaml(path, {**to_plain(config), "meta": {"git_revision": "0"}})
+    assert draw(f"config_file={path}") == config
+    stored = load_yaml(path)
+    assert "type" not in stored and "type" not in stored["optimizer"]
+    assert next(iter(stored["shape"].items())) == ("type", type(config.shape).__name__)
+    assert "type" not in to_plain(config.shape)
+
+
+def test_resuming_compares_the_classes_too(tmp_path: Path):
+    config = Drawing(shape=Ellipse(), extra=Circle())
+    RunDir.open("draw", tmp_path / "run", config).close()
+    assert RunDir.open("draw", tmp_path / "run", config).resumed
+    with pytest.raises(ConfigError) as caught:
+        RunDir.open("draw", tmp_path / "run", Drawing(shape=Circle(), extra=Circle(size=2)))
+    _, first, second = caught.value.problems
+    assert first.startswith("shape.type: stored 'Ellipse', given 'Circle'; give shape.type=Ellipse")
+    assert second.startswith("extra.size: stored 1, given 2")
+    other = Drawing(shape=Circle())
+    RunDir.open("draw", tmp_path / "run", other, resume_fields_ignored=("shape", "extra"))
+
+
+# ----------------------------------------------------------------------------------- environment
+
+
+def test_environment_variables_are_filled_in(yaml_file, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"WORD": "x", "STEPS": "12", "RATE": "1e-3", "EMPTY": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    path = yaml_file("""
+        name: "${oc.env:WORD}-${oc.env:NOT_THERE,none}-${oc.env:EMPTY}-${other:WORD}-$WORD"
+        num_steps: ${oc.env:STEPS}
+        note: "${oc.env:NOT_THERE,null}"
+        words: ["${oc.env:WORD}", "${oc.env:NOT_THERE, 'a b' }"]
+        rates: {a: "${oc.env:RATE}"}
+        optimizer: {learning_rate: "${oc.env:NOT_THERE,2e-3}"}
+    """)
+    config = load(f"config_file={path}", "learning_rate=${oc.env:RATE}", "kind=${oc.env:K,summary}")
+    assert config.name == "x-none--${other:WORD}-$WORD"
+    assert (config.num_steps, config.learning_rate, config.kind) == (12, 1e-3, Kind.SUMMARY)
+    assert config.note is None and config.words == ("x", "a b") and config.rates == {"a": 1e-3}
+    assert config.optimizer.learning_rate == 2e-3
+    assert load("name=a", "note=${oc.env:NOT_THERE,null}").note is None
+    assert load(f"config_file=${{oc.env:NOT_THERE,{path}}}").num_steps == 12
+
+
+def test_defaults_may_name_further_variables(monkeypatch: pytest.MonkeyPatch):
+    for name in ("ONE", "TWO"):
+        monkeypatch.delenv(name, raising=False)
+    nested = "name=<${oc.env:ONE,a-${oc.env:TWO}}>"
+    (problem,) = problems(nested)
+    assert "variable TWO is not set" in problem
+    monkeypatch.setenv("TWO", "2")
+    assert load(nested).name == "<a-2>"
+    monkeypatch.delenv("TWO")
+    # the default is not needed, so neither is its variable
+    monkeypatch.setenv("ONE", "1")
+    assert load(nested).name == "<1>"
+
+
+def test_dotenv_is_read_and_the_environment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "below").mkdir()
+    (tmp_path / ".env").write_text("FROM_FILE=file\nBOTH=file\n")
+    monkeypatch.chdir(tmp_path / "below")
+    monkeypatch.setenv("BOTH", "environment")
+    monkeypatch.delenv("FROM_FILE", raising=False)
+    assert load("name=${oc.env:FROM_FILE} ${oc.env:BOTH}").name == "file environment"
+    assert "FROM_FILE" not in os.environ
+
+
+def test_unset_variables_are_told_with_all_problems(yaml_file, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    path = yaml_file("""
+        name: "${oc.env:NOT_THERE}"
+        rates: {a: 1, b: "${oc.env:NOT_THERE}"}
+        optimizer: {learning_rate: "${oc.env:NOT_THERE}", betas: x}
+        unknown: 1
+    """)
+    found = problems(f"config_file={path}", "note=${oc.env:NOT_THERE", "flag=${oc.env:1}")
+    expected = [
+        (f"name (from {path}): environment variable NOT_THERE is not set", "NOT_THERE,default}"),
+        ("rates.b (from ", "NOT_THERE is not set"),
+        ("optimizer.learning_rate (from ", "NOT_THERE is not set"),
+        ("optimizer.betas (from ", "expected"),
+        ("unknown (from ", "unknown key"),
+        ("note (from command line): '${oc.env:NOT_THERE'",),
+        ("flag (from command line): '${oc.env:1}'", "expected ${oc.env:NAME}"),
+    ]
+    for parts in expected:
+        assert any(all(part in problem for part in parts) for problem in found), (parts, found)
+    assert len(found) == len(expected), found
+    assert len(problems("config_file=${oc.env:NOT_THERE}/x.yaml")) == 1
+
+
+# ----------------------------------------------------------------------------------------- check
+
+
+def test_check_tells_what_a_config_is_or_what_is_wrong(yaml_file):
+    checked = check_config(Drawing, ["shape=Square", "shape.depth=3", "--check"])
+    assert checked["problems"] == [] and checked["experiment_dir"] == "runs/Square"
+    assert checked["config"]["shape"]["type"] == "Square" and checked["config"]["extra"] is None
+    checked = check_config(Config, ["num_steps=x", "--check"])
+    assert checked == {
+        "problems": [
+            "num_steps (from command line): expected int, got 'x'",
+            "missing: name=...",
+        ],
+        "config": None,
+        "experiment_dir": None,
+    }
+    assert check_config(Config, ["name=a"])["experiment_dir"] is None
+
+
+def test_check_holds_for_mistakes_found_before_the_entrypoint(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended, exit_on_config_error(["--check"]):
+        raise ConfigError(["one", "two"])
+    assert ended.value.code == 2
+    assert json.loads(capsys.readouterr().out)["problems"] == ["one", "two"]
+    with pytest.raises(SystemExit), exit_on_config_error(["domain=x"]):
+        raise ConfigError("one")
+    assert capsys.readouterr().out == ""
+
+
+def test_given_value_names_the_highest_layer(yaml_file):
+    low = yaml_file("{name: low, note: n}", "low.yaml")
+    high = yaml_file("{name: high}", "high.yaml")
+    layers = ("config_file", "params_file")
+    argv = [f"config_file={low}", f"params_file={high}", "flag=true"]
+    assert given_value(Config, argv, "name", layers=layers) == ("high", str(high))
+    assert given_value(Config, argv, "note", layers=layers) == ("n", str(low))
+    assert given_value(Config, argv, "flag", layers=layers) == ("true", COMMAND_LINE)
+    assert given_value(Config, argv, "num_steps", layers=layers) is None
+    assert given_value(Config, ["config_file=absent.yaml"], "name") is None
+
+
 def test_help_names_each_source(yaml_file):
     path = yaml_file("{name: a, learning_rate: 3e-4, nme: x}")
     text = config_help(Config, [f"config_file={path}", "num_steps=4", "flag=perhaps"])
@@ -371,6 +723,19 @@ def test_a_bug_keeps_its_traceback(script: Path):
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
+def test_check_prints_one_line_and_does_not_run(script: Path):
+    done = run(script, "steps=5", "--check")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("\n") == 1
+    assert json.loads(done.stdout) == {
+        "problems": [],
+        "config": {"steps": 5},
+        "experiment_dir": None,
+    }
+    done = run(script, "steps=x", "foo", "--check")
+    assert done.returncode == 2 and done.stdout.count("\n") == 1
+    assert len(json.loads(done.stdout)["problems"]) == 2 and done.stderr == ""
+
+
 def test_help_is_no_failure_and_fast(script: Path):
     started = time.perf_counter()
     done = run(script, "--help")
@@ -380,10 +745,20 @@ def test_help_is_no_failure_and_fast(script: Path):
 
 
 def test_utils_import_nothing_heavy():
-    modules = ["config", "files", "runs", "progress", "tables", "report", "terminal_grids"]
+    modules = [
+        "config",
+        "presets",
+        "files",
+        "runs",
+        "progress",
+        "tables",
+        "report",
+        "terminal_grids",
+    ]
     code = (
         f"import sys; {'; '.join(f'import utils.{m}' for m in modules)}; "
-        "print([m for m in ('torch', 'matplotlib', 'numpy', 'tqdm', 'wandb') if m in sys.modules])"
+        "heavy = ('torch', 'matplotlib', 'numpy', 'tqdm', 'wandb', 'dotenv'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr

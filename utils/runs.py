@@ -273,9 +273,13 @@ def _require_same(
     path: Path, stored: Mapping[str, Any], given: Mapping[str, Any], ignored: set[str]
 ) -> None:
     stored, given = _leaves(stored), _leaves(given)
+    # the fields of an object of another class have nothing to be compared with
+    others = [name for name in {**stored, **given} if _names_other_class(name, stored, given)]
     problems = []
     for name in {**stored, **given}:
         if name in ignored or name.split(".")[0] in ignored:
+            continue
+        if name not in others and name.startswith(tuple(n.removesuffix("type") for n in others)):
             continue
         before, now = stored.get(name, _ABSENT), given.get(name, _ABSENT)
         # text decides about NaN, which is unequal to itself, and about 1 and True, which are equal
@@ -292,6 +296,12 @@ def _require_same(
         raise ConfigError(
             [f"{path} was started with other settings; resume needs the same", *problems]
         )
+
+
+def _names_other_class(name: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether it is the `type` by which to_plain names the class of an object inside the config,
+    and that changed."""
+    return name.endswith(".type") and stored.get(name) != given.get(name)
 
 
 _ABSENT = "(absent)"

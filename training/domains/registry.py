@@ -1,6 +1,5 @@
 """Domains by name; each is imported when it is asked for."""
 
-import contextlib
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import chz
 
 from training.api import ServiceClient
 from training.domains.base import Domain
-from utils.config import ConfigError, load_yaml
+from utils.config import ConfigError, given_value
 
 
 class _Entry(NamedTuple):
@@ -63,22 +62,17 @@ def with_domain_fields(
     default: str,
     entries: Entries = RL_DOMAINS,
     layers: Sequence[str] = ("config_file",),
+    script: str | None = None,
 ) -> type[Any]:
     """`base`, a chz class with a `domain` field, joined with the fields of the domain that the
-    command line (else a YAML layer, else `default`) names, so that all are set side by side.
+    command line (else a YAML layer, else a preset of `script`, else `default`) names, so that all
+    are set side by side. `script` is the file that defines `base` where none is given.
 
     Raises ConfigError for an unknown domain.
     """
-    given: dict[str, str] = {}
-    for argument in argv:
-        key, _, value = argument.partition("=")
-        given[key] = value
-    name = default
-    for layer in layers:
-        # what is wrong with the file is told with all other problems
-        with contextlib.suppress(ValueError, OSError):
-            name = str(load_yaml(given.get(layer, "")).get("domain", name))
-    name = given.get("domain", name)
+    # what is wrong with the layers is told with all other problems
+    given = given_value(base, argv, "domain", layers=layers, script=script)
+    name = default if given is None else str(given.value)
     try:
         domain_config = domain_config_class(name, entries)
     except ValueError as error:

@@ -1,0 +1,49 @@
+"""What is wrong with the user's settings, all of it told together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+
+class ConfigError(ValueError):
+    """What is wrong with the user's settings: `problems`, each one a message of its own."""
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        items = (problem.replace("\n", "\n    ") for problem in self.problems)
+        return f"{len(self.problems)} problems:" + "".join(f"\n  - {item}" for item in items)
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise one ConfigError with all of `problems`; nothing happens when there are none."""
+    if problems:
+        raise ConfigError(problems)
+
+
+@contextlib.contextmanager
+def as_config_errors() -> Iterator[None]:
+    """For calls whose ValueError, ImportError or OSError says what is wrong with the settings."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, ImportError, OSError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def problems_of(*checks: Callable[[], object]) -> list[str]:
+    """What those checks complain of that raise a ValueError, an ImportError or an OSError."""
+    problems: list[str] = []
+    for check in checks:
+        try:
+            with as_config_errors():
+                check()
+        except ConfigError as error:
+            problems += error.problems
+    return problems
