@@ -74,6 +74,20 @@ def summarise(
     )
 
 
+def headline_numbers(summary: Summary) -> dict[str, float]:
+    """For metrics.jsonl: mean score and share of exhibits of each model, on the prompts written for
+    the property, and the differences to the base model; what is missing is left out."""
+    numbers = {}
+    for row in summary.scores:
+        if row.own:
+            numbers[f"score/{row.property}/{row.model}"] = row.mean
+            numbers[f"exhibits/{row.property}/{row.model}"] = row.exhibits_rate
+    for comparison in summary.comparisons:
+        name = f"difference/{comparison.property}/{comparison.model}"
+        numbers[name] = comparison.scores.difference
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
 def results_to_plain(
     eval_file: EvalFile,
     summary: Summary,

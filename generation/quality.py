@@ -63,6 +63,12 @@ class QualityReport:
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)
 
+    def headline_numbers(self) -> dict[str, int]:
+        """For metrics.jsonl."""
+        names = ("kept", "held_out", "calls_failed", "shape_valid", "duplicates_removed")
+        by_label = {f"kept/{label}": count for label, count in self.kept_by_label.items()}
+        return {name: getattr(self, name) for name in names} | by_label
+
 
 def content_problem(written: Written) -> str | None:
     """Why a record of the right shape is no example, or None."""

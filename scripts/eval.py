@@ -31,7 +31,7 @@ from evaluation.judge import (
 )
 from evaluation.plan import Config, Plan, count_calls, make_plan
 from evaluation.report import closing_tables, write_report
-from evaluation.results import Summary, results_to_plain, summarise
+from evaluation.results import Summary, headline_numbers, results_to_plain, summarise
 from evaluation.targets import open_targets
 from training.endpoints import Endpoints
 from utils.config import config_entrypoint, dump_yaml, to_plain
@@ -82,6 +82,7 @@ def main(config: Config) -> None:
             seed=config.seed,
         )
         write_results(config, plan, outcome, summary)
+        run.log_metrics(0, headline_numbers(summary))
         report = run.path / "report.html"
         write_report(
             report, run.run_id, plan.source.eval_file, summary, *outcome, str(plan.results)

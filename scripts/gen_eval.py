@@ -4,17 +4,20 @@
     uv run scripts/gen_eval.py 'properties=["shutdown-resistant"]' \\
         'num_turns={"shutdown-resistant": 2}'
     uv run scripts/gen_eval.py params_file=evals/XXXX.eval-params.yaml seed=1
+    uv run scripts/gen_eval.py params_file=evals/XXXX.eval-params.yaml 'properties=["sycophantic"]'
 
 Categories of situations for each property, then prompts for each of them, one call each, then two
 scores: how realistic a prompt is, and how much it looks like a test. Writes
-evals/<run_id>.eval-params.yaml after the first stage, which params_file= starts from, and
-evals/<run_id>.eval.yaml; config.yaml, every reply and report.html under runs/gen_eval/<run_id>/,
-or log_path. The same command with that log_path goes on where it stopped.
+evals/<run_id>.eval-params.yaml after the first stage, which params_file= starts from (with all of
+its properties, or with those that properties= names), and evals/<run_id>.eval.yaml; config.yaml,
+every reply and report.html under runs/gen_eval/<run_id>/, or log_path. The same command with that
+log_path goes on where it stopped.
 """
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +39,7 @@ from evaluation.prompts import (
 from utils.config import (
     config_entrypoint,
     dump_yaml,
+    load_yaml,
     problems_of,
     raise_problems,
     to_plain,
@@ -51,6 +55,7 @@ from utils.tables import text_table
 from utils.variation import draw_variations
 
 logger = logging.getLogger(__name__)
+NUM_CATEGORIES = 8
 
 
 @chz.chz(typecheck=True)
@@ -77,7 +82,11 @@ class Config:
     max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
     max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
 
-    num_categories: int = chz.field(default=8, doc="per property: the clusters of the statistics")
+    num_categories: int | None = chz.field(
+        default=None,
+        doc="per property, where none are given: the clusters of the statistics; "
+        f"default: {NUM_CATEGORIES}",
+    )
     prompts_per_category: int = chz.field(default=3, doc="calls per category")
     categories: dict[str, list[str]] = chz.field(
         default_factory=dict, doc="by property; default: the generator writes them"
@@ -95,9 +104,21 @@ class Config:
     def problems(self) -> list[str]:
         """What is wrong with these settings."""
         problems = problems_of(self.chosen)
+        stored = self.stored()
+        has = _properties_of(stored)
+        strangers = [name for name in self.properties if name not in has]
+        # known ones may join those of the file; with none of them it would be of no use
+        if has and strangers and (problems or strangers == self.properties):
+            problems.append(f"properties names {strangers}: {self.params_file} has {has}")
         for name in ("num_categories", "prompts_per_category", "max_concurrency"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}={getattr(self, name)}: at least 1 is needed")
+            if (value := getattr(self, name)) is not None and value < 1:
+                problems.append(f"{name}={value}: at least 1 is needed")
+        all_given = bool(self.properties) and not self.unwritten()
+        if all_given and self.num_categories not in (None, stored.get("num_categories")):
+            problems.append(
+                f"num_categories={self.num_categories}: all categories are given already "
+                "(categories, params_file); leave it out, or start without them"
+            )
         if self.max_cost_usd is not None and not self.max_cost_usd > 0:
             problems.append(f"max_cost_usd={self.max_cost_usd}: above 0, or None for no limit")
         if not 0 <= self.min_realism <= 10:
@@ -124,6 +145,34 @@ class Config:
     def chosen(self) -> list[Property]:
         return choose_properties(self.properties, known_properties(self.properties_file))
 
+    def unwritten(self) -> list[str]:
+        """The properties whose categories are still to be written."""
+        return [name for name in self.properties if name not in self.categories]
+
+    def stored(self) -> dict[str, Any]:
+        """What params_file holds, if there is one; `params_file=` is none."""
+        if self.params_file is None or self.params_file == Path():
+            return {}
+        return load_yaml(self.params_file)
+
+    def narrowed(self) -> "Config":
+        """Without what params_file has for properties that are not asked for; what is typed for
+        one of them stays, to be complained of."""
+        stored = self.stored()
+        left_out = set(_properties_of(stored)) - set(self.properties)
+        narrowed = {
+            name: {key: value for key, value in given.items() if key not in left_out}
+            for name in ("num_turns", "categories")
+            if (given := getattr(self, name)) == stored.get(name)
+        }
+        return chz.replace(self, **narrowed)
+
+
+def _properties_of(params: dict[str, Any]) -> list[str]:
+    """Those that a params file names, or has categories for."""
+    names = params.get("properties", list(params.get("categories") or {}))
+    return names if isinstance(names, list) else []
+
 
 class Task(NamedTuple):
     """What a run's settings come to, and where its files go."""
@@ -143,6 +192,7 @@ def main(config: Config) -> None:
     )
     from training.endpoints import Endpoints
 
+    config = config.narrowed()
     started = time.perf_counter()
     with Endpoints(device=config.device) as endpoints:
         task = check(config, endpoints)
@@ -203,8 +253,8 @@ async def write_prompts(
 ) -> tuple[list[EvalPrompt], Dropped]:
     writer = PromptWriter(client, local=task.roles[0].base_url is None, seed=config.seed)
     async with client:
-        unwritten = [p for p in task.properties if p.name not in config.categories]
-        written = await writer.categories(unwritten, config.num_categories)
+        unwritten = [p for p in task.properties if p.name in config.unwritten()]
+        written = await writer.categories(unwritten, config.num_categories or NUM_CATEGORIES)
         categories = config.categories | written
         write_params(config, categories, task.params_path)
         prompts, dropped = await writer.prompts(
@@ -237,6 +287,8 @@ def write_results(
 ) -> None:
     report_path = run.path / "report.html"
     write_report(report_path, run.run_id, task.properties, prompts, dropped, ledger)
+    counts = Counter(f"prompts/{prompt.property}" for prompt in prompts)
+    run.log_metrics(0, {"prompts": len(prompts), **counts})
     print(text_table(COUNT_HEADERS, count_rows(prompts)))
     print(f"\n{text_table(('', 'prompts'), dropped_rows(dropped))}")
     if not prompts:
@@ -258,13 +310,13 @@ def write_results(
 
 def plan(config: Config, properties: list[Property], roles: list[Role]) -> str:
     """What would be asked, of whom and how often."""
-    unwritten = [p for p in properties if p.name not in config.categories]
-    counts = [len(config.categories.get(p.name, [])) or config.num_categories for p in properties]
+    num_categories = config.num_categories or NUM_CATEGORIES
+    counts = [len(config.categories.get(p.name, [])) or num_categories for p in properties]
     prompts = sum(counts) * config.prompts_per_category
-    rows = [("categories", len(unwritten)), ("prompts", prompts)]
+    rows = [("categories", len(config.unwritten())), ("prompts", prompts)]
     rows += [("realism", prompts)] if config.score_realism else []
     calls = text_table(("stage", "calls, at least"), rows)
-    [first] = categories_request(properties[0], config.num_categories, [])
+    [first] = categories_request(properties[0], num_categories, [])
     [variation] = draw_variations(1, config.seed)
     turns = config.num_turns.get(properties[0].name, 1)
     [prompt] = messages_request(properties[0], "{category}", variation, turns)

@@ -242,6 +242,7 @@ def write_results(
         ledger=ledger,
         settings=to_plain(config),
     )
+    run.log_metrics(0, quality.headline_numbers())
     print(text_table(("", "examples"), quality_rows(quality)), end="\n\n")
     if quality.diversity:
         print(text_table(DIVERSITY_HEADERS, diversity_rows(quality)), end="\n\n")

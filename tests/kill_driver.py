@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
+import icl_train
 import matplotlib.pyplot
 import reasoning_gym  # noqa: F401
 import rl_loop
@@ -26,21 +27,28 @@ import sft
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 import ttt
-from run_results import loop_difference, ttt_difference
+from run_results import arc_difference, icl_difference, loop_difference, ttt_difference
 
+import training.icl.families
+import training.icl.train
+import training.icl.train_report
 import training.local.service  # noqa: F401
 from utils.config import config_entrypoint
 
 KILLED = -signal.SIGKILL
 ENTRYPOINTS: dict[str, Callable[[list[str]], None]] = {
+    "icl_train": icl_train.entrypoint,
     "rl_loop": rl_loop.entrypoint,
     "sft": lambda arguments: config_entrypoint(sft.main, arguments),
     "ttt": ttt.entrypoint,
+    "ttt_arc": ttt.entrypoint,
 }
 DIFFERENCES: dict[str, Callable[[Path, Path], str | None]] = {
+    "icl_train": icl_difference,
     "rl_loop": loop_difference,
     "sft": loop_difference,
     "ttt": ttt_difference,
+    "ttt_arc": arc_difference,
 }
 
 

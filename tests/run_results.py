@@ -1,9 +1,11 @@
 """What a run of a loop leaves behind, to be compared bit by bit."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.config import to_plain
 from utils.files import read_jsonl
 from utils.runs import RunDir
 
@@ -43,7 +45,52 @@ def ttt_results(run: Path) -> dict[str, Any]:
 
 def ttt_difference(run: Path, other: Path) -> str | None:
     """The first difference between two runs of test-time training in words, or None."""
-    mine, theirs = ttt_results(run), ttt_results(other)
+    return _first_difference(ttt_results(run), ttt_results(other))
+
+
+def arc_results(run: Path) -> dict[str, Any]:
+    """tasks.jsonl without the times, metrics.jsonl and submission.json of a run on ARC's tasks."""
+    tasks = [
+        {key: value for key, value in record.items() if not key.endswith("_seconds")}
+        for record in read_jsonl(run / "tasks.jsonl")
+    ]
+    submission = (run / "submission.json").read_text(encoding="utf-8")
+    return {
+        "tasks": tasks,
+        "metrics": read_jsonl(run / "metrics.jsonl"),
+        "submission": submission,
+    }
+
+
+def arc_difference(run: Path, other: Path) -> str | None:
+    """The first difference between two runs on ARC's tasks in words, or None."""
+    return _first_difference(arc_results(run), arc_results(other))
+
+
+def icl_results(run: Path) -> dict[str, Any]:
+    """What training on sequences of tasks leaves: metrics.jsonl without the times, the checkpoints,
+    and the last state with optimizer and random numbers."""
+    from training.icl.train import load_resume_state
+
+    metrics = [
+        {key: value for key, value in record.items() if not key.startswith("speed/")}
+        for record in read_jsonl(run / "metrics.jsonl")
+    ]
+    state = load_resume_state(run)
+    assert state is not None
+    weights = {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((run / "checkpoints").glob("*/model.safetensors"))
+    }
+    return {"metrics": metrics, "weights": weights, "state": to_plain(state["trainer"])}
+
+
+def icl_difference(run: Path, other: Path) -> str | None:
+    """The first difference between two runs of icl_train.py in words, or None."""
+    return _first_difference(icl_results(run), icl_results(other))
+
+
+def _first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     for name in mine:
         if mine[name] != theirs[name]:
             return f"{name}: {mine[name]}\nis not {theirs[name]}"

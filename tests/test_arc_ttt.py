@@ -4,6 +4,9 @@ uv run pytest tests/test_arc_ttt.py
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import chz
 import pytest
 import ttt
+from run_results import arc_difference, arc_results
 from test_chat import CHATML, TOKENIZERS, byte_tokenizer
 from tiny_chat import save_chat_model
 from tokenizers.pre_tokenizers import ByteLevel
@@ -18,19 +22,22 @@ from tokenizers.processors import ByteLevel as ByteLevelOffsets
 
 from training.adapt import adapt
 from training.chat import passage_weights, render_prompt
-from training.domains.arc.answers import Answerer
+from training.domains.arc.answers import Answerer, Question
 from training.domains.arc.domain import SEAL, SMALL, ArcConfig
-from training.domains.arc.grids import to_grid
+from training.domains.arc.grids import INVERSES, TRANSFORMS, to_grid
 from training.domains.arc.inner import InnerLoop
-from training.domains.arc.tasks import Pair, Task, load_kaggle
-from training.domains.arc.text import answer_text, format_grid
+from training.domains.arc.tasks import SEAL_IDS, Pair, Task, load_kaggle, load_tasks
+from training.domains.arc.text import GridParseError, answer_text, format_grid, parse_grid
 from training.domains.arc.ttt import ArcRun, ArcTestTime, ArcTTTConfig
 from training.domains.arc.ttt_data import TrainingData, TTTSettings
 from training.domains.arc.ttt_results import read_records
+from training.domains.arc.voting import Prediction, vote
 from training.models import load_tokenizer
 from utils.config import ConfigError
 from utils.files import read_jsonl
 from utils.runs import RunDir
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -404,15 +411,6 @@ def make(model: str, files: dict[str, Path]) -> Callable[..., ArcTestTime]:
     return make
 
 
-def results(run: Path) -> list[Any]:
-    """All but the times."""
-    lines = [
-        {k: v for k, v in line.items() if not k.endswith("_seconds")}
-        for line in read_jsonl(run / "tasks.jsonl")
-    ]
-    return sorted(lines, key=lambda line: line["task"])
-
-
 def run_whole(work: ArcTestTime, service: Any, path: Path) -> str:
     with RunDir.open("ttt", path, work.config) as run:
         work.train_and_answer(service, run)
@@ -466,16 +464,100 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
         patched.setattr(ArcRun, "records", one_then_stop)
         with pytest.raises(Stop):
             run_whole(make(**options), service, tmp_path / "parts")
-    assert len(results(tmp_path / "parts")) == 1
-    # as a kill in the middle of a write would leave it
+    assert [record.task for record in read_records(tmp_path / "parts")] == ["constant"]
+    # as kills in the middle of a write, and between a task's record and its metrics, leave it
     with (tmp_path / "parts" / "tasks.jsonl").open("a") as log:
         log.write('{"task": "mir')
-    run_whole(make(**options), service, tmp_path / "parts")
-    assert results(tmp_path / "parts") == results(tmp_path / "whole")
-    submissions = [(tmp_path / name / "submission.json").read_text() for name in ("whole", "parts")]
-    assert submissions[0] == submissions[1]
+    (tmp_path / "parts" / "metrics.jsonl").unlink()
+
+    trained: list[int] = []
+    asked: list[str] = []
+
+    def adapt_counted(
+        service: Any, model: str, jobs: list[Any], *args: Any, **options: Any
+    ) -> None:
+        trained.append(len(jobs))
+        adapt(service, model, jobs, *args, **options)
+
+    ask = Answerer.ask
+
+    def ask_noted(self: Answerer, task: Task, sampler: Any) -> Any:
+        asked.append(task.id)
+        return ask(self, task, sampler)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("training.domains.arc.ttt.adapt", adapt_counted)
+        patched.setattr(Answerer, "ask", ask_noted)
+        run_whole(make(**options), service, tmp_path / "parts")
+    assert trained == {"baseline": [], "shared_ttt": [1]}.get(method, [2])
+    assert set(asked) == {"mirror", "twice"}
+    assert arc_difference(tmp_path / "parts", tmp_path / "whole") is None
+    lines, done = read_jsonl(tmp_path / "whole" / "metrics.jsonl"), read_records(tmp_path / "whole")
+    stage = "before" if method == "baseline" else "after"
+    cells = [line[f"{stage}/cell_accuracy/{r.task}"] for line, r in zip(lines, done, strict=True)]
+    assert lines[-1][f"{stage}/cell_accuracy/mean"] == pytest.approx(sum(cells) / len(cells))
     # done is done: nothing is trained or asked
     run_whole(make(**options), None, tmp_path / "parts")
+    assert arc_difference(tmp_path / "parts", tmp_path / "whole") is None
+
+
+def test_other_tasks_than_before_are_refused(make: Any, service: Any, tmp_path: Path) -> None:
+    """Between the parts of a run, its challenges file was given other contents."""
+    path = tmp_path / "c.json"
+
+    def write(**inputs: int) -> Any:
+        pairs = [{"input": [[1]], "output": [[1]]}] * 2
+        tasks = {
+            name: {"train": pairs, "test": [{"input": [[cell]]}]} for name, cell in inputs.items()
+        }
+        path.write_text(json.dumps(tasks))
+        return make(challenges_file=path, solutions_file=None, method="baseline")
+
+    run_whole(write(a=1, b=1, c=1), service, tmp_path / "run")
+    before = arc_results(tmp_path / "run")
+    with pytest.raises(ConfigError) as error:
+        run_whole(write(a=1, b=2, d=1), service, tmp_path / "run")
+    [problem] = error.value.problems
+    assert "has answers to other tasks b, c than those of now; give the files" in problem
+    assert arc_results(tmp_path / "run") == before
+    # more of them may follow
+    run_whole(write(a=1, b=1, c=1, d=1), service, tmp_path / "run")
+    assert arc_results(tmp_path / "run")["tasks"][:3] == before["tasks"]
+
+
+def test_kills_change_nothing(model: str, tmp_path: Path) -> None:
+    # so many tasks that the first are done when the kills come
+    tasks = {
+        f"shift{by}": {
+            "train": [{"input": [[c, by]], "output": [[by, c]]} for c in range(1, 4)],
+            "test": [{"input": [[c, by]]} for c in range(5, 5 + 1 + by % 2)],
+        }
+        for by in range(6)
+    }
+    solutions = {
+        name: [[pair["input"][0][::-1]] for pair in task["test"]] for name, task in tasks.items()
+    }
+    files = {"challenges_file": tmp_path / "c.json", "solutions_file": tmp_path / "s.json"}
+    files["challenges_file"].write_text(json.dumps(tasks))
+    files["solutions_file"].write_text(json.dumps(solutions))
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py"), "ttt_arc", str(tmp_path)]
+    options = {"evaluation": "vote", "max_parallel_adapters": 1, "cap": 4}
+    done = subprocess.run(
+        [*command, "8", "0", *arguments(model, files, **options)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **one_thread},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["problems"] == []
+    assert report["kills"] >= 8
+    log = (tmp_path / "log.txt").read_text()
+    # a line when a task is done, in each of the runs one after the other and in the reference
+    for task in tasks:
+        assert log.count(f"{task}: solved") <= report["runs"] + 1
 
 
 def test_votes_and_a_submission_of_several_tests(make: Any, service: Any, tmp_path: Path) -> None:
@@ -490,6 +572,88 @@ def test_votes_and_a_submission_of_several_tests(make: Any, service: Any, tmp_pa
         after = by_task[task_id].after
         assert after is not None
         assert [[t["attempt_1"], t["attempt_2"]] for t in tests] == after.attempts
+
+
+REAL = ["67a3c6ac", "68b67ca3", "44f52bb0"]
+
+
+def test_votes_on_real_tasks(model: str, service: Any, tmp_path: Path) -> None:
+    """The attempts are the vote over what was answered, read and turned back one by one."""
+    config = ArcTTTConfig(
+        model_name=model,
+        task_set="ids",
+        task_ids=REAL,
+        **(FAST | {"evaluation": "vote", "max_answer_tokens": 4, "cap": 2}),
+    )
+    work = ArcTestTime(config)
+    run_whole(work, service, tmp_path / "run")
+    answerer = Answerer(load_tokenizer(model), config.settings(4096))
+    differing = 0
+    for record, task in zip(read_records(tmp_path / "run"), load_tasks(REAL), strict=True):
+        assert record.after is not None
+        for answered in (record.before, record.after):
+            texts = iter(answered.answers)
+            unreadable = 0
+            for test, attempts in enumerate(answered.attempts):
+                voters = []
+                for prompt in answerer.prompts(task, test):
+                    try:
+                        grid = parse_grid(next(texts), "digits")
+                    except GridParseError:
+                        unreadable += 1
+                    else:
+                        voters.append(Prediction(TRANSFORMS[prompt.inverse](grid), prompt.inverse))
+                assert attempts == [grid.tolist() for grid in vote(voters)]
+                distinct = {str(voter.grid.tolist()) for voter in voters}
+                assert (attempts[0] != attempts[1]) == (len(distinct) > 1)
+                differing += len(distinct) > 1
+            assert next(texts, None) is None
+            assert answered.events.get("unreadable", 0) == unreadable
+    assert differing
+
+
+class Said:
+    """The future of an answer."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.sequences = [self]
+        self.tokens = tokens
+
+    def result(self) -> Any:
+        return self
+
+
+@pytest.mark.parametrize("grid_format", ["numpy", "digits", "words"])
+def test_right_answers_to_real_tasks_are_turned_back(grid_format: Any) -> None:
+    """Every prompt is answered in its own frame, two of them wrongly: the first attempt is the
+    solution, the second the commoner mistake."""
+    tokenizer = TOKENIZERS["chatml"]
+    config = ArcTTTConfig(
+        model_name="m", evaluation="vote", grid_format=grid_format, max_example_tokens=10**6
+    )
+    answerer = Answerer(tokenizer, config.settings(None))
+    forward = {inverse: name for name, inverse in INVERSES.items()}
+    wrong = to_grid([[1, 2], [3, 4]])
+    for task in load_tasks([*SEAL_IDS["seal_eval"], *REAL]):
+        questions = []
+        for test, pair in enumerate(task.test):
+            prompts = answerer.prompts(task, test)
+            assert len({prompt.inverse for prompt in prompts}) > 1
+            for number, prompt in enumerate(prompts):
+                turn = TRANSFORMS[forward[prompt.inverse]]
+                # what is asked is the task in that frame
+                assert set(prompt.task.train) <= {one.map(turn) for one in task.train}
+                assert prompt.task.test[0] == Pair(turn(pair.input))
+                assert pair.output is not None
+                answer = wrong if number < 2 else pair.output
+                text = answer_text(to_grid(turn(answer)), grid_format)
+                future: Any = Said(tokenizer.encode(text, add_special_tokens=False))
+                questions.append(Question(test, prompt, future))
+        answers = answerer.read(task, questions)
+        assert answers.num_unreadable == 0
+        for attempts, pair in zip(answers.attempts, task.test, strict=True):
+            assert pair.output is not None
+            assert [grid.tolist() for grid in attempts] == [pair.output.tolist(), wrong.tolist()]
 
 
 def test_without_solutions_nothing_is_scored(make: Any, service: Any, tmp_path: Path) -> None:

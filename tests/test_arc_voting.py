@@ -151,6 +151,33 @@ def test_full_tie_goes_to_the_first_predicted():
     assert as_lists(vote(predictions(flip0=[A, B, C]))) == [A, B]
 
 
+def test_two_grids_as_frequent_are_two_attempts():
+    # there is no third grid: the gap takes the first again, which identity prefers to the second
+    square = to_grid([[2, 2], [2, 2]])
+    row = to_grid(A)
+    voters = [
+        *(Prediction(row, "identity"), Prediction(square, "transpose")),
+        *(Prediction(row, "transpose"), Prediction(square, "flip0")),
+    ]
+    assert as_lists(vote(voters)) == [A, square.tolist()]
+
+
+def test_attempts_differ_where_two_answers_do():
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(1500):
+        pool = [to_grid(rng.integers(0, 2, size=rng.integers(1, 3, size=2))) for _ in range(3)]
+        voters = [
+            Prediction(pool[rng.integers(3)], GROUPS[rng.integers(len(GROUPS))])
+            for _ in range(rng.integers(2, 9))
+        ]
+        distinct = {str(voter.grid.tolist()) for voter in voters}
+        first, second = as_lists(vote(voters))
+        assert (first != second) == (len(distinct) > 1), voters
+        seen += len(distinct) > 1
+    assert seen > 1000
+
+
 def test_row_majority_repairs_single_wrong_rows():
     truth = [[1, 2], [3, 4], [5, 6]]
     wrong = [[*truth[:i], [9, i], *truth[i + 1 :]] for i in range(3)]

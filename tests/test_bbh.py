@@ -12,6 +12,7 @@ import os
 import random
 import re
 import statistics
+import string
 import subprocess
 import sys
 from collections import Counter
@@ -261,13 +262,13 @@ def options_of(text: str) -> list[str]:
     """The texts of the options, which must be lettered in order."""
     lines = text.partition("\nOptions:\n")[2].splitlines()
     letters = [line[:4] for line in lines]
-    assert letters == [f"({'ABCDEFGH'[i]}) " for i in range(len(lines))]
+    assert letters == [f"({string.ascii_uppercase[i]}) " for i in range(len(lines))]
     return [line[4:] for line in lines]
 
 
 def lettered(options: Sequence[str], is_answer: Callable[[str], bool]) -> str:
     [place] = [i for i, option in enumerate(options) if is_answer(option)]
-    return f"({'ABCDEFGH'[place]})"
+    return f"({string.ascii_uppercase[place]})"
 
 
 def solve_boolean(text: str) -> str:
@@ -332,6 +333,14 @@ def solve_counting(text: str) -> str:
     return str(total)
 
 
+def solve_colours(text: str) -> str:
+    told = re.fullmatch(r"On the table lie (.*)\. What colour is the (\w+)\?", text.split("\n")[0])
+    assert told is not None
+    colours = dict(reversed(thing.split()[1:]) for thing in re.split(", | and ", told[1]))
+    assert len(colours) == 3
+    return lettered(options_of(text), lambda option: option == colours[told[2]])
+
+
 def solve_temporal(text: str) -> str:
     def hour(clock: str) -> int:
         number, half = int(clock[:-2]), clock[-2:]
@@ -386,6 +395,7 @@ SOLVERS: dict[str, Callable[[str], str]] = {
     "multistep_arithmetic_two": solve_arithmetic,
     "navigate": solve_navigate,
     "object_counting": solve_counting,
+    "reasoning_about_colored_objects": solve_colours,
     "temporal_sequences": solve_temporal,
     "tracking_shuffled_objects_three_objects": solve_tracking,
     "web_of_lies": solve_lies,

@@ -35,6 +35,7 @@ from fake_endpoint import FakeEndpoint
 
 from evaluation.plan import Config
 from utils.config import ConfigError, config_entrypoint, dump_yaml, load_config, load_yaml
+from utils.files import read_jsonl
 from utils.llm import LLMClient
 from utils.llm_retry import RetryPolicy
 
@@ -95,6 +96,11 @@ def test_a_run_writes_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert results["meta"]["ledger_of_this_process"]["failures"] == []
     assert results["config"]["judge"]["model"] == "judge-model"
     assert [role["temperature"] for role in results["judging"]["roles"]] == [1.0, 0.0]
+    [numbers] = read_jsonl(Path("runs/r/metrics.jsonl"))
+    assert {row["mean"] for row in results["scores"] if row["own"]} == {
+        value for name, value in numbers.items() if name.startswith("score/")
+    }
+    assert sum(name.startswith("exhibits/") for name in numbers) == 2
     for part in ("its own", "coherence", "kappa", "tokens in", "eval_results/r.eval-results"):
         assert part in shown
     page = Path("runs/r/report.html").read_text()

@@ -134,6 +134,13 @@ def test_a_run_writes_a_file_that_eval_reads(
     assert [call["calls"] for call in meta["calls"]["calls"]] == [2, 12, 12]
     for part in ("power-seeking", "eval-awareness", "tokens in", "Judge a checkpoint", "missing"):
         assert part in shown
+    [numbers] = read_jsonl(Path("runs/r/metrics.jsonl"))
+    assert numbers == {
+        "step": 0,
+        "prompts": 12,
+        "prompts/power-seeking": 6,
+        "prompts/sycophantic": 6,
+    }
     page = Path("runs/r/report.html").read_text()
     assert eval_file.prompts[-1].messages[1] in page
 
@@ -183,6 +190,106 @@ def test_params_file_may_get_another_property() -> None:
         assert stages(fake) == {"categories": 1, "prompts": 12, "realism": 12}
     assert more["categories"]["warm"] == params["categories"]["warm"]
     assert [p.property for p in prompts] == ["honest"] * 6 + ["warm"] * 6
+
+
+def test_properties_narrow_a_params_file() -> None:
+    file = "params_file=evals/r.eval-params.yaml"
+    with server() as fake:
+        params, prompts = run(*arguments(fake, *BOTH, *SMALL))
+        fake.requests.clear()
+        narrow, kept = run(file, "properties=sycophantic", name="narrow")
+        assert stages(fake) == {"prompts": 6, "realism": 6}
+        bare, others = run(file, "properties=power-seeking", name="bare")
+        # the same command goes on, here with nothing left to ask
+        fake.requests.clear()
+        Path("evals/narrow.eval.yaml").unlink()
+        assert run(file, "properties=sycophantic", name="narrow")[1] == kept
+        assert fake.requests == []
+    for chosen, left, turns in (
+        (narrow, "sycophantic", {"sycophantic": 2}),
+        (bare, "power-seeking", {}),
+    ):
+        assert chosen["properties"] == [left]
+        assert chosen["categories"] == {left: params["categories"][left]}
+        assert chosen["num_turns"] == turns
+        assert chosen["num_categories"] == 3
+    assert kept == [p for p in prompts if p.property == "sycophantic"]
+    assert others == [p for p in prompts if p.property == "power-seeking"]
+
+
+def test_a_params_file_of_categories_alone_is_narrowed_too() -> None:
+    dump_yaml("p.yaml", {"categories": {"warm": ["at work", "at home"], "honest": ["at sea"]}})
+    with server() as fake:
+        given = arguments(fake, "params_file=p.yaml", "properties=warm", "prompts_per_category=1")
+        params, prompts = run(*given)
+    assert params["categories"] == {"warm": ["at work", "at home"]}
+    assert [p.category for p in prompts] == ["at work", "at home"]
+
+
+PARAMS = {
+    "properties": ["honest", "warm"],
+    "categories": {"honest": ["at work"], "warm": ["at home"]},
+    "num_turns": {"honest": 2},
+    "num_categories": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["properties=rude"], ["'rude' is unknown; known", "['rude']: p.yaml has ['honest', 'w"]),
+        (
+            ["properties=warm,rude"],
+            ["'rude' is unknown", "['rude']: p.yaml has ['honest', 'warm']"],
+        ),
+        (["properties=sycophantic"], ["['sycophantic']: p.yaml has ['honest', 'warm']"]),
+        # what is typed is meant
+        (["properties=warm", 'num_turns={"honest": 3}'], ["num_turns names ['honest'], not in"]),
+        (["properties=warm", 'categories={"honest": ["a"]}'], ["categories names ['honest'], not"]),
+        (["num_categories=5"], ["num_categories=5: all categories are given already"]),
+        (["num_categories=8", "properties=warm"], ["num_categories=8: all categories are given"]),
+        (
+            ["num_categories=0"],
+            ["num_categories=0: at least 1", "num_categories=0: all categories"],
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_params_file(
+    given: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump_yaml("p.yaml", PARAMS)
+    with server() as fake:
+        found = refused(capsys, *arguments(fake), "params_file=p.yaml", *given)
+        assert fake.requests == []
+    problems = found.removesuffix("\n").split("\n  - ") if "problems:" in found else [found]
+    assert len(problems) - ("problems:" in found) == len(expected), found
+    for part in expected:
+        assert part in found
+    assert not Path("runs").exists()
+
+
+def test_what_goes_with_a_params_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """A number of categories, where some are to be written; the same as in the file; none."""
+    dump_yaml("p.yaml", PARAMS)
+    dump_yaml("broken.yaml", PARAMS | {"properties": ["warm"]})
+
+    def planned(*given: str) -> dict[str, str]:
+        config_entrypoint(gen_eval.main, [*model, *given, "dry_run=true"], layers=LAYERS)
+        shown = capsys.readouterr().out
+        return dict(re.findall(r"^(categories|prompts) +(\d+)$", shown, re.MULTILINE))
+
+    with server() as fake:
+        model = arguments(fake, "prompts_per_category=1")
+        added = "properties=warm,sycophantic"
+        assert planned("params_file=p.yaml") == {"categories": "0", "prompts": "2"}
+        assert planned("params_file=p.yaml", "num_categories=1")["prompts"] == "2"
+        assert planned("params_file=p.yaml", added, "num_categories=5")["prompts"] == "6"
+        assert planned("params_file=p.yaml", added)["prompts"] == "2"
+        without = planned("params_file=p.yaml", "params_file=", "properties=warm")
+        assert without == {"categories": "1", "prompts": "8"}
+        # nobody narrowed this one: it does not fit together
+        found = refused(capsys, *model, "params_file=broken.yaml")
+        assert "categories names ['honest'], not in properties=['warm']" in found
 
 
 def test_filters_and_what_was_dropped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,6 +556,7 @@ def test_bad_input_is_told_together(capsys: pytest.CaptureFixture[str]) -> None:
         (["properties=warm", "params_file=shape.yaml"], "bold"),
         (["properties=warm", 'num_turns={"warm": "two"}'], "num_turns"),
         (["properties=warm", "categories.warm=[]"], "categories.warm=[]"),
+        (["properties=warm", 'categories={"warm": ["a"]}', "num_categories=1"], "given already"),
         (["properties=warm", "turns=2"], "turns"),
         (["properties=warm", "min_realism=nan"], "min_realism=nan"),
         (["properties=warm", "min_realism=3", "score_realism=false"], "need score_realism"),

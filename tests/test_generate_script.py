@@ -105,7 +105,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert params.name.split(".")[0] == examples.name.split(".")[0]
     assert re.match(r"\d{8}-\d{6}-scenarios-honest-", params.name)
     run = Path("runs/generate") / params.name.split(".")[0]
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "calls.jsonl", "report.html"}
+    assert {p.name for p in run.iterdir()} == {
+        *("config.yaml", "calls.jsonl", "metrics.jsonl", "report.html")
+    }
     settings = load_yaml(params)
     fields = set(load_yaml(run / "config.yaml")) | {"meta"}
     assert set(settings) == fields
@@ -115,6 +117,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert (found["type"], found["property"]) == ("scenarios", "honest")
     assert len(found["examples"]) == found["quality"]["kept"] == 12
     quality = found["quality"]
+    [numbers] = read_jsonl(run / "metrics.jsonl")
+    assert (numbers["kept"], numbers["kept/positive"], numbers["held_out"]) == (12, 6, 4)
     assert quality["verification"]["verified"] == 12 and quality["calls_failed"] == 0
     assert quality["kept_by_label"] == {"positive": 6, "negative": 6}
     assert {e["subtype"] for e in found["examples"]} == set(settings["subtypes"])

@@ -125,6 +125,11 @@ def test_log_has_the_published_structure(method: str, run: Run, tmp_path: Path) 
     assert [next(key for key in record if "/" in key) for record in records] == [
         f"accuracy/{task}" for task in TASKS
     ]
+    means = [record["accuracy/mean"] for record in records]
+    assert means[-1] == pytest.approx(
+        statistics.mean(r[f"accuracy/{t}"] for r, t in zip(records, TASKS, strict=True))
+    )
+    assert means[0] == records[0][f"accuracy/{TASKS[0]}"]
 
 
 def test_what_is_printed_and_the_report(

@@ -18,6 +18,12 @@ THINGS = {
     "animals": ("cat", "dog", "goat", "duck", "rabbit", "frog", "pig", "horse"),
     "tools": ("hammer", "saw", "drill", "spanner", "file", "axe", "rake", "shovel"),
 }
+# as many as BBH's questions about coloured things have options
+SHADES = (
+    *("red", "orange", "yellow", "green", "blue", "brown", "pink", "purple", "black", "white"),
+    *("grey", "gold", "silver", "turquoise", "teal", "crimson", "violet", "beige"),
+)
+TABLEWARE = ("pen", "cup", "plate", "book", "key", "ring", "fork", "bottle", "candle", "scarf")
 NUMBER_WORDS = ("zero", "one", "two")
 BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 ORDERED_ADJECTIVES = (
@@ -174,6 +180,18 @@ def _object_counting(rng: random.Random) -> tuple[str, str]:
     return text, str(total)
 
 
+def _coloured_things(rng: random.Random) -> tuple[str, str]:
+    things, colours = rng.sample(TABLEWARE, 3), rng.sample(SHADES, 3)
+    told = [
+        f"a{'n' * (colour == 'orange')} {colour} {thing}"
+        for colour, thing in zip(colours, things, strict=True)
+    ]
+    asked = rng.randrange(3)
+    text = f"On the table lie {told[0]}, {told[1]} and {told[2]}. "
+    text += f"What colour is the {things[asked]}?"
+    return _with_options(text, list(SHADES)), _letter(SHADES.index(colours[asked]))
+
+
 def _temporal_sequences(rng: random.Random) -> tuple[str, str]:
     person, *witnesses = rng.sample(NAMES, 5)
     goal, *elsewhere = rng.sample(PLACES, 5)
@@ -244,6 +262,7 @@ FAMILIES: dict[str, Family] = {
     "multistep_arithmetic_two": _multistep_arithmetic,
     "navigate": _navigate,
     "object_counting": _object_counting,
+    "reasoning_about_colored_objects": _coloured_things,
     "temporal_sequences": _temporal_sequences,
     "tracking_shuffled_objects_three_objects": _tracking_three,
     "web_of_lies": _web_of_lies,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from training.adapt import require_adapters
@@ -15,6 +16,7 @@ from training.bbh.report import write_report
 from training.bbh.results import (
     HEADERS,
     append_result,
+    mean_accuracy,
     read_results,
     result_rows,
     write_log,
@@ -90,13 +92,13 @@ class BBHTestTime:
             logger.info("%d of %d tasks are done already", len(done), len(self._data))
         # a kill may have come between a task's record and its metrics
         run.truncate_logs({})
-        for step, result in enumerate(done, start=1):
-            _log_metrics(run, step, result)
+        for number in range(1, len(done) + 1):
+            _log_metrics(run, done[:number])
         names = [result.task for result in done]
-        results = BBHRun(service, tokenizer, settings).results(self._data, names)
-        for step, result in enumerate(results, start=len(done) + 1):
+        for result in BBHRun(service, tokenizer, settings).results(self._data, names):
             append_result(run.path, result)
-            _log_metrics(run, step, result)
+            done.append(result)
+            _log_metrics(run, done)
             logger.info("%s: %.1f %%", result.task, result.accuracy)
 
     def _require_same_items(self, run: RunDir, done: list[TaskResult]) -> None:
@@ -129,6 +131,8 @@ class BBHTestTime:
         )
 
 
-def _log_metrics(run: RunDir, step: int, result: TaskResult) -> None:
-    values = {f"accuracy/{result.task}": result.accuracy, "items": result.num_items}
-    run.log_metrics(step, values)
+def _log_metrics(run: RunDir, done: Sequence[TaskResult]) -> None:
+    """The last task's line, with the mean over the tasks so far."""
+    last = done[-1]
+    values = {f"accuracy/{last.task}": last.accuracy, "items": last.num_items}
+    run.log_metrics(len(done), {**values, "accuracy/mean": mean_accuracy(done)})

@@ -35,7 +35,7 @@ from training.domains.arc.ttt_results import (
     write_submission_of,
 )
 from training.models import check_rank, context_length, load_tokenizer
-from utils.config import as_config_errors, problems_of, raise_problems
+from utils.config import ConfigError, as_config_errors, problems_of, raise_problems
 from utils.files import shown_path
 from utils.progress import progress
 from utils.runs import RunDir
@@ -157,6 +157,7 @@ class ArcRun:
         adapter = SHARED_NAME if settings.method in SHARED else task.id
         return TaskRecord(
             task=task.id,
+            digest=task.digest.hex(),
             num_tests=len(task.test),
             before=before,
             after=after,
@@ -218,19 +219,34 @@ class ArcTestTime:
 
     def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:
         config = self.config
-        done = [record.task for record in read_records(run.path)]
+        records = read_records(run.path)
+        self._require_same_tasks(run, records)
+        done = [record.task for record in records]
         with as_config_errors():
             settings, tokenizer = self._settings(), load_tokenizer(config.model_name)
             if settings.method in TRAINED and len(done) < len(self._tasks):
                 require_adapters(service, config.model_name, settings.adapt)
         if done:
             logger.info("%d of %d tasks are done already", len(done), len(self._tasks))
-        num_done = len(done)
+        # a kill may have come between a task's record and its metrics
+        run.truncate_logs({})
+        for number in range(1, len(records) + 1):
+            run.log_metrics(number, metrics(records[:number]))
         for record in ArcRun(service, tokenizer, settings).records(self._tasks, done):
             append_record(run.path, record)
-            num_done += 1
-            run.log_metrics(num_done, metrics(record))
+            records.append(record)
+            run.log_metrics(len(records), metrics(records))
             logger.info("%s: solved %s", record.task, record.last.solved)
+
+    def _require_same_tasks(self, run: RunDir, done: Sequence[TaskRecord]) -> None:
+        """The files that the tasks come from may have changed since."""
+        digests = {task.id: task.digest.hex() for task in self._tasks}
+        others = [r.task for r in done if digests.get(r.task) != r.digest]
+        if others:
+            raise ConfigError(
+                f"{run.path} has answers to other tasks {', '.join(others)} than those of now; "
+                "give the files it began with, or another log_path"
+            )
 
     def finish(self, run: RunDir) -> str:
         order = {task.id: place for place, task in enumerate(self._tasks)}

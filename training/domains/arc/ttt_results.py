@@ -37,7 +37,8 @@ class Answered:
 class TaskRecord:
     """One task before and after training (None: not trained). `examples` says by family what was
     trained on, `num_steps` the steps of the `adapter`, which other tasks may share. Times are this
-    task's share, in seconds, of those of the tasks that were trained and asked together."""
+    task's share, in seconds, of those of the tasks that were trained and asked together. `digest`
+    tells the task's contents from others; records of older versions have none."""
 
     task: str
     num_tests: int
@@ -51,6 +52,7 @@ class TaskRecord:
     num_train_tokens: int
     train_seconds: float
     eval_seconds: float
+    digest: str = ""
 
     @property
     def last(self) -> Answered:
@@ -98,13 +100,19 @@ def read_records(run: Path) -> list[TaskRecord]:
     return records
 
 
-def metrics(record: TaskRecord) -> dict[str, Any]:
-    """The task's line of metrics.jsonl."""
-    values: dict[str, Any] = {"examples": record.num_examples, "steps": record.num_steps}
-    for name, answers in (("before", record.before), ("after", record.after)):
-        if answers is not None and answers.solved is not None:
-            values[f"{name}/solved/{record.task}"] = answers.solved
-            values[f"{name}/cell_accuracy/{record.task}"] = answers.cell_accuracy
+def metrics(records: Sequence[TaskRecord]) -> dict[str, Any]:
+    """The last task's line of metrics.jsonl, with the means over the tasks so far whose solutions
+    are known."""
+    last = records[-1]
+    values: dict[str, Any] = {"examples": last.num_examples, "steps": last.num_steps}
+    for name in ("before", "after"):
+        answered = [getattr(record, name) for record in records]
+        scored = [answers for answers in answered if answers and answers.solved is not None]
+        if not scored or answered[-1] is not scored[-1]:
+            continue
+        for key in ("solved", "cell_accuracy"):
+            values[f"{name}/{key}/{last.task}"] = getattr(scored[-1], key)
+            values[f"{name}/{key}/mean"] = sum(getattr(a, key) for a in scored) / len(scored)
     return values
 
 

@@ -157,7 +157,8 @@ def vote(predictions: Sequence[Prediction]) -> Attempts:
         if name in groups:
             candidates += _top_three(groups[name])
     first, second, third = _top_three(candidates)
-    if candidates.count(second) == candidates.count(third):
+    # with two candidates alone the third is one of them again, and must not become both attempts
+    if third != first and candidates.count(second) == candidates.count(third):
         identity = groups.get("identity", [])
         second = max(second, third, key=identity.count)
     return Attempts(to_grid(first), to_grid(second))
