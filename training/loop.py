@@ -104,18 +104,24 @@ class Recorder:
         return self.run.path.resolve() / "loop_state" / f"{name}.json"
 
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt"]
+# of inverse_sqrt where there is no warm-up to take it from, as in transformers
+INVERSE_SQRT_TIMESCALE = 10_000
 
 
 def learning_rate_factor(
     schedule: Schedule, index: int, total: int, warmup_steps: int = 0
 ) -> float:
     """The factor at update `index` (from 0) of `total`, as transformers' schedules of these names:
-    a linear warm-up from 0, then constant, or down towards 0 along a line or half a cosine."""
+    a linear warm-up from 0, then constant, or down towards 0 along a line or half a cosine, or as
+    1/sqrt(1 + updates since the warm-up / T), T the warm-up's length or 10000."""
     if index < warmup_steps:
         return index / warmup_steps
     if schedule == "constant":
         return 1.0
+    if schedule == "inverse_sqrt":
+        timescale = warmup_steps or INVERSE_SQRT_TIMESCALE
+        return 1.0 / math.sqrt(1.0 + (index - warmup_steps) / timescale)
     done = min(1.0, (index - warmup_steps) / max(1, total - warmup_steps))
     return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
 

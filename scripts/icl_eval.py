@@ -1,0 +1,326 @@
+"""Hold in-context learners against the exact predictors, and plot what an experiment found.
+
+    uv run scripts/icl_eval.py experiment=my_experiment overwrite=true
+    uv run scripts/icl_eval.py name=my_experiment setting.num_tasks=64 evaluation.num_sequences=2000
+    uv run scripts/icl_eval.py model=LLM model.model_name=embedded
+    uv run scripts/icl_eval.py model=Bayes model.predictor=memorizing setting.num_tasks=64
+
+By default, and with model=Transformer or MLP, evaluates the runs of icl_train.py that lie in
+runs_dir/name (or the one at log_path): every checkpoint that has no metrics.pt yet, all of them
+with overwrite=true. Those runs keep the settings they were trained with; what the command line says
+of setting, model, training and seed chooses among them. model=LLM and model=Bayes are evaluated on
+`setting` and become runs of the experiment themselves, in log_path or a folder named after what the
+command line sets. experiment=NAME is a preset or, where none has that name, short for name=NAME.
+
+Writes metrics.pt, metrics.csv and positions.csv into each evaluated folder, and of the whole
+experiment report.html and plots/ (PNG and CSV); with log_path, plots and page of that run alone
+lie in log_path/plots.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import chz
+from dotenv import load_dotenv
+
+from evaluation.icl_checks import total_sequences, untrained_problems
+from evaluation.icl_choice import chosen_runs
+from evaluation.icl_results import (
+    HEADERS,
+    METRICS,
+    StoredRun,
+    experiment_runs,
+    last_rows,
+    read_run,
+    result_rows,
+    results_frame,
+    swept_values,
+)
+from training.api import ServiceClient, TrainingClient, connect
+from training.icl.config import (
+    LLM,
+    Bayes,
+    Experiment,
+    Model,
+    Trained,
+    Training,
+    Transformer,
+    run_folder_name,
+)
+from utils.config import (
+    as_config_errors,
+    config_entrypoint,
+    dump_yaml,
+    load_yaml,
+    raise_problems,
+    to_plain,
+)
+from utils.files import shown_path
+from utils.presets import list_presets
+from utils.progress import progress
+from utils.runs import RunDir
+from utils.tables import text_table
+
+if TYPE_CHECKING:
+    from evaluation.icl_text import Items
+
+logger = logging.getLogger(__name__)
+
+# what a run of a language model or a predictor may be taken up again with
+MAY_CHANGE = ("device", "dry_run", "evaluation", "name", "overwrite", "runs_dir", "training")
+
+
+@chz.chz(typecheck=True)
+class Config(Experiment):
+    model: Model | None = chz.field(
+        default=None,
+        blueprint_unspecified=Transformer,
+        doc="LLM or Bayes; default, Transformer, MLP: what icl_train.py trained",
+    )
+    training: Training = chz.field(
+        default_factory=Training, doc="only to choose among trained runs, see above"
+    )
+    overwrite: bool = chz.field(default=False, doc="evaluate anew what was evaluated already")
+    dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
+
+    @property
+    def is_of_trained(self) -> bool:
+        return self.model is None or isinstance(self.model, Trained)
+
+    @chz.validate
+    def _check_model(self) -> None:
+        if self.model is not None and not self.is_of_trained:
+            raise_problems(untrained_problems(self.model, self.setting, self.evaluation))
+
+
+def main(config: Config, argv: Sequence[str]) -> None:
+    """`argv` says what was set on the command line itself."""
+    load_dotenv()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if config.is_of_trained:
+        evaluate_trained(config, argv)
+    else:
+        evaluate_untrained(config, argv)
+
+
+# ------------------------------------------------------------------------------------ trained runs
+
+
+def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
+    from evaluation.icl import evaluate_plan, plan_run
+    from training.icl.train import choose_device
+
+    with as_config_errors():
+        device = choose_device(config.device)
+    runs = chosen_runs(config, config.log_path, argv)
+    plans = [plan_run(run, config.evaluation, overwrite=config.overwrite) for run in runs]
+    raise_problems([problem for plan in plans for problem in plan.problems])
+    if config.dry_run:
+        rows = [
+            (
+                shown_path(plan.run.path),
+                plan.num_checkpoints,
+                len(plan.steps),
+                total_sequences(plan.run.setting, config.evaluation),
+            )
+            for plan in plans
+        ]
+        headers = ("run", "checkpoints", "to evaluate", "sequences each")
+        print(f"\n{text_table(headers, rows, max_width=100)}\n\nNothing was written.")
+        return
+    logger.info("runs keep the settings they were trained with; of these, evaluation.* counts")
+    try:
+        for number, plan in enumerate(plans, start=1):
+            logger.info("run %d of %d: %s", number, len(plans), plan.run.path)
+            evaluate_plan(plan, config.evaluation, device=device)
+    except KeyboardInterrupt:
+        print("\nStopped; checkpoints that are done are kept, without overwrite.", file=sys.stderr)
+        sys.exit(130)
+    if sum(len(plan.steps) for plan in plans) == 0:
+        logger.info("nothing was left to evaluate; overwrite=true does it anew")
+    if config.log_path is not None:
+        show(config, runs, config.log_path)
+    else:
+        show(config, experiment_runs(config.experiment_dir), config.experiment_dir)
+
+
+# ------------------------------------------------------------------- language models and predictors
+
+
+def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
+    from evaluation.icl import settings_problems
+    from training.icl.train import choose_device
+    from training.loop import exit_on_interrupt
+
+    assert isinstance(config.model, (LLM, Bayes))
+    given = [argument.partition("=")[0] for argument in argv]
+    raise_problems(
+        [
+            f"{key}: model={type(config.model).__name__} is not trained; leave it out"
+            + (" (evaluation.seed draws the sequences)" if key == "seed" else "")
+            for key in given
+            if key.split(".")[0] in ("training", "seed")
+        ]
+    )
+    items = choose_words(config) if isinstance(config.model, LLM) else None
+    with as_config_errors():
+        service = connect("local", device=choose_device(config.device))
+    folder = config.log_path or config.experiment_dir / untrained_folder(config.model, argv)
+    done = (folder / METRICS).is_file()
+    if done and not config.overwrite:
+        raise_problems(settings_problems(folder, config.evaluation))
+    if config.dry_run:
+        total = total_sequences(config.setting, config.evaluation)
+        rows = [("folder", shown_path(folder)), ("sequences", total)]
+        rows.append(("tokens", total * config.setting.input_length))
+        if items is not None:
+            rows.append(("words", " ".join(map(repr, items.words_K))))
+        rows.append(("done already", "yes" if done and not config.overwrite else "no"))
+        print(f"\n{text_table(('', ''), rows, max_width=100)}\n\nNothing was written.")
+        return
+    run = RunDir.open("icl_eval", folder, config, resume_fields_ignored=MAY_CHANGE)
+    kept = "nothing of this evaluation is kept"
+    with run, exit_on_interrupt(run, kept), contextlib.closing(service):
+        if done and not config.overwrite:
+            logger.info("%s is evaluated; overwrite=true does it anew", run.path)
+        else:
+            evaluate_once(config, run, service, items)
+    if config.log_path is not None:
+        show(config, [read_run(folder)], folder)
+    else:
+        show(config, experiment_runs(config.experiment_dir), config.experiment_dir)
+
+
+def untrained_folder(model: LLM | Bayes, argv: Sequence[str]) -> str:
+    name = run_folder_name(argv)
+    if name != "run":
+        return name
+    return "LLM" if isinstance(model, LLM) else f"Bayes-{model.predictor}"
+
+
+def choose_words(config: Config) -> "Items":
+    """The words of the text, checked with the tokenizer alone; no model is loaded."""
+    from evaluation.icl_text import choose_items, context_problems
+    from training.local.checkpoints import read_state
+    from training.models import context_length, load_tokenizer
+
+    model = config.model
+    assert isinstance(model, LLM)
+    with as_config_errors():
+        tokenizer = load_tokenizer(model.model_name)
+        limit = context_length(model.model_name)
+        if model.checkpoint is not None:
+            read_state(model.checkpoint)
+    raise_problems(context_problems(config.setting.input_length, limit, model.model_name))
+    return choose_items(tokenizer, config.setting.num_dims, model.words)
+
+
+def evaluate_once(
+    config: Config, run: RunDir, service: ServiceClient, items: "Items | None"
+) -> None:
+    from evaluation.icl import (
+        ModelEvaluator,
+        counted,
+        number_rows,
+        predictor_answers,
+        sequences_of,
+        text_answers,
+        write_metrics,
+    )
+    from evaluation.icl_text import TextModel
+
+    sequences = sequences_of(config.setting, config.evaluation, config.runs_dir)
+    extra: dict[str, Any] = {}
+    if isinstance(config.model, LLM):
+        assert items is not None
+        extra = {"items": items._asdict()}
+        with as_config_errors():
+            client = text_client(service, config.model)
+        answers = text_answers(TextModel(client, items))
+    else:
+        assert isinstance(config.model, Bayes)
+        answers = predictor_answers(config.model.predictor, sequences.family, sequences.tasks)
+    total = total_sequences(config.setting, config.evaluation)
+    with progress(total, "icl_eval", "sequence") as bar:
+        modes = ModelEvaluator(counted(answers, bar), sequences).evaluate()
+    # a resumed run may have been given other settings of the evaluation than it began with
+    stored = load_yaml(run.path / "config.yaml")
+    dump_yaml(run.path / "config.yaml", {**stored, "evaluation": to_plain(config.evaluation)})
+    write_metrics(run.path, modes, config.evaluation, step=None, **extra)
+    # the names that icl_train.py logs them under
+    names = {"standard": "id"}
+    run.log_metrics(
+        0,
+        {
+            f"eval/{names.get(row['mode'], row['mode'])}/{key}": value
+            for row in number_rows(modes)
+            if row["task"] is None
+            for key, value in row.items()
+            if isinstance(value, float)
+        },
+    )
+
+
+def text_client(service: ServiceClient, model: LLM) -> TrainingClient:
+    """The model, or an adapter on it. A new adapter of rank 1 is the base model exactly."""
+    if model.checkpoint is not None:
+        return service.create_training_client_from_state(
+            model.checkpoint, base_model=model.model_name
+        )
+    return service.create_lora_training_client(model.model_name, rank=1, seed=0)
+
+
+# ------------------------------------------------------------------------------------------ results
+
+
+def show(config: Config, runs: Sequence[StoredRun], folder: Path) -> None:
+    """The table on screen; the plots and the page in `folder`/plots."""
+    from evaluation.icl_plots import make_plots, write_plots, write_report
+
+    frame = results_frame(runs, swept_values(config.experiment_dir))
+    rows = result_rows(frame, folder)
+    # only language models have it
+    headers = HEADERS if any(row[-1] is not None for row in rows) else HEADERS[:-1]
+    rows = [row[: len(headers)] for row in rows]
+    plots, missing = make_plots(frame)
+    paths = write_plots(plots, folder / "plots")
+    # a trained run has a page of its own
+    of_experiment = folder == config.experiment_dir
+    report = (folder if of_experiment else folder / "plots") / "report.html"
+    write_report(report, config.name, plots, missing, headers, rows)
+    for name, reason in missing.items():
+        logger.info("no plot %s: %s", name, reason)
+    print(f"\n{text_table(headers, last_rows(rows), max_width=100)}")
+    print(f"\nPlots: {', '.join(shown_path(path) for path in paths) or 'none'}")
+    print(f"Report: {shown_path(report)}")
+
+
+def name_of_runs(argv: Sequence[str]) -> list[str]:
+    """`argv` with name=NAME for experiment=NAME, where there are runs but no preset of that name:
+    they were trained without one."""
+    given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
+    name = given.get("experiment", "")
+    if name and "name" not in given and name not in list_presets():
+        runs_dir = given.get("runs_dir", chz.Blueprint(Config).make().runs_dir)
+        if (Path(runs_dir) / name).is_dir():
+            return [f"name={name}" if a == f"experiment={name}" else a for a in argv]
+    return list(argv)
+
+
+def entrypoint(argv: list[str]) -> None:
+    argv = name_of_runs(argv)
+
+    def run(config: Config) -> None:
+        main(config, argv)
+
+    config_entrypoint(run, argv)
+
+
+if __name__ == "__main__":
+    entrypoint(sys.argv[1:])
