@@ -73,7 +73,9 @@ def test_generalisation_is_transient(tmp_path: Path) -> None:
 
 
 def test_linear_regression_of_two_dimensions(tmp_path: Path) -> None:
+    # of a pair of tasks that lie close together, 500 steps of noisy y do not tell as much
     shared = ["experiment=linear_regression_small", "training.per_task=false"]
+    shared += ["seed=3", "setting.task_seed=3", "training.eval_sequences=512"]
     few = trained(tmp_path / "few", *shared, "setting.num_tasks=2", "training.num_steps=500")
     assert few["eval/id/relative_distance"] >= 0.9
     assert few["eval/ood/loss"] >= 0.8
