@@ -295,6 +295,31 @@ USUAL_ORDER = (
 )
 
 
+def solve_fallacies(text: str) -> str:
+    """By all worlds of three people: valid is what holds in each where the premises do."""
+    told = re.match(
+        r"(All|No|Some|Most) (\w+)s are (\w+)s\. (\w+) is a (\w+)\. "
+        r"Therefore \4 is (not )?a (\w+)\.",
+        text,
+    )
+    assert told is not None
+    quantifier, a, b, _, given, negated, shown = told.groups()
+    people = [frozenset(who) for n in range(4) for who in itertools.combinations(range(3), n)]
+    for them in itertools.product(people, repeat=2):
+        which = dict(zip((a, b), them, strict=True))
+        both = len(which[a] & which[b])
+        holds = {
+            "All": both == len(which[a]),
+            "No": both == 0,
+            "Some": both > 0,
+            "Most": 2 * both > len(which[a]),
+        }
+        concluded = (0 in which[shown]) != bool(negated)
+        if holds[quantifier] and 0 in which[given] and not concluded:
+            return "invalid"
+    return "valid"
+
+
 def solve_hyperbaton(text: str) -> str:
     kinds = [kind.split() for kind in USUAL_ORDER.split(" | ")]
     place = {word: number for number, kind in enumerate(kinds) for word in kind}
@@ -331,14 +356,6 @@ def solve_counting(text: str) -> str:
         assert any(single in things for things in THINGS.values())
         total += numbers[number] * (single in THINGS[kind])
     return str(total)
-
-
-def solve_colours(text: str) -> str:
-    told = re.fullmatch(r"On the table lie (.*)\. What colour is the (\w+)\?", text.split("\n")[0])
-    assert told is not None
-    colours = dict(reversed(thing.split()[1:]) for thing in re.split(", | and ", told[1]))
-    assert len(colours) == 3
-    return lettered(options_of(text), lambda option: option == colours[told[2]])
 
 
 def solve_temporal(text: str) -> str:
@@ -391,11 +408,11 @@ def solve_sorting(text: str) -> str:
 SOLVERS: dict[str, Callable[[str], str]] = {
     "boolean_expressions": solve_boolean,
     "dyck_languages": solve_dyck,
+    "formal_fallacies": solve_fallacies,
     "hyperbaton": solve_hyperbaton,
     "multistep_arithmetic_two": solve_arithmetic,
     "navigate": solve_navigate,
     "object_counting": solve_counting,
-    "reasoning_about_colored_objects": solve_colours,
     "temporal_sequences": solve_temporal,
     "tracking_shuffled_objects_three_objects": solve_tracking,
     "web_of_lies": solve_lies,

@@ -18,12 +18,6 @@ THINGS = {
     "animals": ("cat", "dog", "goat", "duck", "rabbit", "frog", "pig", "horse"),
     "tools": ("hammer", "saw", "drill", "spanner", "file", "axe", "rake", "shovel"),
 }
-# as many as BBH's questions about coloured things have options
-SHADES = (
-    *("red", "orange", "yellow", "green", "blue", "brown", "pink", "purple", "black", "white"),
-    *("grey", "gold", "silver", "turquoise", "teal", "crimson", "violet", "beige"),
-)
-TABLEWARE = ("pen", "cup", "plate", "book", "key", "ring", "fork", "bottle", "candle", "scarf")
 NUMBER_WORDS = ("zero", "one", "two")
 BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 ORDERED_ADJECTIVES = (
@@ -42,6 +36,18 @@ WORDS = (
     "ultra", "valve", "wagon", "yacht", "zebra", "apron", "bench", "chalk", "depot", "ember",
     "flute", "globe", "honey", "ivory", "joker", "knife", "lemon", "mango", "noble", "olive",
 )  # fmt: skip
+TRADES = (
+    "baker",
+    "singer",
+    "pilot",
+    "painter",
+    "nurse",
+    "sailor",
+    "lawyer",
+    "farmer",
+    "miner",
+    "poet",
+)
 PLACES = ("library", "market", "museum", "gym", "park", "bakery", "cinema", "pool", "school")
 DEEDS = ("reading in", "walking through", "waiting outside", "taking pictures of", "working at")
 
@@ -132,6 +138,21 @@ def _dyck_languages(rng: random.Random) -> tuple[str, str]:
     return f"Write the brackets that close this sequence: {' '.join(text)}", closing
 
 
+def _formal_fallacies(rng: random.Random) -> tuple[str, str]:
+    name, (a, b) = rng.choice(NAMES), rng.sample(TRADES, 2)
+    valid = rng.random() < 0.5
+    quantifier = rng.choice(("All", "No") if valid else ("All", "Some", "Most"))
+    # with "All" the other way round is the fallacy
+    given, shown = (a, b) if valid or quantifier != "All" else (b, a)
+    negated = "not " if quantifier == "No" else ""
+    text = (
+        f"{quantifier} {a}s are {b}s. {name} is a {given}. "
+        f"Therefore {name} is {negated}a {shown}. Is this argument valid or invalid?"
+        "\nOptions:\n- valid\n- invalid"
+    )
+    return text, "valid" if valid else "invalid"
+
+
 def _hyperbaton(rng: random.Random) -> tuple[str, str]:
     kinds = sorted(rng.sample(range(len(ORDERED_ADJECTIVES)), 2))
     right = [rng.choice(ORDERED_ADJECTIVES[kind]) for kind in kinds]
@@ -178,18 +199,6 @@ def _object_counting(rng: random.Random) -> tuple[str, str]:
     told = [f"{NUMBER_WORDS[n]} {thing}{'' if n == 1 else 's'}" for thing, n in named]
     text = f"I have {', '.join(told[:-1])}, and {told[-1]}. How many {kind} do I have?"
     return text, str(total)
-
-
-def _coloured_things(rng: random.Random) -> tuple[str, str]:
-    things, colours = rng.sample(TABLEWARE, 3), rng.sample(SHADES, 3)
-    told = [
-        f"a{'n' * (colour == 'orange')} {colour} {thing}"
-        for colour, thing in zip(colours, things, strict=True)
-    ]
-    asked = rng.randrange(3)
-    text = f"On the table lie {told[0]}, {told[1]} and {told[2]}. "
-    text += f"What colour is the {things[asked]}?"
-    return _with_options(text, list(SHADES)), _letter(SHADES.index(colours[asked]))
 
 
 def _temporal_sequences(rng: random.Random) -> tuple[str, str]:
@@ -258,11 +267,11 @@ def _multistep_arithmetic(rng: random.Random) -> tuple[str, str]:
 FAMILIES: dict[str, Family] = {
     "boolean_expressions": _boolean_expressions,
     "dyck_languages": _dyck_languages,
+    "formal_fallacies": _formal_fallacies,
     "hyperbaton": _hyperbaton,
     "multistep_arithmetic_two": _multistep_arithmetic,
     "navigate": _navigate,
     "object_counting": _object_counting,
-    "reasoning_about_colored_objects": _coloured_things,
     "temporal_sequences": _temporal_sequences,
     "tracking_shuffled_objects_three_objects": _tracking_three,
     "web_of_lies": _web_of_lies,
