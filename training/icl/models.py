@@ -145,7 +145,7 @@ def gpt_neox_config(config: Transformer, family: Family) -> GPTNeoXConfig:
             "rope_theta": 10000.0,
             "partial_rotary_factor": rotated,
         },
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyrefly: ignore[unexpected-keyword]
     )
 
 
