@@ -22,7 +22,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import chz
 from dotenv import load_dotenv
@@ -40,7 +39,7 @@ from evaluation.icl_results import (
     results_frame,
     swept_values,
 )
-from training.api import ServiceClient, TrainingClient, connect
+from training.api import connect
 from training.icl.config import (
     LLM,
     Bayes,
@@ -49,24 +48,16 @@ from training.icl.config import (
     Trained,
     Training,
     Transformer,
-    run_folder_name,
 )
 from utils.config import (
     as_config_errors,
     config_entrypoint,
-    dump_yaml,
-    load_yaml,
     raise_problems,
-    to_plain,
 )
 from utils.files import shown_path
 from utils.presets import list_presets
-from utils.progress import progress
 from utils.runs import RunDir
 from utils.tables import text_table
-
-if TYPE_CHECKING:
-    from evaluation.icl_text import Items
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +146,7 @@ def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
 
 def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
     from evaluation.icl import settings_problems
+    from evaluation.icl_untrained import choose_words, evaluate_once, untrained_folder
     from training.icl.train import choose_device
     from training.loop import exit_on_interrupt
 
@@ -168,7 +160,9 @@ def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
             if key.split(".")[0] in ("training", "seed")
         ]
     )
-    items = choose_words(config) if isinstance(config.model, LLM) else None
+    items = None
+    if isinstance(config.model, LLM):
+        items = choose_words(config.model, config.setting)
     with as_config_errors():
         service = connect("local", device=choose_device(config.device))
     folder = config.log_path or config.experiment_dir / untrained_folder(config.model, argv)
@@ -195,85 +189,6 @@ def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
         show(config, [read_run(folder)], folder)
     else:
         show(config, experiment_runs(config.experiment_dir), config.experiment_dir)
-
-
-def untrained_folder(model: LLM | Bayes, argv: Sequence[str]) -> str:
-    name = run_folder_name(argv)
-    if name != "run":
-        return name
-    return "LLM" if isinstance(model, LLM) else f"Bayes-{model.predictor}"
-
-
-def choose_words(config: Config) -> "Items":
-    """The words of the text, checked with the tokenizer alone; no model is loaded."""
-    from evaluation.icl_text import choose_items, context_problems
-    from training.local.checkpoints import read_state
-    from training.models import context_length, load_tokenizer
-
-    model = config.model
-    assert isinstance(model, LLM)
-    with as_config_errors():
-        tokenizer = load_tokenizer(model.model_name)
-        limit = context_length(model.model_name)
-        if model.checkpoint is not None:
-            read_state(model.checkpoint)
-    raise_problems(context_problems(config.setting.input_length, limit, model.model_name))
-    return choose_items(tokenizer, config.setting.num_dims, model.words)
-
-
-def evaluate_once(
-    config: Config, run: RunDir, service: ServiceClient, items: "Items | None"
-) -> None:
-    from evaluation.icl import (
-        ModelEvaluator,
-        counted,
-        number_rows,
-        predictor_answers,
-        sequences_of,
-        text_answers,
-        write_metrics,
-    )
-    from evaluation.icl_text import TextModel
-
-    sequences = sequences_of(config.setting, config.evaluation, config.runs_dir)
-    extra: dict[str, Any] = {}
-    if isinstance(config.model, LLM):
-        assert items is not None
-        extra = {"items": items._asdict()}
-        with as_config_errors():
-            client = text_client(service, config.model)
-        answers = text_answers(TextModel(client, items))
-    else:
-        assert isinstance(config.model, Bayes)
-        answers = predictor_answers(config.model.predictor, sequences.family, sequences.tasks)
-    total = total_sequences(config.setting, config.evaluation)
-    with progress(total, "icl_eval", "sequence") as bar:
-        modes = ModelEvaluator(counted(answers, bar), sequences).evaluate()
-    # a resumed run may have been given other settings of the evaluation than it began with
-    stored = load_yaml(run.path / "config.yaml")
-    dump_yaml(run.path / "config.yaml", {**stored, "evaluation": to_plain(config.evaluation)})
-    write_metrics(run.path, modes, config.evaluation, step=None, **extra)
-    # the names that icl_train.py logs them under
-    names = {"standard": "id"}
-    run.log_metrics(
-        0,
-        {
-            f"eval/{names.get(row['mode'], row['mode'])}/{key}": value
-            for row in number_rows(modes)
-            if row["task"] is None
-            for key, value in row.items()
-            if isinstance(value, float)
-        },
-    )
-
-
-def text_client(service: ServiceClient, model: LLM) -> TrainingClient:
-    """The model, or an adapter on it. A new adapter of rank 1 is the base model exactly."""
-    if model.checkpoint is not None:
-        return service.create_training_client_from_state(
-            model.checkpoint, base_model=model.model_name
-        )
-    return service.create_lora_training_client(model.model_name, rank=1, seed=0)
 
 
 # ------------------------------------------------------------------------------------------ results
