@@ -244,6 +244,54 @@ def test_the_published_table() -> None:
         assert at_base == scaling(kind, b, width=b, base_width=None)  # type: ignore[arg-type]
 
 
+def test_training_equals_that_of_the_mup_package() -> None:
+    """Where it is installed: it is not in the lock, because it requires torchvision."""
+    mup = pytest.importorskip("mup")
+    family = make_family(BallsAndUrns(num_dims=5, context_length=6))
+    length, size, width, base = 6, 6, 96, 32
+
+    class Net(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.read_in = nn.Linear(length * size, width)
+            self.hidden = nn.Linear(width, width)
+            self.read_out = mup.MuReadout(width, size)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.read_out(self.hidden(self.read_in(x).relu()).relu())
+
+    theirs = Net(width)
+    mup.set_base_shapes(theirs, Net(base), delta=Net(2 * base))
+    ours = build_model(MLP(hidden_size=width, num_layers=2, base_hidden_size=base), family, 0)
+    values = dict(ours.named_parameters())
+    with torch.no_grad():
+        theirs.read_in.weight.copy_(values["read_in"].reshape(length * size, width).T)
+        for name, parameter in theirs.named_parameters():
+            if name != "read_in.weight":
+                parameter.copy_(
+                    values[name.replace("read_in.", "read_in_").replace("hidden", "hidden.0")]
+                )
+    optimizers = [
+        mup.MuAdamW(theirs.parameters(), lr=1e-2, weight_decay=0.0),
+        torch.optim.AdamW(parameter_groups(ours, learning_rate=1e-2, weight_decay=0.0)),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    earlier = torch.tril(torch.ones(length, length))[None, :, :, None]
+    for _ in range(20):
+        batch = family.sample(None, 16, generator)
+        seen = nn.functional.one_hot(batch.inputs, size).float()[:, None] * earlier
+        losses = [
+            family.training_loss(theirs(seen.flatten(2)), batch),
+            family.training_loss(ours(batch.inputs), batch),
+        ]
+        assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-5)
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(theirs.hidden.weight, values["hidden.0.weight"], atol=1e-5, rtol=0)
+
+
 def test_the_model_follows_the_table() -> None:
     config = MLP(hidden_size=512, num_layers=3, base_hidden_size=64)
     model = build_model(config, URNS, seed=0)

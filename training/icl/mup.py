@@ -9,8 +9,8 @@ The rule is that of Yang et al. 2022 (arXiv 2203.03466), table 8, for Adam, with
     biases               0                      1            1
 
 In the standard parametrisation all std are 1/sqrt(fan in) and the rest is 1; at width = base the
-two are the same. (The package `mup` has had no release since March 2022 and has to patch a model's
-modules; the whole rule is shorter than its set-up.)
+two are the same. (The package `mup` trains the same, step by step, as a test shows where it is
+installed; it has had no release since March 2022, requires torchvision, and patches modules.)
 
 AdamW shrinks a weight by learning rate x decay at a step; `parameter_groups` raises the decay of
 hidden weights by m, so that this shrinking, too, is the same at all widths.
