@@ -178,3 +178,23 @@ def test_bbh_adapters(run: Any, tmp_path: Path) -> None:
     ]
     assert all(row["peak MiB"] > 0 and row["tokens/s"] > 0 for row in rows)
     assert "first losses" in table
+
+
+def test_icl_training(run: Any) -> None:
+    table, rows = run("icl_training", "repeats=2")
+    found = by_contender(rows)
+    assert list(found) == ["plain PyTorch loop", "icl_train", "icl_train, logged"]
+    assert found["plain PyTorch loop"]["goal"] == ">= 1"
+    assert all(row["steps/s"] > 0 for row in rows)
+    assert "largest difference of a round's losses" in table
+
+
+def test_mup_transfer(run: Any, tmp_path: Path) -> None:
+    _, rows = run("mup_transfer")
+    assert list(by_contender(rows)) == ["standard", "mup"]
+    assert {len(row["best rates"].split()) for row in rows} == {2}
+    points = (tmp_path / "mup_transfer.csv").read_text().splitlines()
+    # two parametrisations: four layers at two widths, at the start and moved, and the losses
+    layers, widths, rates = 5, 2, 2
+    assert len(points) == 1 + 2 * (2 * layers * widths + widths * rates)
+    assert (tmp_path / "mup_transfer.png").stat().st_size > 10_000
