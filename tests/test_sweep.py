@@ -830,6 +830,11 @@ def test_default_columns_are_headlines_that_differ() -> None:
     assert choose_columns(logged, {"lr": [1, 2]}, []).shown == ["other"]
     same = [result({"lr": i}, loss=2.0) for i in (1, 2)]
     assert choose_columns(same, {"lr": [1, 2]}, []).shown == ["loss"]
+    tasks = [
+        result({"lr": lr}, **{"accuracy/dyck": lr, "accuracy/sort": -lr, "accuracy/mean": 2.0 * lr})
+        for lr in (1, 2)
+    ]
+    assert choose_columns(tasks, {"lr": [1, 2]}, []).shown[0] == "accuracy/mean"
 
 
 def test_rows_show_a_status_only_where_cells_are_not_done() -> None:

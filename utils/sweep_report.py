@@ -309,12 +309,13 @@ def _read_result(cell: Cell, path: Path) -> Result:
     return Result(cell, metrics, None if step is None else int(step))
 
 
-def _rank(name: str, results: Sequence[Result]) -> tuple[bool, int, bool, bool]:
+def _rank(name: str, results: Sequence[Result]) -> tuple[bool, int, bool, bool, bool]:
     """Lower is shown first; among equals what was logged first."""
     parts = name.lower().split("/")
     return (
         parts[0] in BOOKKEEPING,
         sum(name not in r.metrics for r in results),
+        parts[-1] != "mean",
         not any(part in HELD_OUT for part in parts),
         parts[-1] not in HEADLINES,
     )
