@@ -4,9 +4,6 @@ uv run pytest tests/test_arc_ttt.py
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import chz
 import pytest
 import ttt
+from kills import kill_again_and_again
 from run_results import arc_difference, arc_results
 from test_chat import CHATML, TOKENIZERS, byte_tokenizer
 from tiny_chat import save_chat_model
@@ -540,20 +538,8 @@ def test_kills_change_nothing(model: str, tmp_path: Path) -> None:
     files = {"challenges_file": tmp_path / "c.json", "solutions_file": tmp_path / "s.json"}
     files["challenges_file"].write_text(json.dumps(tasks))
     files["solutions_file"].write_text(json.dumps(solutions))
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py"), "ttt_arc", str(tmp_path)]
     options = {"evaluation": "vote", "max_parallel_adapters": 1, "cap": 4}
-    done = subprocess.run(
-        [*command, "8", "0", *arguments(model, files, **options)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **one_thread},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert report["problems"] == []
-    assert report["kills"] >= 8
+    report = kill_again_and_again("ttt_arc", tmp_path, *arguments(model, files, **options))
     log = (tmp_path / "log.txt").read_text()
     # a line when a task is done, in each of the runs one after the other and in the reference
     for task in tasks:

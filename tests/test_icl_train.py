@@ -12,6 +12,7 @@ import chz
 import icl_train
 import pytest
 import torch
+from kills import kill_again_and_again
 from run_results import icl_difference
 from torch import nn
 from transformers.optimization import get_inverse_sqrt_schedule
@@ -281,20 +282,8 @@ def test_interrupted_is_uninterrupted(
 
 
 def test_kills_change_nothing(tmp_path: Path) -> None:
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py"), "icl_train", str(tmp_path)]
     settings = [*SMALL, *STEPS, "training.num_steps=40", f"runs_dir={tmp_path / 'runs'}"]
-    done = subprocess.run(
-        [*command, "8", "0", *settings],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **one_thread},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert report["problems"] == []
-    assert report["kills"] >= 8
+    kill_again_and_again("icl_train", tmp_path, *settings)
 
 
 def test_other_settings_do_not_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

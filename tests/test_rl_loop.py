@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kills import kill_again_and_again
 from rl_loop import entrypoint
 from run_results import Results, results
 
@@ -220,19 +221,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 
 
 def test_twenty_kills_change_nothing(model: str, tmp_path: Path) -> None:
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py")]
-    done = subprocess.run(
-        [*command, "rl_loop", str(tmp_path), "20", "0", *GYM, *LONG, f"model_name={model}"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **one_thread},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert report["problems"] == []
-    assert report["kills"] >= 20
+    kill_again_and_again("rl_loop", tmp_path, *GYM, *LONG, f"model_name={model}", kills=20)
 
 
 # ------------------------------------------------------------------------------------ config errors

@@ -4,9 +4,6 @@ uv run pytest tests/test_sft.py
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import sft
 import torch
+from kills import kill_again_and_again
 from run_results import results
 
 from training.api import connect
@@ -312,21 +310,9 @@ def test_a_run_goes_on_in_another_folder(
 
 
 def test_kills_change_nothing(model: str, data: Path, tmp_path: Path) -> None:
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py"), "sft", str(tmp_path)]
     settings = [f"examples_file={data}", f"model_name={model}", "lora_rank=4", "batch_size=2"]
     settings += ["learning_rate=0.01", "num_epochs=4", "eval_every=3", "save_every=1"]
-    done = subprocess.run(
-        [*command, "8", "0", *settings],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **one_thread},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert report["problems"] == []
-    assert report["kills"] >= 8
+    kill_again_and_again("sft", tmp_path, *settings)
 
 
 def test_goes_on_from_another_adapter(train: Callable[..., Path], tmp_path: Path) -> None:

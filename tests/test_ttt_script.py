@@ -5,18 +5,16 @@ uv run pytest tests/test_ttt_script.py
 
 import json
 import math
-import os
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bbh_world import NAMES, generated, save_bbh_model, write_files
+from kills import kill_again_and_again
 from run_results import ttt_difference, ttt_results
 from ttt import entrypoint
 
@@ -500,19 +498,7 @@ def test_other_items_than_before_are_refused(
 
 
 def test_kills_change_nothing(model: str, data_dir: Path, tmp_path: Path) -> None:
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py"), "ttt", str(tmp_path)]
     settings = [f"model_name={model}", f"data_dir={data_dir}", f"tasks={','.join(TASKS)}", *QUICK]
-    done = subprocess.run(
-        [*command, "8", "0", *settings, "epochs=6", "max_parallel_adapters=1"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **one_thread},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert report["problems"] == []
-    assert report["kills"] >= 8
+    kill_again_and_again("ttt", tmp_path, *settings, "epochs=6", "max_parallel_adapters=1")
     logs = [path.read_text() for path in tmp_path.glob("run*/resumes.jsonl")]
     assert logs, "no run was killed after it had begun"
