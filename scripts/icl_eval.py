@@ -54,6 +54,7 @@ from utils.config import (
     config_entrypoint,
     raise_problems,
 )
+from utils.devices import choose_device
 from utils.files import shown_path
 from utils.presets import list_presets
 from utils.runs import RunDir
@@ -105,7 +106,6 @@ def main(config: Config, argv: Sequence[str]) -> None:
 
 def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
     from evaluation.icl import evaluate_plan, plan_run
-    from training.icl.train import choose_device
 
     with as_config_errors():
         device = choose_device(config.device)
@@ -147,7 +147,6 @@ def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
 def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
     from evaluation.icl import settings_problems
     from evaluation.icl_untrained import choose_words, evaluate_once, untrained_folder
-    from training.icl.train import choose_device
     from training.loop import exit_on_interrupt
 
     assert isinstance(config.model, (LLM, Bayes))
@@ -164,7 +163,7 @@ def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
     if isinstance(config.model, LLM):
         items = choose_words(config.model, config.setting)
     with as_config_errors():
-        service = connect("local", device=choose_device(config.device))
+        service = connect("local", device=config.device)
     folder = config.log_path or config.experiment_dir / untrained_folder(config.model, argv)
     done = (folder / METRICS).is_file()
     if done and not config.overwrite:

@@ -21,6 +21,7 @@ from dotenv import load_dotenv
 from training.icl.config import Experiment, Trained, Training, Transformer, run_folder_name
 from training.icl.schedules import save_steps
 from utils.config import as_config_errors, config_entrypoint, raise_problems
+from utils.devices import choose_device
 from utils.runs import RunDir
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,6 @@ def main(config: Config, folder: str) -> None:
     from training.icl.train import (
         OnlineEvaluation,
         Trainer,
-        choose_device,
         memory_estimate,
         steps_done,
         train,

@@ -300,8 +300,9 @@ def test_bad_services(tmp_path: Path):
         connect("remote")
     with pytest.raises(ValueError, match="base_url"):
         connect("local", base_url="http://x")
-    with pytest.raises(ValueError, match=r"device='mps' is not available.*cpu"):
-        connect("local", device="mps")
+    for device in ("mps", "tpu", "cuda:99"):
+        with pytest.raises(ValueError, match=rf"device='{device}' is not available.*cpu"):
+            connect("local", device=device)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         connect("local").create_sampling_client(base_model=str(tmp_path / "absent"))
     with pytest.raises(ValueError, match="model_path or base_model"):

@@ -340,20 +340,6 @@ def steps_done(run_dir: Path) -> int:
 # ------------------------------------------------------------------------------------------- plan
 
 
-def choose_device(device: str | None) -> str:
-    """cuda where there is one, unless told. ValueError for what this machine does not have."""
-    available = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    if device is None:
-        return available[-1]
-    if device not in available and not (
-        device.startswith("cuda:") and device[5:] in map(str, range(torch.cuda.device_count()))
-    ):
-        raise ValueError(
-            f"device={device!r} is not available; allowed here: {', '.join(available)}"
-        )
-    return device
-
-
 def memory_estimate(model: nn.Module, family: Family, batch_size: int) -> int:
     """Bytes that training holds: weights, gradients and two moments, and what one sequence's
     forward pass keeps for the backward pass (measured) times batch_size."""

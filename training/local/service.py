@@ -52,6 +52,7 @@ from training.local.engine import Engine, EngineOptions
 from training.local.sampler import SampleJob
 from training.local.trainer import TrainJob
 from training.models import EMBEDDED, resolve_model
+from utils.devices import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class LocalServiceClient:
         **engine_options: Any,
     ) -> None:
         self._checkpoint_dir = Path(checkpoint_dir or DEFAULT_CHECKPOINT_DIR)
-        self._device = _choose_device(device)
+        self._device = torch.device(choose_device(device))
         self._options = EngineOptions(**engine_options)
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
@@ -478,18 +479,6 @@ def _base_of(state: State, base_model: str | None) -> str:
     if name is None:
         raise ValueError(f"{state.folder} does not name its base model; pass base_model")
     return name
-
-
-def _choose_device(device: str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type not in ("cpu", "cuda") or (
-        chosen.type == "cuda" and not torch.cuda.is_available()
-    ):
-        available = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ValueError(f"device={device!r} is not available; allowed here: {available}")
-    return chosen
 
 
 def _check_tokens(where: str, tokens: list[int], decoder: Decoder) -> None:
