@@ -14,8 +14,6 @@ import csv
 import io
 import logging
 import math
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from evaluation.icl_checks import hidden_problems, kept_layers, mode_problems, total_sequences
-from evaluation.icl_results import METRICS, StoredRun, read_run
+from evaluation.icl_results import METRICS, StoredRun, load_metrics, read_run
 from evaluation.icl_text import TextModel
 from training.icl.base import Batch, Family, InContextModel, Predictor, TaskSet
 from training.icl.config import Evaluation
@@ -32,7 +30,7 @@ from training.icl.metrics import compare, references, relative_distance
 from training.icl.settings import Setting
 from training.icl.tasks import load_task_set, make_generator, new_task_set
 from utils.config import as_config_errors, raise_problems, to_plain
-from utils.files import atomic_write_text, fsync_directory, shown_path
+from utils.files import atomic_write_text, atomic_writer, shown_path
 from utils.progress import Progress, progress
 from utils.tables import truncate
 
@@ -429,11 +427,6 @@ def settings_problems(folder: Path, evaluation: Evaluation) -> list[str]:
     ]
 
 
-def load_metrics(folder: Path) -> dict[str, Any]:
-    """metrics.pt of a folder; tensors are read when they are used."""
-    return torch.load(folder / METRICS, mmap=True, weights_only=True)
-
-
 def write_metrics(
     folder: Path,
     modes: Mapping[str, dict[str, Any]],
@@ -446,7 +439,9 @@ def write_metrics(
     atomic_write_text(folder / "metrics.csv", csv_text(number_rows(modes)))
     atomic_write_text(folder / "positions.csv", csv_text(position_rows(modes)))
     meta = {"evaluation": compared_settings(evaluation), "step": step, **extra}
-    _atomic_save(folder / METRICS, {**modes, "meta": meta})
+    # with hidden states it is too large to be made in memory first
+    with atomic_writer(folder / METRICS) as file:
+        torch.save({**modes, "meta": meta}, file)
 
 
 def number_rows(modes: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -486,18 +481,3 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
-
-
-def _atomic_save(path: Path, value: Any) -> None:
-    """Written beside and renamed; with hidden states it is too large to be made in memory first."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)

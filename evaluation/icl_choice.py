@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.icl_results import StoredRun, experiment_runs, leaves_of, read_run
+from evaluation.icl_results import StoredRun, experiment_runs, read_run
 from training.icl.config import RUN_KEYS, Experiment
 from utils.config import ConfigError, to_plain
 from utils.files import shown_path
+from utils.plain_yaml import leaves_of
 
 logger = logging.getLogger(__name__)
 

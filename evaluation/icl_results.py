@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from training.icl.settings import BallsAndUrns, Classification, LinearRegression, Setting
 from utils.config import ConfigError, load_yaml
 from utils.files import shown_path
+from utils.plain_yaml import leaves_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,23 +207,16 @@ def what_varies(
     return [{n: leaves[n] for n in varying if n in leaves} for leaves in flat]
 
 
-def leaves_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= leaves_of(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
-
-
-def _metrics(folder: Path) -> dict[str, Any] | None:
-    if not (folder / METRICS).is_file():
-        return None
+def load_metrics(folder: Path) -> dict[str, Any]:
+    """metrics.pt of a folder; tensors are read when they are used."""
     import torch
 
     # mmap: outputs and hidden states are read when somebody looks at them
     return torch.load(folder / METRICS, mmap=True, weights_only=True)
+
+
+def _metrics(folder: Path) -> dict[str, Any] | None:
+    return load_metrics(folder) if (folder / METRICS).is_file() else None
 
 
 def _setting_name(setting: str | type[Setting]) -> str:

@@ -56,7 +56,7 @@ from utils.config import (
 )
 from utils.devices import choose_device
 from utils.files import shown_path
-from utils.presets import list_presets
+from utils.presets import has_preset
 from utils.runs import RunDir
 from utils.tables import text_table
 
@@ -220,7 +220,7 @@ def name_of_runs(argv: Sequence[str]) -> list[str]:
     they were trained without one."""
     given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
     name = given.get("experiment", "")
-    if name and "name" not in given and name not in list_presets():
+    if name and "name" not in given and not has_preset(name):
         runs_dir = given.get("runs_dir", chz.Blueprint(Config).make().runs_dir)
         if (Path(runs_dir) / name).is_dir():
             return [f"name={name}" if a == f"experiment={name}" else a for a in argv]

@@ -60,8 +60,8 @@ def main(config: Config, folder: str) -> None:
     from training.icl.train import (
         OnlineEvaluation,
         Trainer,
+        load_resume_state,
         memory_estimate,
-        steps_done,
         train,
     )
     from training.icl.train_report import closing_words, plan_table, write_report
@@ -102,7 +102,8 @@ def main(config: Config, folder: str) -> None:
         sinks=config.sinks,
     )
     with run, exit_on_interrupt(run, "its state is kept"):
-        if steps_done(run.path) == training.num_steps:
+        state = load_resume_state(run.path)
+        if state is not None and state["trainer"]["step"] == training.num_steps:
             logger.info("%s is finished: nothing is left to train", run.path)
         else:
             trainer = Trainer(
@@ -113,6 +114,7 @@ def main(config: Config, folder: str) -> None:
                 trainer,
                 evaluation,
                 run,
+                state,
                 model=config.model,
                 training=training,
                 setting=config.setting,

@@ -21,12 +21,11 @@ from evaluation.icl import (
     ModelEvaluator,
     Sequences,
     evaluate_run,
-    load_metrics,
     predictor_answers,
     trained_answers,
 )
 from evaluation.icl_checks import hidden_gb, hidden_problems, mode_problems, total_sequences
-from evaluation.icl_results import load_eval_results
+from evaluation.icl_results import load_eval_results, load_metrics
 from training.icl.base import Family, Predictor, TaskSet
 from training.icl.config import MLP, Evaluation, Trained, Training, Transformer
 from training.icl.families import make_family

@@ -7,22 +7,23 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 logger = logging.getLogger(__name__)
 
 
-def atomic_write_bytes(path: Path | str, data: bytes) -> None:
-    """Replace `path` by `data` in one step; parent folders are made. After a crash it holds the old
-    content or the new, never a mixture."""
+@contextlib.contextmanager
+def atomic_writer(path: Path | str) -> Generator[BinaryIO, None, None]:
+    """A file to write to, which replaces `path` in one step when the block ends well; parent
+    folders are made. After an error or a crash `path` holds what it held, never a mixture."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -32,6 +33,12 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Replace `path` by `data` in one step, see `atomic_writer`."""
+    with atomic_writer(path) as file:
+        file.write(data)
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:

@@ -92,6 +92,17 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     return values
 
 
+def leaves_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values inside nested mappings by dotted name; an empty mapping is a value."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= leaves_of(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
 class _Loader(SafeLoader):
     """Safe, and a key given twice is an error instead of silently the last one."""
 

@@ -58,6 +58,11 @@ def load_preset(name: str, script: str | None = None) -> Preset:
     return preset
 
 
+def has_preset(name: str) -> bool:
+    """Whether some script has a preset of that name; its file is not read."""
+    return name in _paths()
+
+
 def list_presets(script: str | None = None) -> dict[str, str]:
     """The names of the presets that `script` can take, each with its line about itself."""
     known = {}

@@ -27,6 +27,7 @@ from typing import Any, Literal, Protocol, Self
 
 from utils.config import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
 from utils.files import append_jsonl, read_jsonl
+from utils.plain_yaml import leaves_of
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +273,7 @@ def _require_free(path: Path) -> None:
 def _require_same(
     path: Path, stored: Mapping[str, Any], given: Mapping[str, Any], ignored: set[str]
 ) -> None:
-    stored, given = _leaves(stored), _leaves(given)
+    stored, given = leaves_of(stored), leaves_of(given)
     # the fields of an object of another class have nothing to be compared with
     others = [name for name in {**stored, **given} if _names_other_class(name, stored, given)]
     problems = []
@@ -305,16 +306,6 @@ def _names_other_class(name: str, stored: Mapping[str, Any], given: Mapping[str,
 
 
 _ABSENT = "(absent)"
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
 
 
 class Sink(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from training.icl.base import Family, TaskSet
 from training.icl.priors import draw_ids, log_prior, uniform_log_prior
 from training.icl.settings import Setting
-from utils.files import atomic_write_bytes, shown_path
+from utils.files import atomic_writer, shown_path
 
 Purpose = Literal["tasks", "ood", "data", "evaluation", "weights"]
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -113,10 +112,9 @@ def _key(setting: Setting, family: Family) -> dict[str, Any]:
 
 
 def _write(path: Path, setting: Setting, family: Family, values: dict[str, Tensor]) -> None:
-    buffer = io.BytesIO()
     held = {"key": _key(setting, family), "values": values, "digest": _digest(values)}
-    torch.save(held, buffer)
-    atomic_write_bytes(path, buffer.getvalue())
+    with atomic_writer(path) as file:
+        torch.save(held, file)
 
 
 def _read(path: Path, setting: Setting, family: Family) -> dict[str, Tensor]:

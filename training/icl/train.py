@@ -9,7 +9,6 @@ In a run's folder: checkpoints/<step>/{model.safetensors, config.yaml} to keep, 
 the last state with optimizer and random numbers, which is replaced.
 """
 
-import io
 import logging
 import math
 import time
@@ -31,7 +30,7 @@ from training.icl.settings import Classification, Setting
 from training.icl.tasks import make_generator
 from training.loop import learning_rate_factor, uninterrupted
 from utils.config import ConfigError, dump_yaml, load_config
-from utils.files import atomic_write_bytes
+from utils.files import atomic_write_bytes, atomic_writer
 from utils.progress import progress
 from utils.runs import RunDir
 
@@ -215,15 +214,15 @@ def train(
     trainer: Trainer,
     evaluation: OnlineEvaluation,
     run: RunDir,
+    state: dict[str, Any] | None,
     *,
     model: Trained,
     training: Training,
     setting: Setting,
     save_steps: Sequence[int],
 ) -> None:
-    """Updates until training.num_steps, from where the run's last state is. Ctrl-C keeps a state
+    """Updates until training.num_steps, from the run's last `state` on. Ctrl-C keeps a new one
     and goes on as KeyboardInterrupt. ConfigError where the loss is no longer a number."""
-    state = load_resume_state(run.path)
     if state is None:
         run.truncate_logs({})
     else:
@@ -321,20 +320,14 @@ def load_model(run_dir: Path, step: int, family: Family, device: str = "cpu") ->
 
 def save_resume_state(run: RunDir, trainer: Trainer) -> None:
     """resume/state.pt: all that the loop needs to go on, and how long the logs are by now."""
-    buffer = io.BytesIO()
-    torch.save({"trainer": trainer.state_dict(), "logged": run.log_sizes()}, buffer)
-    atomic_write_bytes(run.path / "resume" / "state.pt", buffer.getvalue())
+    with atomic_writer(run.path / "resume" / "state.pt") as file:
+        torch.save({"trainer": trainer.state_dict(), "logged": run.log_sizes()}, file)
 
 
 def load_resume_state(run_dir: Path) -> dict[str, Any] | None:
+    """The last state that was kept; None where there is none yet."""
     path = run_dir / "resume" / "state.pt"
     return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
-
-
-def steps_done(run_dir: Path) -> int:
-    """Of the last state that was kept; 0 where there is none."""
-    state = load_resume_state(run_dir)
-    return 0 if state is None else state["trainer"]["step"]
 
 
 # ------------------------------------------------------------------------------------------- plan
