@@ -262,7 +262,7 @@ def test_interrupted_is_uninterrupted(
     run(*arguments, f"log_path={tmp_path / 'whole'}")
     original = Trainer.train_step
     # Ctrl-C before the first state and between two; a crash with more logged than a state knows
-    for stop, crash in ((1, False), (7, False), (8, True)):
+    for stop, crash, done in ((1, False, 1), (7, False, 7), (8, True, 5)):
         folder = tmp_path / f"stopped{stop}"
 
         def interrupted(self: Trainer, stop: int = stop, crash: bool = crash) -> None:
@@ -276,8 +276,17 @@ def test_interrupted_is_uninterrupted(
         with pytest.raises(MemoryError if crash else SystemExit) as ended:
             run(*arguments, f"log_path={folder}")
         assert crash or getattr(ended.value, "code", None) == 130
-        monkeypatch.setattr(Trainer, "train_step", original)
+        steps: list[int] = []
+
+        def counted(self: Trainer, steps: list[int] = steps) -> None:
+            steps.append(self.step)
+            original(self)
+
+        monkeypatch.setattr(Trainer, "train_step", counted)
         run(*arguments, f"log_path={folder}")
+        # starting again would end the same: that it went on shows here alone
+        assert steps == list(range(done, 12))
+        monkeypatch.setattr(Trainer, "train_step", original)
         assert icl_difference(folder, tmp_path / "whole") is None
 
 
