@@ -10,7 +10,6 @@ runs_dir/<experiment_name>/ holds a folder for each run and, where sweep.py made
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from training.icl.settings import BallsAndUrns, Classification, LinearRegression, Setting
 from utils.config import ConfigError, load_yaml
 from utils.files import shown_path
+from utils.json_files import read_json
 from utils.plain_yaml import leaves_of
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def swept_values(experiment_dir: Path) -> dict[Path, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         return {
             (experiment_dir / cell["folder"]).resolve(): dict(cell["values"])
             for cell in manifest["cells"]

@@ -42,8 +42,8 @@ def test_published_results_round_trip_byte_for_byte(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "not a JSON file"),
-        ("[]", "expected an object, got list"),
+        ("{", "line 1, byte 2: no JSON"),
+        ("[]", "expected a JSON object, got list"),
         ('{"0": {"task_id": {}}}', r"edit '0': KeyError\('correct'\)"),
         ('{"0": 3}', "edit '0'"),
         ('{"x": {"task_id": {}, "correct": {}}}', "edit 'x'"),

@@ -197,9 +197,9 @@ def test_kaggle_file_absent_or_not_json(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"s\.json: no such solutions file"):
         load_kaggle(challenges, tmp_path / "s.json")
     (tmp_path / "s.json").write_text("{")
-    with pytest.raises(ValueError, match=r"s\.json: not a JSON file"):
+    with pytest.raises(ValueError, match=r"s\.json, line 1, byte \d+: no JSON"):
         load_kaggle(challenges, tmp_path / "s.json")
-    with pytest.raises(ValueError, match=r"l\.json: expected an object by task id, got list"):
+    with pytest.raises(ValueError, match=r"l\.json: expected a JSON object, got list"):
         load_kaggle(write(tmp_path / "l.json", []))
 
 

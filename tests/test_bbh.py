@@ -507,9 +507,9 @@ def test_everything_wrong_with_files_is_told_at_once(tmp_path: Path) -> None:
         load(tmp_path, names, k=5)
     problems = caught.value.problems
     expected = [
-        r"boolean_expressions\.json: cannot be read as JSON \(.*line 1",
+        r"boolean_expressions\.json, line 1, byte \d+: no JSON",
         r'web_of_lies\.json: an object with a list "examples"',
-        r"snarks\.json: cannot be read as JSON",
+        r"snarks\.json, line 1, byte 16: not UTF-8",
         r"navigate\.json, examples\[9\]: needs text",
         r"navigate\.json, examples\[10\]: needs text",
         *(rf"hyperbaton\.json, examples\[{i}\]: needs text" for i in range(4)),

@@ -65,7 +65,7 @@ def test_a_torn_last_line_is_dropped_with_a_warning(tmp_path: Path, caplog, torn
     whole = path.read_bytes()
     path.write_bytes(whole + torn.encode()[: -1 if "é" in torn else None])
     assert read_jsonl(path) == [{"a": 1}]
-    assert f"{path}:2: dropped" in caplog.text
+    assert f"{path}, line 2: dropped" in caplog.text
     append_jsonl(path, {"a": 3})
     assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
 
@@ -82,7 +82,7 @@ def test_a_whole_line_without_its_newline_is_kept(tmp_path: Path):
 def test_any_other_broken_line_is_named(tmp_path: Path, text: str):
     path = tmp_path / "x.jsonl"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"x\.jsonl:2: "):
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2"):
         read_jsonl(path)
 
 

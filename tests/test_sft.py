@@ -129,7 +129,7 @@ def test_all_broken_entries_are_told_together(tmp_path: Path) -> None:
     assert "line 5: needs either messages or text; has ['note']" in told[3]
     assert "line 6: a mapping is needed, got list" in told[4]
     assert told[-1] == "and 4 more" and len(told) == 11
-    with pytest.raises(ConfigError, match="line 1: no JSON"):
+    with pytest.raises(ConfigError, match="line 1, byte 2: no JSON"):
         load_examples(write(tmp_path / "b.jsonl", "{"), [])
     dump_yaml(tmp_path / "c.yaml", {"messages": []})
     with pytest.raises(ValueError, match="no list `examples` in it"):

@@ -277,7 +277,7 @@ def test_settings_and_files_are_told_together(refused: Callable[..., str], tmp_p
     expected = [
         r"lora_rank=64",
         r".*web_of_lies\.json, examples\[0\]: needs text as input and target",
-        r".*snarks\.json: cannot be read as JSON",
+        r".*snarks\.json, line 1, byte 1: no",
         r"k=5: boolean_expressions has 5 items; k must be smaller",
         r"k=5: dyck_languages has 5 items; k must be smaller",
     ]

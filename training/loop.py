@@ -17,6 +17,7 @@ import numpy as np
 
 from training.api import ServiceClient, TrainingClient, connect
 from utils.files import atomic_write_text
+from utils.json_files import read_json_object
 from utils.runs import RunDir
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Recorder:
             self.run.truncate_logs({})
             return LoopState()
         file = self._loop_state(last["name"])
-        state = LoopState(**json.loads(file.read_text(encoding="utf-8")))
+        state = LoopState(**read_json_object(file))
         state.checkpoint = last["state_path"]
         self.run.truncate_logs(state.logged)
         self._saved = (state.step, state.evaluated)

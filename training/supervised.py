@@ -1,6 +1,5 @@
 """Supervised fine-tuning: conversations from files, batches of them, and losses per token."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from training.chat import TrainOn, datum_from_tokens, render_training
 from training.domains.base import Message
 from training.loop import epoch_batches
 from utils.config import load_yaml, raise_problems
+from utils.json_files import read_json_lines
 from utils.tables import text_table
 
 if TYPE_CHECKING:
@@ -64,22 +64,21 @@ def load_examples(path: Path, labels: Sequence[str]) -> list[Example]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"examples_file={path}: no such file; it is {FORMATS}")
+    problems: list[str] = []
     if path.suffix in (".yaml", ".yml"):
         records = load_yaml(path).get("examples")
         if not isinstance(records, list):
             raise ValueError(f"{path}: no list `examples` in it; needed is {FORMATS}")
-        named = [(f"{path}, examples[{i}]", record) for i, record in enumerate(records)]
+        named = ((f"{path}, examples[{i}]", record) for i, record in enumerate(records))
     else:
-        named = _json_lines(path)
-    examples, problems = [], []
+        named = read_json_lines(path, problems)
+    examples = []
     for name, record in named:
         try:
             examples.append(_example(record, default_group=name))
         except ValueError as error:
             problems.append(f"{name}: {error}")
-    if len(problems) > _MAX_PROBLEMS:
-        problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
-    raise_problems(problems)
+    raise_problems(problems, at_most=_MAX_PROBLEMS)
     found = sorted({example.label for example in examples if example.label is not None})
     chosen = [e for e in examples if e.label is None or e.label in labels]
     if not chosen:
@@ -89,19 +88,6 @@ def load_examples(path: Path, labels: Sequence[str]) -> list[Example]:
         )
     logger.info("%s: %d of %d examples", path, len(chosen), len(examples))
     return chosen
-
-
-def _json_lines(path: Path) -> list[tuple[str, Any]]:
-    named, problems = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            named.append((f"{path}, line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            problems.append(f"{path}, line {number}: no JSON ({error})")
-    raise_problems(problems[:_MAX_PROBLEMS])
-    return named
 
 
 def _example(record: Any, *, default_group: str) -> Example:

@@ -20,8 +20,11 @@ class ConfigError(ValueError):
         return f"{len(self.problems)} problems:" + "".join(f"\n  - {item}" for item in items)
 
 
-def raise_problems(problems: Sequence[str]) -> None:
-    """Raise one ConfigError with all of `problems`; nothing happens when there are none."""
+def raise_problems(problems: Sequence[str], at_most: int | None = None) -> None:
+    """Raise one ConfigError with `problems`, with the first `at_most` of them and the number of the
+    others; nothing happens when there are none."""
+    if at_most is not None and len(problems) > at_most:
+        problems = [*problems[:at_most], f"and {len(problems) - at_most} more"]
     if problems:
         raise ConfigError(problems)
 

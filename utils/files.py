@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from utils.json_files import line_name, numbered_lines, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -82,24 +84,19 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     A last line without its newline that does not parse was torn by a crash: it is dropped with a
     warning. Any other broken line is a ValueError naming file and line.
     """
-    return [record for _, record in _numbered_records(Path(path))]
-
-
-def _numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    records = []
+    for number, line in numbered_lines(path):
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                logger.warning("%s:%d: dropped a line torn by a crash", path, number)
-                return
-            raise ValueError(f"{path}:{number}: not a line of JSON: {error}") from error
+            record = parse_json(line, str(path), line=number)
+        except ValueError:
+            if line.endswith(b"\n"):
+                raise
+            logger.warning("%s: dropped a line torn by a crash", line_name(path, number))
+            break
         if not isinstance(record, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {record!r}")
-        yield number, record
+            raise ValueError(f"{line_name(path, number)}: expected a JSON object, got {record!r}")
+        records.append(record)
+    return records
 
 
 def _mend_tail(path: Path) -> None:

@@ -12,6 +12,7 @@ import chz
 import yaml
 
 from utils.files import atomic_write_text
+from utils.json_files import utf8_text
 
 if TYPE_CHECKING:
     from yaml import SafeDumper, SafeLoader
@@ -77,14 +78,15 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    text = utf8_text(path.read_bytes(), str(path))
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         what = ", ".join(part for part in (error.context, error.problem) if part)
         raise ValueError(f"{where}: not valid YAML: {what}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         found = "an empty file" if values is None else type(values).__name__

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from utils.config import ConfigError, raise_problems
 from utils.files import atomic_write_text
+from utils.json_files import read_json
 from utils.runs import run_meta
 
 Axes = dict[str, list[Any]]
@@ -171,7 +172,7 @@ def load_manifest(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         cells = [Cell(**cell) for cell in stored.pop("cells")]
         names = {field.name for field in fields(Manifest)} - {"cells"}
         return Manifest(**{name: stored[name] for name in names}, cells=cells)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from training.bbh.generated import FAMILIES, generate_items
 from training.bbh.tasks import BBHTask
 from utils.config import ConfigError, raise_problems
+from utils.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,12 @@ def _read_file(path: Path, problems: list[str]) -> list[Item]:
         problems.append(f"{path}: no such file")
         return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problems.append(f"{path}: cannot be read as JSON ({error})")
+        content = read_json(path)
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error})")
+        return []
+    except ValueError as error:
+        problems.append(str(error))
         return []
     records = content.get("examples") if isinstance(content, dict) else None
     if not isinstance(records, list) or not records:

@@ -1,6 +1,5 @@
 """GSM8K: grade-school word problems with a numeric answer (Cobbe et al. 2021)."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,10 +9,13 @@ import chz
 from training.api import ServiceClient
 from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
 from training.grading import extract_final_answer, same_answer
+from utils.config import raise_problems
+from utils.json_files import read_json_lines
 
 logger = logging.getLogger(__name__)
 
 HUB_NAME = "openai/gsm8k"
+_MAX_PROBLEMS = 10
 
 
 @chz.chz(typecheck=True)
@@ -47,12 +49,23 @@ class Gsm8kDomain(Stateless):
     def problems(self, split: Split) -> list[Problem]:
         """Problem.data is the correct number as text. Raises ValueError for a malformed row."""
         if self.config.data_path is None:
-            source, rows = f"{HUB_NAME} ({split})", _load_hub(split)
+            source = f"{HUB_NAME} ({split})"
+            rows = [(f"{source}, row {i}", row) for i, row in enumerate(_load_hub(split))]
+            problems = []
         else:
             path = _split_file(Path(self.config.data_path), split)
-            source, rows = str(path), _load_jsonl(path)
-        logger.info("gsm8k %s: %d problems from %s", split, len(rows), source)
-        return [self._problem(row, f"gsm8k/{split}/{i}", source) for i, row in enumerate(rows)]
+            source, problems = str(path), []
+            rows = read_json_lines(path, problems)
+        made = []
+        for i, (name, row) in enumerate(rows):
+            wrong = _row_problem(row)
+            if wrong is None:
+                made.append(self._problem(row, f"gsm8k/{split}/{i}"))
+            else:
+                problems.append(f"{name}: {wrong}")
+        raise_problems(problems, at_most=_MAX_PROBLEMS)
+        logger.info("gsm8k %s: %d problems from %s", split, len(made), source)
+        return made
 
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
@@ -63,16 +76,24 @@ class Gsm8kDomain(Stateless):
             for problem, answers_G in zip(problems_P, answers_P_G, strict=True)
         ]
 
-    def _problem(self, row: dict[str, Any], problem_id: str, source: str) -> Problem:
-        question, answer = row.get("question"), row.get("answer")
-        if not isinstance(question, str) or not isinstance(answer, str) or "####" not in answer:
-            raise ValueError(
-                f"{source}, {problem_id}: a row needs 'question' and an 'answer' that ends with "
-                f"'#### number'; got {row}"
-            )
-        gold = answer.rpartition("####")[2].strip()
-        text = f"{question.strip()}\n\n{self.config.instruction}"
-        return Problem(problem_id, [{"role": "user", "content": text}], gold)
+    def _problem(self, row: dict[str, str], problem_id: str) -> Problem:
+        text = f"{row['question'].strip()}\n\n{self.config.instruction}"
+        return Problem(problem_id, [{"role": "user", "content": text}], _gold(row["answer"]))
+
+
+def _row_problem(row: Any) -> str | None:
+    if not isinstance(row, dict):
+        return f"an object is needed, got {type(row).__name__}"
+    question, answer = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not question.strip():
+        return f"question={question!r}: some text is needed"
+    if not isinstance(answer, str) or "####" not in answer or not _gold(answer):
+        return f"answer={answer!r}: a text that ends with '#### number' is needed"
+    return None
+
+
+def _gold(answer: str) -> str:
+    return answer.rpartition("####")[2].strip()
 
 
 def _grade(answer: str, gold: str) -> Reward:
@@ -91,21 +112,6 @@ def _split_file(path: Path, split: str) -> Path:
             f"test.jsonl, one .jsonl file, or nothing for {HUB_NAME} from the hub"
         )
     return found
-
-
-def _load_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected an object, got {line[:80]!r}")
-        rows.append(row)
-    return rows
 
 
 def _load_hub(split: Split) -> list[dict[str, Any]]:

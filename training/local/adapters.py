@@ -4,7 +4,6 @@ The flat buffer makes an optimizer step, a snapshot and a saved state one operat
 adapter is a plain PEFT folder (adapter_config.json, adapter_model.safetensors).
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from training.local.decoder import HEAD, Decoder
 from training.local.dropout import Dropout
 from training.local.linear import LoraSlice, LowRank, LowRankGroup, LowRankPart
+from utils.json_files import read_json_object
 
 DEFAULT_ALPHA = 32.0
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -264,7 +264,7 @@ def read_peft_folder(
     for file in (config_file, weights_file):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; an adapter folder has {file.name}")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json_object(config_file)
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{config_file}: peft_type={config.get('peft_type')!r}; LORA is needed")
     for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias"):

@@ -26,6 +26,7 @@ from training.local.adapters import (
 )
 from training.local.decoder import HEAD, Decoder
 from training.local.linear import LowRank
+from utils.json_files import read_json_object
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -53,9 +54,9 @@ def read_state(path: str | Path) -> State:
         raise FileNotFoundError(f"{path}: no {PEFT_CONFIG} in it; not an adapter folder")
     state_file = folder / STATE_FILE
     if not state_file.is_file():
-        peft = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        peft = read_json_object(folder / PEFT_CONFIG)
         return State(folder, peft.get("base_model_name_or_path"), None)
-    state = json.loads(state_file.read_text(encoding="utf-8"))
+    state = read_json_object(state_file)
     return State(folder, state["base_model"], state["fingerprint"], state.get("seed") or 0)
 
 

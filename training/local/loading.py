@@ -22,6 +22,7 @@ from training.local.batching import Segment
 from training.local.embedded import is_embedded_dir
 from training.local.llama import LLAMA_SHAPED
 from utils.files import atomic_write_text
+from utils.json_files import read_json, read_json_object
 from utils.runs import package_versions
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def note_comparison(path: str | Path) -> None:
 def _was_compared(folder: Path) -> bool:
     """With the same versions of what computes; others are compared again."""
     file = folder / COMPARED_FILE
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")) == _versions()
+    return file.is_file() and read_json(file) == _versions()
 
 
 def _versions() -> dict[str, str]:
@@ -126,8 +127,8 @@ def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseM
     takes from transformers' modules."""
     from safetensors.torch import load_file
 
-    config = SimpleNamespace(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    config = SimpleNamespace(**read_json_object(folder / "config.json"))
+    generation = read_json_object(folder / "generation_config.json")
     assert config.model_type in LLAMA_SHAPED and config.hidden_act == "silu"
     assert config.rope_parameters["rope_type"] == "default"
     weights = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from training.domains.arc.grids import Grid
 from utils.files import atomic_write_text
+from utils.json_files import read_json_object
 
 CONFIGS_NAME = "final_configs_and_indices.json"
 RESULTS_NAME = "final_results.json"
@@ -30,16 +31,6 @@ def _write_json(path: Path, data: Any) -> None:
     atomic_write_text(path, json.dumps(data))
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected an object, got {type(data).__name__}")
-    return data
-
-
 def write_configs(path: Path, records: Mapping[str, Mapping[int, SelfEditRecord]]) -> None:
     """`{task_id: {edit index: {config, prompt, response, token_ids}}}`."""
     _write_json(
@@ -54,7 +45,7 @@ def write_configs(path: Path, records: Mapping[str, Mapping[int, SelfEditRecord]
 def read_configs(path: Path) -> dict[str, dict[int, SelfEditRecord]]:
     """ValueError names the file and the entry that is not of the published layout."""
     records: dict[str, dict[int, SelfEditRecord]] = {}
-    for task_id, by_index in _read_object(path).items():
+    for task_id, by_index in read_json_object(path).items():
         try:
             records[task_id] = {int(i): SelfEditRecord(**entry) for i, entry in by_index.items()}
         except (AttributeError, TypeError, ValueError) as error:
@@ -77,7 +68,7 @@ def write_results(path: Path, results: Mapping[int, Mapping[str, bool]]) -> None
 def read_results(path: Path) -> Results:
     """Edit index -> task id -> solved. ValueError names the file and the edit that is malformed."""
     results: Results = {}
-    for index, table in _read_object(path).items():
+    for index, table in read_json_object(path).items():
         try:
             task_ids, correct = table["task_id"], table["correct"]
             if task_ids.keys() != correct.keys():

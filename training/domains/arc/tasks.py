@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.domains.arc.grids import MAX_SIDE, Grid, to_grid
+from utils.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -158,13 +158,7 @@ def task_from_json(task_id: str, data: Any) -> Task:
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such {what}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected an object by task id, got {type(data).__name__}")
-    return data
+    return read_json_object(path)
 
 
 def load_kaggle(challenges: Path, solutions: Path | None = None) -> list[Task]:
