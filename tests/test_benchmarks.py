@@ -198,3 +198,33 @@ def test_mup_transfer(run: Any, tmp_path: Path) -> None:
     layers, widths, rates = 5, 2, 2
     assert len(points) == 1 + 2 * (2 * layers * widths + widths * rates)
     assert (tmp_path / "mup_transfer.png").stat().st_size > 10_000
+
+
+def test_architectures(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is right, and one that cannot be built, since it is not a language model."""
+    argv = [
+        'only=["llama","gemma4_assistant"]',
+        "processes=1",
+        f"docs_file={tmp_path / 'page.md'}",
+        f"results_dir={tmp_path}",
+    ]
+    chz.nested_entrypoint(load("architectures").main, argv=argv)
+    right, not_built = read_jsonl(tmp_path / "architectures.jsonl")
+    assert right["verdict"] == "right" and right["peft"] == ""
+    assert right["differences"].keys() == {
+        "together",
+        "alone",
+        "sampling",
+        "sampling, greedy",
+        "LoRA",
+        "gradients",
+        "LoRA sampling",
+        "LoRA sampling, greedy",
+    }
+    assert max(right["differences"].values()) <= 1e-4
+    assert not_built["verdict"] == "not built" and "vocab_size" in not_built["text"]
+    assert "llama" in capsys.readouterr().out
+    page = (tmp_path / "page.md").read_text()
+    assert "Of 2 architectures: 1 right, 1 not built." in page and "## Right (1)" in page
+    with pytest.raises(ValueError, match="only=\\['lama'\\]: allowed are afmoe, "):
+        load("architectures").Config(only=["lama"])
