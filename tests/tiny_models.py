@@ -12,6 +12,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -43,6 +44,8 @@ _ALTERNATING = ["sliding_attention", "full_attention"]
 
 
 def _config(family: str) -> PretrainedConfig:
+    if family == "phi3":
+        return Phi3Config(**_SIZES)
     if family == "llama":
         return LlamaConfig(**_SIZES, tie_word_embeddings=False)
     if family == "llama_tied":
@@ -89,10 +92,12 @@ FAMILIES = ("llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma
 
 
 @torch.no_grad()
-def save_tiny_model(folder: Path, family: str, seed: int = 0) -> str:
-    """Random weights large enough that the next token's distribution is far from flat."""
+def save_tiny_model(folder: Path, family: str, seed: int = 0, **changes: Any) -> str:
+    """Random weights large enough that the next token's distribution is far from flat. `changes`
+    are other values of the family's config."""
     generator = torch.Generator().manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(_config(family), dtype=torch.float32)
+    config = type(_config(family)).from_dict({**_config(family).to_dict(), **changes})
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     # Gemma multiplies embeddings by sqrt(hidden) = 7. A tied model whose embeddings are not small
     # beside its layers' outputs does little but repeat its input.
     tied = model.config.tie_word_embeddings

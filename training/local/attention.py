@@ -98,7 +98,7 @@ class SegmentAttention:
         segments: list[Segment],
         on_keys: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
     ) -> None:
-        self._segments = segments
+        self.segments = segments
         self._lengths = [segment.length for segment in segments]
         self._on_keys = on_keys
         self._masks: dict[tuple[int, int, int | None], torch.Tensor] = {}
@@ -112,7 +112,7 @@ class SegmentAttention:
         if self._on_keys is not None:
             self._on_keys(layer, key, value)
         outputs = []
-        for segment, q, k, v in zip(self._segments, queries, keys, values, strict=True):
+        for segment, q, k, v in zip(self.segments, queries, keys, values, strict=True):
             if segment.parent is not None:
                 k = torch.cat([keys[segment.parent], k], dim=1)
                 v = torch.cat([values[segment.parent], v], dim=1)

@@ -40,25 +40,28 @@ def build_trees(
     *,
     share: bool = True,
     unshared: Collection[Hashable] = (),
+    apart: Sequence[Hashable] | None = None,
 ) -> list[Tree]:
     """Groups sequences of one owner, unless it is in `unshared`, so that the fewest tokens are
-    computed.
+    computed. Those that differ in `apart` share nothing; the trees of an owner stand together.
 
     Sequences are sorted, which puts common prefixes side by side; cutting the sorted list into runs
     that save the most tokens, (n - 1) * shared prefix each, is a small dynamic program.
     """
-    by_owner: dict[Hashable, list[int]] = {}
+    by_owner: dict[Hashable, dict[Hashable, list[int]]] = {}
     for index, owner in enumerate(owners):
-        by_owner.setdefault(owner, []).append(index)
+        kind = None if apart is None else apart[index]
+        by_owner.setdefault(owner, {}).setdefault(kind, []).append(index)
     trees: list[Tree] = []
-    for owner, members in by_owner.items():
+    for owner, kinds in by_owner.items():
         shares = share and owner not in unshared
-        order = sorted(members, key=lambda index: sequences[index]) if shares else members
-        for start, stop, shared in _best_runs([sequences[index] for index in order], shares):
-            group = order[start:stop]
-            prefix = sequences[group[0]][:shared]
-            branches = [sequences[index][shared:] for index in group]
-            trees.append(Tree(owner, prefix, branches, group))
+        for members in kinds.values():
+            order = sorted(members, key=lambda index: sequences[index]) if shares else members
+            for start, stop, shared in _best_runs([sequences[index] for index in order], shares):
+                group = order[start:stop]
+                prefix = sequences[group[0]][:shared]
+                branches = [sequences[index][shared:] for index in group]
+                trees.append(Tree(owner, prefix, branches, group))
     return trees
 
 

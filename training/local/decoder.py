@@ -8,6 +8,7 @@ others the model's own code runs.
 
 import hashlib
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from training.local.linear import (
 )
 from training.local.llama import LLAMA_SHAPED, LlamaBody
 from training.local.loading import note_comparison, open_model
+from training.local.rotary import Rotaries, frequency_switches
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class Decoder:
         self.body_name, self.head_name = model.body_name, model.head_name
         self.eos_token_ids = model.eos_token_ids
         self.context_length = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
+        self._frequency_switches = frequency_switches(self.config)
         self.holder = PassHolder()
         self.layers: dict[str, LayerInfo] = {}
         self._products: dict[str, LoraLinear] = {}
@@ -141,6 +144,15 @@ class Decoder:
             return self.head_weight
         layer = self.layers[path]
         return self._products[layer.product].forward_matrix.dense()[layer.columns]
+
+    def length_kind(self, length: int) -> int:
+        """Sequences of different kinds are computed with different rotary frequencies."""
+        return bisect_left(self._frequency_switches, length)
+
+    def longest_of_kind(self, length: int) -> int:
+        """The most tokens a sequence can have with the frequencies of one of this length."""
+        switches = self._frequency_switches[self.length_kind(length) :]
+        return min([*switches, self.context_length])
 
     def products(self) -> list[LoraLinear]:
         """The body's linear layers as they are computed, in order."""
@@ -244,16 +256,18 @@ class _HuggingFaceBody:
 
     def __init__(self, body: nn.Module) -> None:
         self._body = body
+        self._rotaries = Rotaries(body)
 
     def __call__(
         self, tokens_T: torch.Tensor, positions_T: torch.Tensor, plan: AttentionPlan
     ) -> torch.Tensor:
-        out = self._body(
-            input_ids=tokens_T.unsqueeze(0),
-            position_ids=positions_T.unsqueeze(0),
-            use_cache=False,
-            plan=plan,
-        )
+        with self._rotaries.choosing(positions_T, plan):
+            out = self._body(
+                input_ids=tokens_T.unsqueeze(0),
+                position_ids=positions_T.unsqueeze(0),
+                use_cache=False,
+                plan=plan,
+            )
         return out.last_hidden_state[0]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from training.local.attention import AttentionPlan, Kind
 from training.local.linear import LoraLinear, PassHolder
+from training.local.rotary import Rotaries
 
 # Their layers are pre-norm, with rotary positions over whole heads and a gated MLP; a name here
 # promises that, and the engine compares the logits with the model's own whenever it loads one.
@@ -34,6 +35,7 @@ class LlamaBody:
 
     def __init__(self, body: Any, holder: PassHolder, kinds: list[Kind]) -> None:
         self._embed = body.embed_tokens
+        self._rotaries = Rotaries(body)
         self._rotary = body.rotary_emb
         self._norm = _Norm(body.norm)
         self.linears: list[tuple[LoraLinear, list[str]]] = []
@@ -55,7 +57,8 @@ class LlamaBody:
     ) -> torch.Tensor:
         """[T, hidden], after the last norm."""
         x = self._embed(tokens_T)
-        cos, sin = self._rotary(x.unsqueeze(0), position_ids=positions_T.unsqueeze(0))
+        with self._rotaries.choosing(positions_T, plan):
+            cos, sin = self._rotary(x.unsqueeze(0), position_ids=positions_T.unsqueeze(0))
         half = cos.shape[-1] // 2
         # rotate_half(x) * sin is x with its halves exchanged times this
         signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)

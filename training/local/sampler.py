@@ -161,7 +161,8 @@ class Sampler:
     def admit(self, jobs: list[SampleJob]) -> None:
         """Prefills prompts, shared prefixes once, and samples every row's first token."""
         owners: list[int] = [id(job.weights) for job in jobs]
-        trees = build_trees(owners, [job.prompt for job in jobs])
+        apart = [self._decoder.length_kind(len(job.prompt)) for job in jobs]
+        trees = build_trees(owners, [job.prompt for job in jobs], apart=apart)
         for batch in micro_batches(trees, self._max_prefill_tokens):
             packing = pack(batch)
             weights = {id(job.weights): job.weights for job in jobs}

@@ -442,6 +442,17 @@ class LocalSamplingClient(_Ready):
                 f"prompt has {len(tokens)} tokens; the context holds {decoder.context_length}, "
                 "prompt and answer together"
             )
+        # the last token of an answer is never read
+        same_kind = decoder.longest_of_kind(len(tokens)) - len(tokens) + 1
+        if num_samples and (params.max_tokens or 0) > same_kind < room:
+            raise ValueError(
+                f"max_tokens={params.max_tokens} after a prompt of {len(tokens)} tokens: "
+                f"{decoder.model_path} computes sequences longer than "
+                f"{decoder.longest_of_kind(len(tokens))} tokens with other rotary frequencies "
+                f"(longrope), all of their positions; at most {same_kind} tokens can be sampled "
+                "here, or any number after a longer prompt"
+            )
+        room = min(room, same_kind)
         # what is wrong here must not fail the batch that the request would join
         stop_tokens, stop_strings = self._stops(params)
         if params.json_schema is not None:

@@ -85,16 +85,22 @@ class Trainer:
     def _run(self, jobs: list[TrainJob]) -> list[ForwardBackwardOutput]:
         members = [(j, d) for j, job in enumerate(jobs) for d in range(len(job.sequences))]
         results = [_Result(job) for job in jobs]
+
+        def sequence_of(member: int) -> list[int]:
+            job, datum = members[member]
+            return jobs[job].sequences[datum]
+
         for backward in (False, True):
             chosen = [m for m, (j, _) in enumerate(members) if jobs[j].backward == backward]
             if not chosen:
                 continue
             trees = build_trees(
                 [members[m][0] for m in chosen],
-                [jobs[members[m][0]].sequences[members[m][1]] for m in chosen],
+                [sequence_of(m) for m in chosen],
                 share=self._share_prompts,
                 # the masks of two data differ from their first token on
                 unshared=[j for j, job in enumerate(jobs) if job.drop],
+                apart=[self._decoder.length_kind(len(sequence_of(m))) for m in chosen],
             )
             for tree in trees:
                 tree.members = [chosen[i] for i in tree.members]
