@@ -77,7 +77,7 @@ def main(config: Config) -> None:
     )
     deadline = time.monotonic() + 60 * config.max_minutes
     tokenizer = load_tokenizer("embedded")
-    loop = InnerLoop(connect(), tokenizer, ArcConfig(task_set="small").inner)
+    loop = InnerLoop(connect(), tokenizer, ArcConfig(task_set="small").inner())
     tasks = _candidates(tokenizer, loop, config)
     logger.info("%d of the ARC-AGI-1 training tasks fit", len(tasks))
     for name, edit in [*EDITS.items(), BAD]:

@@ -20,13 +20,14 @@ from typing import Any, Literal
 import chz
 from dotenv import load_dotenv
 
-from training.domains.base import Problem, Split
+from training.domains.base import Split
 from training.domains.registry import make_domain, with_domain_fields
 from training.loop import Recorder, connect_for_run, exit_on_interrupt, uninterrupted
 from training.models import resolve_model
 from training.policy import texts
 from training.rl import check_loss, grpo_update, problem_batch, rest_em_update, reward_metrics
 from training.rl_plan import plan_table, probe
+from training.rl_problems import Chosen, PromptLimit, choose_problems
 from training.rl_report import (
     batch_metrics,
     print_tables,
@@ -145,16 +146,20 @@ def main(config: Any) -> None:
         )
         domain = make_domain(config.domain, config, service)
         settings = Settings.of(config, domain)
-        problems: dict[Split, list[Problem]] = {
-            "train": domain.problems("train"),
-            "test": domain.problems("test")[: settings.eval_size],
+        limit = PromptLimit.of(config, service, domain)
+        chosen: dict[Split, Chosen] = {
+            "train": choose_problems(domain.problems("train"), "train problems", limit),
+            "test": choose_problems(
+                domain.problems("test"), "test problems", limit, settings.eval_size
+            ),
         }
+    problems = {split: found.problems for split, found in chosen.items()}
     if config.dry_run:
         with contextlib.closing(service):
             # an adapter of its own, thrown away at the end
             policy = make_policy(config, make_trainer(config, settings, service), domain)
             speeds = probe(policy, problems["train"][0], settings)
-        print(f"\n{plan_table(settings, domain, problems, policy, speeds)}\n\nNothing was written.")
+        print(f"\n{plan_table(settings, domain, chosen, policy, speeds)}\n\nNothing was written.")
         return
 
     may_change = ("num_steps", "sinks", "dry_run", "save_every", "keep_checkpoints")

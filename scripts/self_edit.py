@@ -25,6 +25,7 @@ from training.domains.arc.tasks import Pair, Task, load_tasks
 from training.domains.arc.voting import UNDECODABLE
 from training.domains.base import Problem
 from training.policy import Policy
+from training.rl_problems import PromptLimit, choose_problems
 from utils.config import ConfigError, as_config_errors, config_entrypoint
 from utils.tables import text_table
 from utils.terminal_grids import side_by_side, terminal_grid
@@ -103,7 +104,8 @@ def main(config: Config) -> None:
         if config.answer is not None and config.mode == "self_edit":
             parse_self_edit(config.answer, config.bounds)
         domain = ArcDomain(config, service)
-    problem = domain.problem(task)
+        problem = domain.problem(task)
+        choose_problems([problem], "tasks", PromptLimit.of(config, service, domain))
 
     with contextlib.closing(service):
         heading(f"Task {task.id}")

@@ -3,7 +3,9 @@
 uv run pytest tests/test_arc_domain.py
 """
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,9 +87,9 @@ def test_presets(settings: dict[str, Any], chosen_set: str, preset: Any) -> None
     config = ArcConfig(**settings)
     assert config.chosen_set == chosen_set
     assert config.preset is preset
-    assert config.inner.cap == preset.cap
-    assert config.inner.adapt.lora["rank"] == preset.lora_rank
-    assert config.inner.grid_format == preset.grid_format
+    assert config.inner().cap == preset.cap
+    assert config.inner().adapt.lora["rank"] == preset.lora_rank
+    assert config.inner().grid_format == preset.grid_format
 
 
 def test_an_explicit_setting_wins_over_the_preset() -> None:
@@ -99,7 +101,7 @@ def test_an_explicit_setting_wins_over_the_preset() -> None:
         max_answer_tokens=0,
         max_inner_steps=9,
     )
-    inner = config.inner
+    inner = config.inner()
     assert (inner.cap, inner.adapt.lora["rank"], inner.grid_format) == (3, 5, "words")
     assert (inner.bounds.min_epochs, inner.bounds.max_steps) == (2, 9)
     # 0 is given, and means all that the context leaves
@@ -108,7 +110,7 @@ def test_an_explicit_setting_wins_over_the_preset() -> None:
 
 def test_seals_own_numbers() -> None:
     """arXiv 2506.10943, appendix, and its code."""
-    inner = ArcConfig(model_name="m", task_set="seal").inner
+    inner = ArcConfig(model_name="m", task_set="seal").inner()
     assert (inner.adapt.lora["rank"], inner.adapt.lora["lora_alpha"]) == (128, 16.0)
     assert (inner.adapt.batch_size, inner.adapt.warmup_steps, inner.cap) == (2, 11, 250)
     assert inner.bounds.max_steps == 375
@@ -226,6 +228,32 @@ def test_a_self_edit_solves_what_the_base_model_does_not(make: Any, tmp_path: Pa
     [[reward]] = domain.rewards([problem], [[edit]])
     assert not domain.outcome(problem, None)["solved"]
     assert reward[:2] == (1.0, True), reward.note
+
+
+def test_a_short_context_leaves_out_what_is_over_it(
+    make: Any, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training examples with their answers, and prompts about tests: neither ends the run."""
+    domain, _ = make()
+    problem = domain.problems("train")[0]
+    [whole] = domain.loop.run([(problem.data, domain.loop.job(problem.data, ORACLE))])
+    lengths = [d.model_input.length for d in domain.loop.job(problem.data, ORACLE).datums_D]
+    assert whole.num_unasked == 0
+
+    short = tmp_path / "short"
+    shutil.copytree(model, short)
+    config = json.loads((short / "config.json").read_text())
+    config["max_position_embeddings"] = min(lengths)
+    (short / "config.json").write_text(json.dumps(config))
+    domain, service = make(model_name=str(short), mode="oracle")
+    with contextlib.closing(connect()) as own:
+        service._service = own
+        [[reward]] = domain.rewards([problem], [["anything"]])
+    outcome = domain.outcome(problem, "anything")
+    assert 0 < outcome["num_examples"] < len(lengths)
+    assert "training examples are over the context" in caplog.text
+    assert outcome["num_unasked"] == 1
+    assert "1 tests not asked, their prompts are over the context" in reward.note
 
 
 def test_too_many_steps_are_refused_with_a_reason(make: Any) -> None:

@@ -677,7 +677,7 @@ def test_the_baseline_is_what_the_inner_loop_calls_base(
         max_answer_tokens=8,
         max_example_tokens=8192,
     )
-    loop = InnerLoop(service, load_tokenizer(model), config.inner)
+    loop = InnerLoop(service, load_tokenizer(model), config.inner())
     tasks = load_kaggle(files["challenges_file"], files["solutions_file"])
     outcomes = loop.run([(task, None) for task in tasks])
     assert all(record.after is None for record in records)

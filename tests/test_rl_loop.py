@@ -5,6 +5,7 @@ uv run pytest tests/test_rl_loop.py
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,6 +151,67 @@ def test_dry_run_leaves_nothing_behind(
     assert rows["updates"] == "5 (grpo)"
     assert "estimated time" in rows
     assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------- prompts over the context
+
+
+def gsm8k_files(folder: Path, *lengths: int) -> Path:
+    """Both splits with one question of each length, in words."""
+    folder.mkdir()
+    rows = [{"question": "word " * n, "answer": "#### 1"} for n in lengths]
+    for split in ("train", "test"):
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+    return folder
+
+
+# the model takes 4096 tokens, a letter each
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_prompt_over_the_context_is_left_out(
+    dry_run: bool,
+    model: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = gsm8k_files(tmp_path / "data", 1, 2000, 2, 1000, 3)
+    run = tmp_path / "run"
+    arguments = [
+        *("domain=gsm8k", f"data_path={data}", f"model_name={model}", f"log_path={run}"),
+        *("num_steps=2", "groups_per_batch=3", "group_size=2", "max_tokens=2", "lora_rank=2"),
+    ]
+    with caplog.at_level("WARNING"):
+        entrypoint([*arguments, f"dry_run={str(dry_run).lower()}"])
+    [told, held_out] = [r.message for r in caplog.records if "are left out" in r.message]
+    assert told.startswith("2 of 5 train problems ")
+    assert "more than 4095 tokens" in told
+    assert told.endswith(": gsm8k/train/1, gsm8k/train/3")
+    assert held_out.endswith(": gsm8k/test/1, gsm8k/test/3")
+    if dry_run:
+        out = capsys.readouterr().out
+        assert re.search("^problems +3 train, 3 held out$", out, re.MULTILINE)
+        assert re.search("^left out +4 whose prompts are over the context$", out, re.MULTILINE)
+        assert not run.exists()
+        return
+    asked = {s["problem"] for s in read_jsonl(run / "samples.jsonl")}
+    assert asked == {f"gsm8k/{split}/{i}" for split in ("train", "test") for i in (0, 2, 4)}
+    # and the same command goes on
+    entrypoint([*arguments, "num_steps=3"])
+    assert [m["step"] for m in batches(run)] == [1, 2, 3]
+
+
+def test_nothing_but_prompts_over_the_context_is_refused(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = gsm8k_files(tmp_path / "data", 1000, 2000)
+    run = tmp_path / "run"
+    error = refused(
+        ["domain=gsm8k", f"data_path={data}", f"model_name={model}", f"log_path={run}"], capsys
+    )
+    assert "2 of 2 train problems have prompts of more than 4095 tokens" in error
+    assert "gsm8k/train/0, gsm8k/train/1; use a model with a longer context" in error
+    assert not run.exists()
 
 
 # ------------------------------------------------------------------------------------------ resume

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from training.domains.base import Domain, Problem, Split
 from training.policy import Policy
 from training.rl import Trajectory, answer_datum, problem_batch
+from training.rl_problems import Chosen
 from training.rl_settings import Settings
 from utils.tables import text_table
 
@@ -72,12 +73,14 @@ def num_evaluations(num_steps: int, eval_every: int) -> int:
 def plan_table(
     settings: Settings,
     domain: Domain,
-    problems: Mapping[Split, Sequence[Problem]],
+    chosen: Mapping[Split, Chosen],
     policy: Policy,
     speeds: Speeds,
 ) -> str:
     """Token counts are upper bounds where only the run can tell: answers may be shorter, fewer of
     them may be trained on, and self-edits that come twice are carried out once."""
+    problems = {split: found.problems for split, found in chosen.items()}
+    num_too_long = sum(len(found.too_long) for found in chosen.values())
     num_steps, groups, size = settings.num_steps, settings.groups_per_batch, settings.group_size
     counted = problem_batch(problems["train"], 0, groups, settings.seed)[:_PROMPTS_COUNTED]
     prompt_lengths = [len(policy.prompt(problem)) for problem in counted]
@@ -107,6 +110,7 @@ def plan_table(
     )
     rows = [
         ("problems", f"{len(problems['train']):,} train, {len(problems['test']):,} held out"),
+        ("left out", f"{num_too_long:,} whose prompts are over the context"),
         ("batches", f"{num_steps:,} of {groups} x {size} answers"),
         ("evaluations", f"{evaluations:,} of {len(problems['test'])} problems"),
         ("answers", f"{num_answers:,} to train on, {num_eval_answers:,} held out"),
@@ -125,8 +129,8 @@ def plan_table(
         ),
         ("estimated time", f"up to about {_duration(seconds)}"),
     ]
-    if not reward_tokens:
-        rows = [row for row in rows if row[0] != "tokens trained for rewards"]
+    empty = {"tokens trained for rewards": not reward_tokens, "left out": not num_too_long}
+    rows = [row for row in rows if not empty.get(row[0])]
     return text_table(("plan", ""), rows, align="ll")
 
 

@@ -29,7 +29,7 @@ from training.domains.arc.self_edit import (
 from training.domains.arc.tasks import Task, load_kaggle, load_tasks
 from training.domains.arc.text import GridFormat
 from training.domains.base import Algorithm, Problem, Reward, Split
-from training.models import load_tokenizer
+from training.models import context_length, load_tokenizer
 from utils.config import raise_problems
 
 logger = logging.getLogger(__name__)
@@ -235,9 +235,10 @@ class ArcConfig:
             max_steps=given_or(self.max_inner_steps, preset.max_steps),
         )
 
-    @property
-    def inner(self) -> InnerSettings:
+    def inner(self, context: int | None = None) -> InnerSettings:
+        """For a model that takes `context` tokens."""
         preset = self.preset
+        longest = given_or(self.max_example_tokens, preset.max_example_tokens)
         return InnerSettings(
             base_model=self.model_name,
             grid_format=given_or(self.grid_format, preset.grid_format),
@@ -255,9 +256,10 @@ class ArcConfig:
             ),
             cap=given_or(self.cap, preset.cap),
             permute_n=self.permute_n,
-            max_example_tokens=given_or(self.max_example_tokens, preset.max_example_tokens),
+            max_example_tokens=longest if context is None else min(longest, context),
             max_answer_tokens=given_or(self.max_answer_tokens, preset.max_answer_tokens),
             seed=self.seed,
+            context=context,
         )
 
 
@@ -267,6 +269,7 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
         "cell_accuracy": outcome.score.cell_accuracy,
         "num_examples": outcome.num_examples,
         "num_steps": outcome.num_steps,
+        "num_unasked": outcome.num_unasked,
         "attempts": [[grid.tolist() for grid in attempts] for attempts in outcome.attempts],
         "answers": outcome.answers,
     }
@@ -282,7 +285,8 @@ class ArcDomain:
         self.max_tokens = config.max_tokens
         self.json_schema: dict[str, Any] | None = json_schema(self.bounds)
         self.loop_defaults = config.preset.loop
-        self.loop = InnerLoop(service, load_tokenizer(config.model_name), config.inner)
+        inner = config.inner(context_length(config.model_name))
+        self.loop = InnerLoop(service, load_tokenizer(config.model_name), inner)
         self._known: dict[str, dict[str, Any]] = {}
 
     def problems(self, split: Split) -> list[Problem]:
@@ -387,4 +391,6 @@ class ArcDomain:
             f"{known['num_examples']} examples, {known['num_steps']} steps, "
             f"{known['cell_accuracy']:.0%} of cells right"
         )
+        if known["num_unasked"]:
+            note += f"; {known['num_unasked']} tests not asked, their prompts are over the context"
         return Reward(value, known["solved"], note)

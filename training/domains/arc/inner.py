@@ -1,5 +1,6 @@
 """The inner loop of ARC self-editing: train an adapter per self-edit, let it answer, score it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from training.domains.arc.grids import Grid
 from training.domains.arc.self_edit import Bounds, SelfEdit, check_steps
 from training.domains.arc.tasks import Task
 from training.domains.arc.voting import Score, score
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +31,15 @@ class InnerSettings(AnswerSettings):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one self-edit led to; `attempts[t]` are the grids answered to test t."""
+    """What one self-edit led to; `attempts[t]` are the grids answered to test t, and
+    `num_unasked` the tests whose prompts are all over the model's context."""
 
     score: Score
     attempts: list[list[Grid]]
     answers: list[str] = field(repr=False, default_factory=list)
     num_examples: int = 0
     num_steps: int = 0
+    num_unasked: int = 0
 
 
 class InnerLoop:
@@ -58,15 +63,15 @@ class InnerLoop:
 
     def job(self, task: Task, edit: SelfEdit) -> AdaptJob:
         """Raises SelfEditError when the edit asks for more steps than the bounds allow."""
-        examples = self.examples(task, edit).tasks
+        datums = self._datums(task, edit)
         check_steps(
-            len(examples),
+            len(datums),
             edit.num_train_epochs,
             self.settings.bounds,
             self.settings.adapt.batch_size,
         )
         return AdaptJob(
-            datums_D=[self._datum(example, edit) for example in examples],
+            datums_D=datums,
             learning_rate=edit.learning_rate,
             num_epochs=edit.num_train_epochs,
             seed=adapter_seed(self.settings.seed, task.id),
@@ -98,10 +103,22 @@ class InnerLoop:
 
     # ------------------------------------------------------------------------------------- private
 
-    def _datum(self, example: Task, edit: SelfEdit) -> Datum:
+    def _datums(self, task: Task, edit: SelfEdit) -> list[Datum]:
+        """Of the examples that fit with their answers: `max_example_tokens` is about prompts."""
         train_on = "all_tokens" if edit.strategy == "train_using_all_tokens" else "last_assistant"
-        conversation = self._answerer.conversation(example)
-        return datum_from_tokens(*render_training(self._tokenizer, conversation, train_on=train_on))
+        conversations = map(self._answerer.conversation, self.examples(task, edit).tasks)
+        datums = [
+            datum_from_tokens(*render_training(self._tokenizer, c, train_on=train_on))
+            for c in conversations
+        ]
+        context = self.settings.context
+        kept = [d for d in datums if context is None or d.model_input.length <= context]
+        if len(kept) < len(datums):
+            logger.warning(
+                "%s: %d of %d training examples are over the context of %d tokens: left out",
+                *(task.id, len(datums) - len(kept), len(datums), context),
+            )
+        return kept
 
     def _outcome(self, task: Task, job: AdaptJob, questions: list[Question]) -> Outcome:
         answers = self._answerer.read(task, questions)
@@ -111,4 +128,5 @@ class InnerLoop:
             answers.texts,
             len(job.datums_D),
             job.num_steps(self.settings.adapt.batch_size),
+            answers.num_unasked,
         )
