@@ -61,7 +61,9 @@ _VERDICTS = {
 
 @chz.chz(typecheck=True)
 class Config:
-    only: list[str] | None = chz.field(default=None, doc="model types; default: all of them")
+    only: list[str] | None = chz.field(
+        default=None, doc="model types and variants (falcon/alibi); default: all"
+    )
     processes: int = chz.field(default=2, doc="architectures tried at once, one thread each")
     seconds: float = chz.field(default=120.0, doc="time limit for one architecture")
     docs_file: Path | None = chz.field(

@@ -213,17 +213,62 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
+# What published models of a family have and its default has not, as "model type/what it is".
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0],
+    "original_max_position_embeddings": 36,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cohere/query and key norms": {"use_qk_norm": True},
+    "doge/experts": {"is_moe": True},
+    "falcon/alibi": {"alibi": True},
+    "falcon/new decoder": {"new_decoder_architecture": True},
+    "gemma3_text/bidirectional": {"use_bidirectional_attention": True},
+    "gemma4_text/experts": {
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+    },
+    "gpt2/scaled by layer": {"scale_attn_by_inverse_layer_idx": True},
+    "granitemoehybrid/rotary": {"layer_types": _LINEAR_AND_FULL, "position_embedding_type": "rope"},
+    "llama/biases": {"attention_bias": True, "mlp_bias": True},
+    "llama/longrope": {"rope_parameters": _LONGROPE},
+    "olmo/clipped": {"clip_qkv": 1.0},
+    "opt/350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 32},
+    "phi3/longrope": {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 36},
+    "qwen2/sliding": {
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": _SLIDING_AND_FULL,
+    },
+    "smollm3/without positions": {"no_rope_layers": [1, 0]},
+    "stablelm/parallel": {"use_parallel_residual": True, "qk_layernorm": True},
+    "zamba2/adapters": {
+        **OVERRIDES["zamba2"],
+        "use_shared_attention_adapter": True,
+        "adapter_rank": 8,
+        "use_mem_rope": True,
+    },
+}
+
+
 def architectures() -> list[str]:
-    """The model types that AutoModelForCausalLM opens."""
+    """The model types that AutoModelForCausalLM opens, and the variants."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return sorted([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS])
 
 
-def tiny_config(model_type: str) -> Any:
+def tiny_config(architecture: str) -> Any:
     from transformers import CONFIG_MAPPING
 
-    return _shrunk(CONFIG_MAPPING[model_type], OVERRIDES.get(model_type, {}))
+    model_type = architecture.partition("/")[0]
+    changes = {**OVERRIDES, **VARIANTS}.get(architecture, {})
+    return _shrunk(CONFIG_MAPPING[model_type], changes)
 
 
 def _shrunk(kind: Any, overrides: dict[str, Any]) -> Any:
@@ -265,13 +310,13 @@ def _layers(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def save_tiny_architecture(folder: Path, model_type: str, seed: int = 0) -> str:
+def save_tiny_architecture(folder: Path, architecture: str, seed: int = 0) -> str:
     """Writes a model with random weights; `folder` as text."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(
-        tiny_config(model_type), dtype=torch.float32, attn_implementation="eager"
+        tiny_config(architecture), dtype=torch.float32, attn_implementation="eager"
     )
     model.eval()
     generator = torch.Generator().manual_seed(seed)

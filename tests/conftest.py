@@ -1,5 +1,7 @@
 """Fixtures shared by the engine's tests; nothing heavy is imported before one is used."""
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return made[family, seed]
 
     return make
+
+
+@pytest.fixture
+def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """load_benchmark(name) -> the module; a benchmark imports its neighbours as a script does."""
+    # at the end: names of the benchmarks must not hide anything else
+    folder = str(Path(__file__).parent.parent / "benchmarks")
+    monkeypatch.setattr("sys.path", [*sys.path, folder])
+    return importlib.import_module
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Every benchmark in its quick size on a tiny random model, in this process."""
 
-import importlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +10,17 @@ from bbh_world import save_bbh_model
 
 from utils.files import read_jsonl
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """load(name) -> the module; a benchmark imports its neighbours as a script does."""
-    # at the end: names of the benchmarks must not hide anything else
-    monkeypatch.setattr("sys.path", [*sys.path, str(BENCHMARKS)])
-    return importlib.import_module
-
-
-@pytest.fixture
-def run(load: Any, tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def run(
+    load_benchmark: Any, tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Any:
     """run(name, *arguments) -> the printed table and the rows of the results file."""
 
     def run_one(name: str, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
         shared = ["quick=true", "device=cpu", "threads=1", f"model={tiny_model('llama_tied')}"]
         argv = [*shared, f"results_dir={tmp_path}", *arguments]
-        chz.nested_entrypoint(load(name).main, argv=argv)
+        chz.nested_entrypoint(load_benchmark(name).main, argv=argv)
         return capsys.readouterr().out, read_jsonl(tmp_path / f"{name}.jsonl")
 
     return run_one
@@ -60,17 +50,17 @@ def test_training_speed(run: Any) -> None:
 
 
 @pytest.mark.parametrize("contender", ["engine", "HF + PEFT", "HF + PEFT, few logits"])
-def test_training_memory(load: Any, tiny_model: Any, contender: str) -> None:
-    module = load("training_speed")
+def test_training_memory(load_benchmark: Any, tiny_model: Any, contender: str) -> None:
+    module = load_benchmark("training_speed")
     options = {"model": tiny_model("llama_tied"), "device": "cpu", "threads": 1, "quick": True}
     found = module.peak_memory(module.Config(**options, **module.QUICK), contender)
     assert 0 < found["loaded MiB"] <= found["peak MiB"]
 
 
 def test_training_speed_notices_other_work(
-    run: Any, load: Any, monkeypatch: pytest.MonkeyPatch
+    run: Any, load_benchmark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = load("training_speed")
+    module = load_benchmark("training_speed")
     real = module.engine_step
     monkeypatch.setattr(module, "engine_step", lambda c, batch: real(c, batch) + 0.01)
     with pytest.raises(SystemExit, match="losses differ by"):
@@ -105,15 +95,15 @@ def test_adapters(run: Any) -> None:
     assert "Losses together and one by one" in table
 
 
-def test_adapters_of_chosen_layers(run: Any, load: Any) -> None:
+def test_adapters_of_chosen_layers(run: Any, load_benchmark: Any) -> None:
     config = chz.entrypoint(
-        load("adapters").Config, argv=["num_adapters=180", "target_modules=q_proj,v_proj"]
+        load_benchmark("adapters").Config, argv=["num_adapters=180", "target_modules=q_proj,v_proj"]
     )
     assert (config.num_adapters, config.target_modules) == ([180], ["q_proj", "v_proj"])
 
 
-def test_race_takes_turns_and_leaves_out_the_warmup(load: Any) -> None:
-    common = load("common")
+def test_race_takes_turns_and_leaves_out_the_warmup(load_benchmark: Any) -> None:
+    common = load_benchmark("common")
     calls: list[tuple[str, int]] = []
     contenders = {name: lambda r, n=name: calls.append((n, r)) for name in "ab"}
     seconds = common.race(contenders, common.Settings(repeats=2, warmup=1, device="cpu"), "race")
@@ -121,8 +111,10 @@ def test_race_takes_turns_and_leaves_out_the_warmup(load: Any) -> None:
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
 
 
-def test_report_ratios(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = load("common")
+def test_report_ratios(
+    load_benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = load_benchmark("common")
     config = common.Settings(results_dir=tmp_path, device="cpu")
     report = common.Report("made_up", config)
     engine = [1.0, 2.0, 4.0]
@@ -139,8 +131,10 @@ def test_report_ratios(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "a note" in out and "seconds" not in out
 
 
-def test_quick_runs_leave_the_results_alone(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    common = load("common")
+def test_quick_runs_leave_the_results_alone(
+    load_benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = load_benchmark("common")
     monkeypatch.setattr(common, "append_jsonl", lambda *_: pytest.fail("written"))
     report = common.Report("made_up", common.Settings(quick=True, device="cpu"))
     report.add("case", "engine", seconds=[1.0])
@@ -148,8 +142,8 @@ def test_quick_runs_leave_the_results_alone(load: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="only Linux resets it")
-def test_peak_memory_forgets_what_was_before(load: Any) -> None:
-    memory = load("common").PeakMemory("cpu")
+def test_peak_memory_forgets_what_was_before(load_benchmark: Any) -> None:
+    memory = load_benchmark("common").PeakMemory("cpu")
     size = 64 * 2**20
     held = bytearray(os.urandom(1) * size)
     memory.reset()
@@ -163,9 +157,9 @@ def test_peak_memory_forgets_what_was_before(load: Any) -> None:
     assert memory.mib() - without > 50
 
 
-def test_settings_refuse_no_warmup(load: Any) -> None:
+def test_settings_refuse_no_warmup(load_benchmark: Any) -> None:
     with pytest.raises(ValueError, match="warmup=0"):
-        load("common").Settings(warmup=0)
+        load_benchmark("common").Settings(warmup=0)
 
 
 def test_bbh_adapters(run: Any, tmp_path: Path) -> None:
@@ -200,7 +194,9 @@ def test_mup_transfer(run: Any, tmp_path: Path) -> None:
     assert (tmp_path / "mup_transfer.png").stat().st_size > 10_000
 
 
-def test_architectures(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_architectures(
+    load_benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One that is right, and one that cannot be built, since it is not a language model."""
     argv = [
         'only=["llama","gemma4_assistant"]',
@@ -208,7 +204,7 @@ def test_architectures(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[
         f"docs_file={tmp_path / 'page.md'}",
         f"results_dir={tmp_path}",
     ]
-    chz.nested_entrypoint(load("architectures").main, argv=argv)
+    chz.nested_entrypoint(load_benchmark("architectures").main, argv=argv)
     right, not_built = read_jsonl(tmp_path / "architectures.jsonl")
     assert right["verdict"] == "right" and right["peft"] == ""
     assert right["differences"].keys() == {
@@ -227,4 +223,4 @@ def test_architectures(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[
     page = (tmp_path / "page.md").read_text()
     assert "Of 2 architectures: 1 right, 1 not built." in page and "## Right (1)" in page
     with pytest.raises(ValueError, match="only=\\['lama'\\]: allowed are afmoe, "):
-        load("architectures").Config(only=["lama"])
+        load_benchmark("architectures").Config(only=["lama"])
