@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from training.local.decoder import HEAD, Decoder
 from training.local.dropout import Dropout
 from training.local.linear import LoraSlice, LowRank, LowRankGroup, LowRankPart
-from utils.json_files import read_json_object
+from training.local.peft_config import read_peft_config
 
 DEFAULT_ALPHA = 32.0
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -264,18 +264,7 @@ def read_peft_folder(
     for file in (config_file, weights_file):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; an adapter folder has {file.name}")
-    config = read_json_object(config_file)
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{config_file}: peft_type={config.get('peft_type')!r}; LORA is needed")
-    for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias"):
-        if config.get(key):
-            raise ValueError(f"{config_file}: {key}={config[key]!r} is not supported")
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    if config.get("use_rslora"):
-        alpha *= math.sqrt(rank)
-    dropout = float(config.get("lora_dropout") or 0.0)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{config_file}: lora_dropout={dropout}: 0 <= lora_dropout < 1 is needed")
+    rank, alpha, dropout = read_peft_config(config_file)
     tensors = load_file(weights_file)
     by_name = {_peft_prefix(path, decoder): path for path in decoder.layers}
     # PEFT adds a copy of the base head to the folder when an adapter targets the head

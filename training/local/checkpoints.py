@@ -34,7 +34,8 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 @dataclass(frozen=True)
 class State:
-    """What a folder says about itself; `base_model` and `fingerprint` are None for foreign ones.
+    """What a folder says about itself; `fingerprint` is None for foreign ones, `base_model` for
+    those that name none, and `revision` is what foreign ones say of their base model's.
 
     `seed` is 0 where the folder has none: dropout after loading must not be left to chance.
     """
@@ -42,6 +43,7 @@ class State:
     folder: Path
     base_model: str | None
     fingerprint: str | None
+    revision: str | None = None
     seed: int = 0
 
 
@@ -55,9 +57,10 @@ def read_state(path: str | Path) -> State:
     state_file = folder / STATE_FILE
     if not state_file.is_file():
         peft = read_json_object(folder / PEFT_CONFIG)
-        return State(folder, peft.get("base_model_name_or_path"), None)
+        return State(folder, peft.get("base_model_name_or_path"), None, peft.get("revision"))
     state = read_json_object(state_file)
-    return State(folder, state["base_model"], state["fingerprint"], state.get("seed") or 0)
+    seed = state.get("seed") or 0
+    return State(folder, state["base_model"], state["fingerprint"], seed=seed)
 
 
 def save_adapter(

@@ -489,6 +489,11 @@ def _base_of(state: State, base_model: str | None) -> str:
     name = base_model or state.base_model
     if name is None:
         raise ValueError(f"{state.folder} does not name its base model; pass base_model")
+    if base_model is None and state.revision not in (None, "main"):
+        raise ValueError(
+            f"{state.folder}: its base model is {name!r} at revision={state.revision!r}; download "
+            "that revision and pass its folder as base_model"
+        )
     return name
 
 
