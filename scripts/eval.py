@@ -145,6 +145,7 @@ def write_results(config: Config, plan: Plan, outcome: Outcome, summary: Summary
                 "model": role.model,
                 "base_url": role.base_url,
                 "temperature": role.temperature,
+                "not_sent": outcome.ledger.not_sent.get(role.name, []),
             }
             for role in plan.judges
         ],

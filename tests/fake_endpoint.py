@@ -1,4 +1,5 @@
-"""A scripted server on the loopback that answers /v1/chat/completions as badly as real ones do.
+"""A scripted server on the loopback that answers /v1/chat/completions as badly as real ones do, and
+/v1/models as OpenRouter does where it is told which parameters its models support.
 
 with FakeEndpoint(in_order("http_500", "ok")) as server:
     ... Role("judge", "fake", base_url=server.base_url) ...
@@ -13,7 +14,7 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -61,11 +62,19 @@ def by_prompt(rows: Mapping[str, list[str]]) -> Script:
     return play
 
 
+# what a request says besides its parameters
+NOT_PARAMETERS = {"model", "messages", "provider", "plugins"}
+
+
 class FakeEndpoint:
     """Plays `script(number, body)` for each request; `delay` seconds lie before every answer.
 
     `cost` in dollars is reported with each whole answer that has usage, and summed in `charged`.
-    `text` replaces the content of the row "ok".
+    `text` replaces the content of the row "ok". `models` are the supported_parameters by model that
+    GET /v1/models tells; without them there is no such page. A request that asks for
+    provider.require_parameters and has others gets "http_404", as from OpenRouter. `listing` are
+    other answers to GET /v1/models, status and body, one after another, and `refusal`
+    is the body of the row "http_400_body".
     """
 
     def __init__(
@@ -76,12 +85,19 @@ class FakeEndpoint:
         cost: float | None = 0.001,
         text: Callable[[Mapping[str, Any]], str] | None = None,
         retry_after: str = "0.05",
+        models: Mapping[str, list[str]] | None = None,
+        listing: Sequence[tuple[int, Any]] = (),
+        refusal: Any = None,
     ) -> None:
         self.script = script
         self.delay = delay
         self.cost = cost
         self.text = text
         self.retry_after = retry_after
+        self.models = models
+        self.listing = list(listing) or [_models_page(models)]
+        self.refusal = refusal
+        self.times_listed = 0
         self.requests: list[Recorded] = []
         self.charged = 0.0
         self.charged_tokens = 0
@@ -122,12 +138,24 @@ class FakeEndpoint:
     def record(self, path: str, authorization: str, body: dict[str, Any]) -> Recorded:
         with self._lock:
             number = len(self.requests)
-            row = self.script(number, body)
+            row = "http_404" if self.excludes(body) else self.script(number, body)
             request = Recorded(number, time.monotonic(), path, authorization, body, row)
             self.requests.append(request)
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
             return request
+
+    def excludes(self, body: Mapping[str, Any]) -> bool:
+        """Whether no provider qualifies, since parameters are required that none supports."""
+        supported = (self.models or {}).get(body["model"])
+        if supported is None or not body.get("provider", {}).get("require_parameters"):
+            return False
+        return bool(set(body) - NOT_PARAMETERS - set(supported))
+
+    def list_models(self) -> tuple[int, Any]:
+        with self._lock:
+            self.times_listed += 1
+            return self.listing[min(self.times_listed, len(self.listing)) - 1]
 
     def leave(self) -> None:
         with self._lock:
@@ -139,6 +167,13 @@ class FakeEndpoint:
             with self._lock:
                 self.charged += usage.get("cost", 0.0)
                 self.charged_tokens += usage["completion_tokens"]
+
+
+def _models_page(models: Mapping[str, list[str]] | None) -> tuple[int, Any]:
+    if models is None:
+        return 404, {"error": {"code": 404, "message": "Not Found"}}
+    data = [{"id": name, "supported_parameters": own} for name, own in models.items()]
+    return 200, {"data": data}
 
 
 class _Server(ThreadingHTTPServer):
@@ -156,6 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = LIMIT_S
     # headers and body are two writes, which Nagle's algorithm would keep 40 ms apart
     disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        self.answer(*self.fake.list_models())
 
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
@@ -328,6 +366,11 @@ def _drip(handler: _Handler, request: Recorded) -> None:
     handler.close_connection = True
 
 
+_PARTS = [
+    {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+    {"type": "text", "text": json.dumps(GOOD)[:9]},
+    {"type": "text", "text": json.dumps(GOOD)[9:]},
+]
 _Row = Callable[[_Handler, Recorded], None]
 _ROWS: dict[str, _Row] = {
     "ok": _ok,
@@ -345,11 +388,13 @@ _ROWS: dict[str, _Row] = {
     "not_an_object": lambda handler, request: handler.answer(200, ["what"]),
     "null": lambda handler, request: handler.answer(200, None),
     "no_message": lambda handler, request: handler.answer(200, {"id": "x", "choices": [{}]}),
-    "parts": _content("x", message={"content": [{"type": "text", "text": "x"}]}),
+    "parts": _content("", message={"content": _PARTS}),
+    "parts_image": _content("", message={"content": [*_PARTS, {"type": "image_url"}]}),
     "choice_error": _choice_error,
     "finish_error": _content("", "error"),
     "length": _content('{"rationale": "plain and lo', "length"),
     "length_empty": _content(None, "length"),
+    "prose": _content(f"My verdict is {json.dumps(GOOD)}"),
     "fenced": _content(f"Sure!\n```json\n{json.dumps(GOOD)}\n```"),
     "nan": _content('{"rationale": "plain", "score": NaN}'),
     "half_surrogate": _content('{"rationale": "\\ud83d", "score": 7}'),
@@ -368,6 +413,7 @@ _ROWS: dict[str, _Row] = {
     "http_400": _status(400),
     "http_400_long": _status(400, message="This model's maximum context length is 10 tokens."),
     "http_400_filter": _status(400, metadata={"error_type": "content_policy_violation"}),
+    "http_400_body": lambda handler, request: handler.answer(400, handler.fake.refusal),
     "http_401": _echo_key(401),
     "http_402": _status(402),
     "http_403": _status(403),
@@ -378,6 +424,9 @@ _ROWS: dict[str, _Row] = {
         availability={"excluded_by": ["require_parameters"]},
     ),
     "http_408": _status(408),
+    "http_422": lambda handler, request: handler.answer(
+        422, {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}
+    ),
     "http_429": _paused(429),
     "http_429_bare": _status(429),
     "http_429_1": _paused(429, "1"),

@@ -258,7 +258,7 @@ def test_every_failure_is_named_and_none_is_a_zero(capsys: pytest.CaptureFixture
     """429 storms, 500s, stalls, resets, half bodies and wrong answers, at random."""
     bad = [
         *("http_429", "error_200_rate", "http_500", "http_503", "stall", "half_body", "half_json"),
-        *("reset", "html", "extra_key", "out_of_range", "fenced", "refusal", "content_empty"),
+        *("reset", "html", "extra_key", "out_of_range", "prose", "refusal", "content_empty"),
         *("length", "length_empty", "content_filter", "choice_error", "half_surrogate"),
     ]
     storm = range(40, 60)

@@ -389,7 +389,7 @@ def test_failures_at_random_are_named(capsys: pytest.CaptureFixture[str]) -> Non
     """429 storms, 500s, stalls, resets, half bodies and wrong answers."""
     bad = [
         *("http_429", "error_200_rate", "http_500", "http_503", "stall", "half_body", "half_json"),
-        *("reset", "html", "extra_key", "out_of_range", "fenced", "refusal", "content_empty"),
+        *("reset", "html", "extra_key", "out_of_range", "prose", "refusal", "content_empty"),
         *("length", "length_empty", "content_filter", "choice_error", "half_surrogate"),
     ]
     seen: Counter[str] = Counter()

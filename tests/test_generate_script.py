@@ -380,7 +380,7 @@ def test_a_budget_stops_and_can_be_raised(capsys: pytest.CaptureFixture[str]) ->
 def test_failures_mixed_at_random(capsys: pytest.CaptureFixture[str]) -> None:
     """Some calls fail once, some for ever; the rest is written, and each failure is named."""
     passing = ["http_429", "http_500", "half_body", "stall", "half_json", "reset", "html"]
-    lasting = ["http_403_flagged", "out_of_range", "refusal", "http_400_long", "fenced"]
+    lasting = ["http_403_flagged", "out_of_range", "refusal", "http_400_long", "prose"]
     seen: dict[str, Counter[str]] = {"examples": Counter(), "verify": Counter()}
     doomed: Counter[str] = Counter()
 

@@ -28,7 +28,7 @@ from utils.llm import LLMClient, stage
 from utils.llm_api import Kind, LLMError, Reply, Request, Role, Usage
 from utils.llm_batch import gather_counted
 from utils.llm_cache import ResponseCache, cache_key
-from utils.llm_openai import OpenAIEndpoint, create_arguments
+from utils.llm_openai import OpenAIEndpoint
 from utils.llm_retry import Lane, RetryPolicy
 from utils.schemas import strict_schema, without_bounds
 from utils.tables import text_table
@@ -133,12 +133,14 @@ ALONE: list[tuple[str, Kind | None, int]] = [
     ("not_an_object", "server", 3),
     ("null", "server", 3),
     ("no_message", "server", 3),
-    ("parts", "server", 3),
+    ("parts", None, 1),
+    ("parts_image", "server", 3),
     ("choice_error", "server", 3),
     ("finish_error", "server", 3),
     ("length", "truncated", 2),
     ("length_empty", "truncated", 2),
-    ("fenced", "invalid_json", 3),
+    ("prose", "invalid_json", 3),
+    ("fenced", None, 1),
     ("nan", "invalid_json", 3),
     ("half_surrogate", "invalid_json", 3),
     ("half_surrogate_text", "invalid_json", 3),
@@ -151,6 +153,7 @@ ALONE: list[tuple[str, Kind | None, int]] = [
     ("extra_key", "invalid_schema", 3),
     ("html", "server", 3),
     ("http_400", "bad_request", 1),
+    ("http_400_body", "bad_request", 1),
     ("http_400_long", "too_long", 1),
     ("http_400_filter", "content_filter", 1),
     ("http_401", "auth", 1),
@@ -159,6 +162,7 @@ ALONE: list[tuple[str, Kind | None, int]] = [
     ("http_403_flagged", "content_filter", 1),
     ("http_404", "not_found", 1),
     ("http_408", "timeout", 3),
+    ("http_422", "bad_request", 1),
     ("http_429", "rate", 2),
     ("http_429_bare", "rate", 2),
     ("http_429_1", "rate", 2),
@@ -246,6 +250,8 @@ def test_errors_say_what_to_do():
         ("out_of_range", "score: Input should be less than or equal to 10"),
         ("extra_key", "also: Extra inputs are not permitted"),
         ("refusal", "I cannot help with that."),
+        ("http_422", "HTTP 422: body.seed: Extra inputs are not permitted"),
+        ("html", "Welcome"),
         ("length", "5 tokens"),
         ("choice_error", "the provider hung up"),
     ]:
@@ -275,7 +281,7 @@ def test_a_reask_shows_the_answer_and_what_was_wrong_with_it():
         async with client_at(server, seed=3) as client:
             await client.structured("judge", ask("x"), Verdict)
 
-    with FakeEndpoint(in_order("out_of_range", "fenced", "ok")) as server:
+    with FakeEndpoint(in_order("out_of_range", "prose", "ok")) as server:
         run(main(server))
     first, second, third = [request.body for request in server.requests]
     assert first["messages"] == ask("x")
@@ -286,7 +292,7 @@ def test_a_reask_shows_the_answer_and_what_was_wrong_with_it():
     }
     assert "less than or equal to 10" in second["messages"][3]["content"]
     # the last answer only: re-asks do not pile up
-    assert len(third["messages"]) == 4 and "```" in third["messages"][2]["content"]
+    assert len(third["messages"]) == 4 and "My verdict" in third["messages"][2]["content"]
     assert len({body["seed"] for body in (first, second, third)}) == 3
 
 
@@ -361,23 +367,6 @@ def test_the_body_of_a_request(monkeypatch: pytest.MonkeyPatch):
     }
     assert free.body["max_completion_tokens"] == 1024 and "response_format" not in free.body
     assert structured.authorization == "Bearer none"
-
-
-def test_openrouter_has_to_support_what_it_is_asked_for():
-    role = Role("judge", "m", "https://openrouter.ai/api/v1", extra_body={"provider": {"sort": 1}})
-    request = Request(ask("x"), strict_schema(Verdict), 0, 10, None, None)
-    arguments = create_arguments(role, request)
-    assert arguments["extra_body"] == {"provider": {"sort": 1, "require_parameters": True}}
-    assert role.extra_body == {"provider": {"sort": 1}}
-    schema = arguments["response_format"]["json_schema"]["schema"]
-    assert schema == without_bounds(strict_schema(Verdict))
-    kept = create_arguments(dataclasses.replace(role, schema_bounds=True), request)
-    assert kept["response_format"]["json_schema"]["schema"] == strict_schema(Verdict)
-    free = create_arguments(role, dataclasses.replace(request, json_schema=None))
-    assert free["extra_body"] == {"provider": {"sort": 1}}
-    elsewhere = dataclasses.replace(role, base_url="https://notopenrouter.ai/v1")
-    assert create_arguments(elsewhere, request)["extra_body"] == {"provider": {"sort": 1}}
-    assert not {"temperature", "seed", "usage"} & set(arguments)
 
 
 def test_where_a_reply_came_from():
@@ -637,7 +626,7 @@ def test_retries_and_reasks_are_calls_that_the_budget_stops():
             assert isinstance(error, LLMError) and error.kind == "budget"
             return client
 
-    with FakeEndpoint(in_order("fenced"), cost=0.3) as server:
+    with FakeEndpoint(in_order("prose"), cost=0.3) as server:
         client = run(main(server))
         assert len(server.requests) == 2 and client.ledger.cost_usd == pytest.approx(0.6)
 
@@ -888,10 +877,10 @@ def test_errors_are_not_cached_and_a_good_answer_after_them_is(tmp_path: Path):
         async with client_at(server, cache_path=cache) as client:
             return [await outcome(client.structured("judge", ask("x"), Verdict)) for _ in range(3)]
 
-    with FakeEndpoint(in_order("refusal", "fenced", "ok")) as server:
+    with FakeEndpoint(in_order("refusal", "prose", "ok")) as server:
         first, second, third = run(main(server))
         assert isinstance(first, LLMError) and second == third == Verdict.model_validate(GOOD)
-        assert server.rows == ["refusal", "fenced", "ok"]
+        assert server.rows == ["refusal", "prose", "ok"]
         assert run(main(server)) == [second] * 3
         assert len(server.requests) == 3
 
@@ -1102,14 +1091,16 @@ def test_all_that_is_wrong_with_roles_is_said_together(monkeypatch: pytest.Monke
         temperature=3.0,
         max_tokens=0,
         timeout=float("inf"),
-        extra_body={"stream": True, "x": object(), "provider": {"require_parameters": False}},
+        extra_body={"stream": True, "x": object(), "seed": 1},
         seed=-1,
         max_concurrency=0,
+        leave_out=("seed", "top_p"),
     )
     problems = "\n".join(bad.check())
     for name in (
         *("model=''", "base_url='ftp://x'", "max_tokens_field='tokens'", "temperature=3.0"),
-        *("max_tokens=0", "timeout=inf", "sets 'stream'", "is no JSON", "require_parameters=False"),
+        *("max_tokens=0", "timeout=inf", "sets 'stream'", "is no JSON"),
+        *("sets 'seed'", "leave_out names ['top_p']", "seed=-1 is set, and leave_out names it"),
         *("seed=-1", "max_concurrency=0"),
     ):
         assert f"judge.{name}" in problems or name in problems, name
@@ -1145,7 +1136,7 @@ def test_the_ledger_as_tables_and_yaml():
                 await outcome(client.structured("judge", ask(f"item {i}"), Verdict))
             return client
 
-    plan = {f"item {i}": ["fenced"] for i in range(4)}
+    plan = {f"item {i}": ["prose"] for i in range(4)}
     plan["item 4"] = ["refusal"]
     with FakeEndpoint(by_prompt(plan)) as server:
         ledger = run(main(server)).ledger

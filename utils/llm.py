@@ -175,7 +175,7 @@ class LLMClient:
         while True:
             reply = self._cached(key, good)
             if reply is not None:
-                self.ledger.cached(_stage.get(), role)
+                self.ledger.cached(_stage.get(), role, reply)
                 return reply
             pending = self._pending.get(share)
             if pending is None:
@@ -266,7 +266,7 @@ class LLMClient:
         return reply
 
     def _book(self, lane: Lane, reply: Reply) -> None:
-        self.ledger.replied(_stage.get(), lane.role.name, reply.usage)
+        self.ledger.replied(_stage.get(), lane.role.name, reply)
         if reply.usage is not None and (batch := current_batch.get()) is not None:
             batch.bar.add(tokens=reply.usage.completion_tokens)
         costless = reply.usage is None or reply.usage.cost_usd is None

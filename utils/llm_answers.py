@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import NoReturn, TypeVar
+import re
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +15,8 @@ M = TypeVar("M", bound=BaseModel)
 
 SHOWN_PROBLEMS = 5
 SHOWN_TEXT = 120
+FENCE = "```"
+LANGUAGE = re.compile(r"^[\w-]*")
 
 
 def require_text(reply: Reply, role: str, *, allow_truncated: bool = False) -> str:
@@ -36,12 +40,13 @@ def require_text(reply: Reply, role: str, *, allow_truncated: bool = False) -> s
 
 
 def require_model(reply: Reply, role: str, model: type[M]) -> M:
-    """The answer as a `model`, or an LLMError; its detail tells the writer what to mend."""
+    """The answer as a `model`, or an LLMError; its detail tells the writer what to mend.
+
+    The text is JSON, or has it after one think block, in one fence that ends it, or both.
+    """
     text = require_text(reply, role)
     try:
-        value = json.loads(text, parse_constant=_no_constant)
-        # half of a surrogate pair can be written as \ud83d but never be sent or stored again
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        value = _json_in(text)
     except (ValueError, RecursionError) as error:
         detail = f"not JSON ({error}): {_shown(text)}"
         raise LLMError("invalid_json", role, detail, reply=reply) from None
@@ -50,6 +55,41 @@ def require_model(reply: Reply, role: str, model: type[M]) -> M:
     except ValidationError as error:
         detail = _problems_of(error)
         raise LLMError("invalid_schema", role, detail, reply=reply) from None
+
+
+def _json_in(text: str) -> Any:
+    """Raises the ValueError or RecursionError of reading the barest form of `text`, where no form
+    of it is JSON."""
+    answer = _after_thought(text)
+    *wrapped, barest = dict.fromkeys([text, _in_fence(text), answer, _in_fence(answer)])
+    for form in wrapped:
+        with contextlib.suppress(ValueError, RecursionError):
+            return _strict_json(form)
+    return _strict_json(barest)
+
+
+def _strict_json(text: str) -> Any:
+    value = json.loads(text, parse_constant=_no_constant)
+    # half of a surrogate pair can be written as \ud83d but never be sent or stored again
+    json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _after_thought(text: str) -> str:
+    """`text` without the think block that it begins with. Some templates open that in the prompt,
+    so that only its end is in the answer."""
+    thought, closed, rest = text.partition("</think>")
+    leads = "<think>" not in thought or thought.lstrip().startswith("<think>")
+    return rest if closed and leads else text
+
+
+def _in_fence(text: str) -> str:
+    """What stands in the fence that `text` ends with."""
+    _, opened, fenced = text.partition(FENCE)
+    fenced = fenced.rstrip()
+    if opened and fenced.endswith(FENCE):
+        return LANGUAGE.sub("", fenced.removesuffix(FENCE), count=1)
+    return text
 
 
 def _problems_of(error: ValidationError) -> str:

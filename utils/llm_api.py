@@ -33,6 +33,9 @@ Kind = Literal[
 
 MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 HOSTS_THAT_WANT_KEYS = ("openrouter.ai", "api.openai.com")
+REQUIRE_PARAMETERS = "require_parameters"
+# what a role need not send
+OPTIONAL = ("seed", "temperature", REQUIRE_PARAMETERS)
 # what a request says itself, what would change the shape of the answer, and what providers ignore
 NOT_IN_EXTRA_BODY = (
     *("model", "messages", "response_format", "temperature", "seed", *MAX_TOKENS_FIELDS),
@@ -49,6 +52,8 @@ class Role:
     seed is derived from. `schema_bounds` says whether an endpoint is sent the bounds of a schema or
     reads them in descriptions; None sends them except to OpenRouter, some of whose providers answer
     400 to them. They are checked here in any case. `max_concurrency` overrides the client's.
+    `leave_out` names what is never sent: the seed or the temperature, so that the server's own
+    counts, or OpenRouter's provider.require_parameters, which structured calls have otherwise.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Role:
     seed: int | None = None
     schema_bounds: bool | None = None
     max_concurrency: int | None = None
+    leave_out: Sequence[str] = ()
 
     @property
     def host(self) -> str | None:
@@ -106,30 +112,47 @@ class Role:
             "max_concurrency",
             "must be at least 1, or None for the client's",
         )
-        problems += self._extra_body_problems()
+        problems += self._leave_out_problems() + self._extra_body_problems()
         if self.base_url is not None:
             url_problems = self._url_problems(self.base_url)
-            problems += url_problems or self._key_problems()
+            problems += url_problems or self._key_problems() + self._provider_problems()
+        return problems
+
+    def _leave_out_problems(self) -> list[str]:
+        problems = []
+        unknown = [name for name in self.leave_out if name not in OPTIONAL]
+        if unknown:
+            problems.append(
+                f"{self.name}.leave_out names {unknown}; allowed are {', '.join(OPTIONAL)}"
+            )
+        for name in ("seed", "temperature"):
+            if name in self.leave_out and getattr(self, name) is not None:
+                problems.append(
+                    f"{self.name}.{name}={getattr(self, name)!r} is set, and leave_out names it; "
+                    "take one of them out"
+                )
         return problems
 
     def _extra_body_problems(self) -> list[str]:
-        problems = [
-            f"{self.name}.extra_body sets {name!r}, which is not its place; take it out"
-            for name in NOT_IN_EXTRA_BODY
-            if name in self.extra_body
-        ]
-        provider = self.extra_body.get("provider", {})
-        if isinstance(provider, Mapping) and provider.get("require_parameters", True) is not True:
-            problems.append(
-                f"{self.name}.extra_body.provider.require_parameters="
-                f"{provider['require_parameters']!r}: providers without structured output would "
-                "answer in plain text; take it out"
-            )
+        problems = []
+        for name in NOT_IN_EXTRA_BODY:
+            if name in self.extra_body:
+                advice = f'; leave_out=["{name}"] keeps it unsent' if name in OPTIONAL else ""
+                problems.append(
+                    f"{self.name}.extra_body sets {name!r}, which is not its place; take it out"
+                    f"{advice}"
+                )
         try:
             json.dumps(self.extra_body, allow_nan=False)
         except (TypeError, ValueError) as error:
             problems.append(f"{self.name}.extra_body is no JSON: {error}")
         return problems
+
+    def _provider_problems(self) -> list[str]:
+        provider = self.extra_body.get("provider", {})
+        if not self.is_openrouter or isinstance(provider, Mapping):
+            return []
+        return [f"{self.name}.extra_body.provider={provider!r}: must be a mapping"]
 
     def _url_problems(self, base_url: str) -> list[str]:
         wanted = "must look like https://host[:port]/v1"
@@ -193,7 +216,8 @@ class Usage:
 @dataclass(frozen=True)
 class Reply:
     """What came back. `finish_reason` is stop, length, content_filter, error, or what the provider
-    says; `model` is the one that answered, which need not be the one asked for."""
+    says; `model` is the one that answered, which need not be the one asked for. `not_sent` are the
+    parameters of the request that the endpoint left out since the model does not take them."""
 
     text: str
     finish_reason: str | None
@@ -202,6 +226,7 @@ class Reply:
     model: str | None = None
     generation_id: str | None = None
     refusal: str | None = None
+    not_sent: tuple[str, ...] = ()
 
 
 class LLMError(Exception):

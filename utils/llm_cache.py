@@ -67,6 +67,8 @@ def _reply_of(record: dict[str, Any], path: Path) -> Reply:
     try:
         values = dict(record["reply"])
         usage = values.pop("usage")
+        # JSON has no tuples, and older files do not have it
+        values["not_sent"] = tuple(values.get("not_sent", ()))
         return Reply(**values, usage=None if usage is None else Usage(**usage))
     except (KeyError, TypeError, ValueError) as error:
         raise _not_ours(path, record) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from utils.llm_api import Kind, LLMError, Usage
+from utils.llm_api import Kind, LLMError, Reply
 
 EXAMPLES_KEPT = 3
 EXAMPLE_CHARS = 300
@@ -45,6 +45,8 @@ class Ledger:
     def __init__(self) -> None:
         self.spendings: dict[tuple[str, str], Spending] = {}
         self.failures: dict[tuple[str, str, Kind], Failures] = {}
+        # by role, the parameters that some calls went without since the model does not take them
+        self.not_sent: dict[str, list[str]] = {}
 
     @property
     def cost_usd(self) -> float:
@@ -59,11 +61,13 @@ class Ledger:
     def sent(self, stage: str, role: str) -> None:
         self._spending(stage, role).calls += 1
 
-    def cached(self, stage: str, role: str) -> None:
+    def cached(self, stage: str, role: str, reply: Reply) -> None:
         self._spending(stage, role).cached += 1
+        self._went_without(role, reply)
 
-    def replied(self, stage: str, role: str, usage: Usage | None) -> None:
-        spending = self._spending(stage, role)
+    def replied(self, stage: str, role: str, reply: Reply) -> None:
+        self._went_without(role, reply)
+        spending, usage = self._spending(stage, role), reply.usage
         if usage is None:
             spending.replies_without_usage += 1
         else:
@@ -111,6 +115,7 @@ class Ledger:
         """All of it in lists and dicts, for YAML."""
         return {
             "cost_usd": self.cost_usd,
+            "not_sent": self.not_sent,
             "calls": [
                 {"stage": stage, "role": role, **asdict(spending)}
                 for (stage, role), spending in self.spendings.items()
@@ -120,6 +125,11 @@ class Ledger:
                 for (stage, role, kind), failures in self.failures.items()
             ],
         }
+
+    def _went_without(self, role: str, reply: Reply) -> None:
+        if reply.not_sent:
+            known = self.not_sent.get(role, [])
+            self.not_sent[role] = list(dict.fromkeys([*known, *reply.not_sent]))
 
     def _spending(self, stage: str, role: str) -> Spending:
         return self.spendings.setdefault((stage, role), Spending())

@@ -6,13 +6,12 @@ tested in tests/test_llm.py against tests/fake_endpoint.py.
 
 from __future__ import annotations
 
+import asyncio
 import copy
-import email.utils
 import json
 import logging
 import math
 import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +19,20 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from utils.config import raise_problems
-from utils.llm_api import Kind, LLMError, Reply, Request, Role, Usage
+from utils.llm_api import REQUIRE_PARAMETERS, Kind, LLMError, Reply, Request, Role, Usage
+from utils.llm_errors import (
+    error_in,
+    excluded_by,
+    kind_of,
+    retry_after_of,
+    stated_wait,
+    wait_text,
+    words_of,
+)
+from utils.llm_parameters import optional_arguments, supported_parameters
 from utils.schemas import without_bounds
+
+logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -29,47 +40,13 @@ SHOWN_TEXT = 300
 # the client wants one, and servers without keys ignore it
 NO_KEY = "none"
 
-# OpenRouter's error.metadata.error_type, and the error.code or error.type of others, where they say
-# more than the status; https://openrouter.ai/docs/api/reference/errors-and-debugging
-KIND_OF_WORD: dict[str, Kind] = {
-    "authentication": "auth",
-    "invalid_api_key": "auth",
-    "permission_denied": "auth",
-    "payment_required": "payment",
-    "token_limit_exceeded": "payment",
-    "insufficient_quota": "payment",
-    "rate_limit_exceeded": "rate",
-    "provider_overloaded": "server",
-    "provider_unavailable": "server",
-    "server": "server",
-    "unmapped": "server",
-    "timeout": "timeout",
-    "max_tokens_exceeded": "truncated",
-    "context_length_exceeded": "too_long",
-    "string_too_long": "too_long",
-    "payload_too_large": "too_long",
-    "content_policy_violation": "content_filter",
-    "content_filter": "content_filter",
-    "refusal": "refusal",
-    "not_found": "not_found",
-    "model_not_found": "not_found",
-}
-KIND_OF_STATUS: dict[int, Kind] = {
-    401: "auth",
-    402: "payment",
-    403: "auth",
-    404: "not_found",
-    408: "timeout",
-    409: "server",
-    413: "too_long",
-    425: "server",
-    429: "rate",
-    504: "timeout",
-}
-
 
 class OpenAIEndpoint:
     """Calls `role.base_url` over openai.AsyncOpenAI, once per call: retries are the client's.
+
+    Before the first call it asks for the list of models. Where that names the parameters that the
+    role's model takes, the optional ones that are missing there are not sent; the log says so, and
+    each reply which.
 
     Raises a ConfigError for a role that `role.check()` complains of. Used in one event loop. Errors
     and logs never hold the key, even if the server repeats it.
@@ -104,25 +81,57 @@ class OpenAIEndpoint:
         if role.host != "api.openai.com":
             # read from the environment, and nobody else's business
             self._client.organization = self._client.project = None
+        self._listing = asyncio.Lock()
+        self._is_listed = False
+        self._supported: frozenset[str] | None = None
 
     async def complete(self, request: Request) -> Reply:
         """One call; see Endpoint."""
-        arguments = create_arguments(self.role, request)
+        await self._look_up_model()
+        arguments = create_arguments(self.role, request, self._supported)
         try:
             completion = await self._client.chat.completions.create(**arguments)
         except openai.APIError as error:
-            problem = self._error_of(error)
+            problem = self._error_of(error, arguments)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             problem = self._fail("transport", f"the body is not whole JSON: {error}")
         else:
-            return self._reply_of(completion)
+            _, not_sent = optional_arguments(self.role, request, self._supported)
+            return self._reply_of(completion, not_sent)
         # raised here and not above: the library's errors hold the request with its headers
         raise problem
 
     async def close(self) -> None:
         await self._client.close()
 
-    def _reply_of(self, completion: Any) -> Reply:
+    async def _look_up_model(self) -> None:
+        """Ask once which parameters the model takes. Most servers do not tell, and some have no
+        such list; an error that may pass is raised where the next call depends on it."""
+        async with self._listing:
+            if self._is_listed:
+                return
+            listing: Any = None
+            problem: LLMError | None = None
+            try:
+                listing = await self._client.get("/models", cast_to=object)
+            except openai.APIError as error:
+                problem = self._error_of(error)
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+                logger.debug("%s: the list of models is no JSON", self.role.host)
+            passing = ("transport", "timeout", "rate", "server")
+            if problem is not None and problem.kind in passing and self.role.is_openrouter:
+                raise problem
+            self._is_listed = True
+            self._supported = supported_parameters(listing, self.role.model)
+        request = Request([], None, 0, self.role.max_tokens, self.role.temperature, self.role.seed)
+        _, not_sent = optional_arguments(self.role, request, self._supported)
+        if not_sent:
+            logger.info(
+                "%s: %s does not list %s for %s, so it is not sent",
+                *(self.role.name, self.role.host, " and ".join(not_sent), self.role.model),
+            )
+
+    def _reply_of(self, completion: Any, not_sent: tuple[str, ...]) -> Reply:
         if isinstance(completion, str):
             raise self._fail(
                 "server",
@@ -139,39 +148,47 @@ class OpenAIEndpoint:
         choice = choices[0] if choices else None
         message = getattr(choice, "message", None)
         if choice is None or message is None:
-            raise self._fail("server", "an answer without choices", reply=_no_text(completion))
+            said = f": {words_of(extra)}" if extra else ""
+            raise self._fail(
+                "server", f"an answer without choices{said}", reply=_no_text(completion)
+            )
         finish_reason = _text_or_none(getattr(choice, "finish_reason", None))
         error = (choice.model_extra or {}).get("error")
         if finish_reason == "error" and error:
             raise self._body_error(error, completion)
         content = getattr(message, "content", None)
-        refusal = getattr(message, "refusal", None)
-        if content is not None and not isinstance(content, str):
+        text, refusal = _read_content(content)
+        if text is None:
             raise self._fail(
                 "server", f"content that is no text: {content!r}", reply=_no_text(completion)
             )
+        refusal = getattr(message, "refusal", None) or refusal
         return Reply(
-            text=_whole(content or ""),
+            text=_whole(text),
             finish_reason=finish_reason,
             usage=usage,
             provider=_text_or_none(extra.get("provider")),
             model=_text_or_none(getattr(completion, "model", None)),
             generation_id=_text_or_none(getattr(completion, "id", None)),
             refusal=None if refusal is None else _whole(str(refusal)),
+            not_sent=not_sent,
         )
 
-    def _error_of(self, error: openai.APIError) -> LLMError:
+    def _error_of(
+        self, error: openai.APIError, arguments: Mapping[str, Any] | None = None
+    ) -> LLMError:
         if isinstance(error, openai.APITimeoutError):
             return self._fail("timeout", f"no answer within {self.role.timeout:g} s")
         if isinstance(error, openai.APIStatusError):
-            status = error.status_code
-            retry_after = _retry_after(error.response.headers)
+            status, body = error.status_code, error_in(_body_of(error))
+            retry_after = retry_after_of(error.response.headers)
             if retry_after is None:
-                retry_after = _stated_wait(error.body)
+                retry_after = stated_wait(body)
+            words = f"{words_of(body)}{wait_text(retry_after)}"
+            if arguments is not None and REQUIRE_PARAMETERS in excluded_by(body):
+                words = f"{_too_many(arguments)}; {words}"
             return self._fail(
-                _kind_of(status, error.body),
-                f"HTTP {status}: {_words(error.body)}{_wait_text(retry_after)}",
-                retry_after=retry_after,
+                kind_of(status, body), f"HTTP {status}: {words}", retry_after=retry_after
             )
         cause = error.__cause__ or error
         return self._fail("transport", f"the connection failed: {cause!r}")
@@ -179,10 +196,11 @@ class OpenAIEndpoint:
     def _body_error(self, error: Any, completion: ChatCompletion) -> LLMError:
         code = error.get("code") if isinstance(error, Mapping) else None
         status = int(code) if isinstance(code, int | str) and str(code).isdecimal() else 500
-        retry_after = _stated_wait(error)
+        retry_after = stated_wait(error)
+        words = f"{words_of(error)}{wait_text(retry_after)}"
         return self._fail(
-            _kind_of(status, error),
-            f"an error instead of an answer, code {code}: {_words(error)}{_wait_text(retry_after)}",
+            kind_of(status, error),
+            f"an error instead of an answer, code {code}: {words}",
             retry_after=retry_after,
             reply=_no_text(completion),
         )
@@ -201,17 +219,17 @@ class OpenAIEndpoint:
         return LLMError(kind, self.role.name, detail, retry_after=retry_after, reply=reply)
 
 
-def create_arguments(role: Role, request: Request) -> dict[str, Any]:
-    """What `chat.completions.create` is called with."""
+def create_arguments(
+    role: Role, request: Request, supported: frozenset[str] | None = None
+) -> dict[str, Any]:
+    """What `chat.completions.create` is called with; of what is optional, only what is in
+    `supported`, if that is known."""
+    optional, _ = optional_arguments(role, request, supported)
     arguments: dict[str, Any] = {
         "model": role.model,
         "messages": [dict(message) for message in request.messages],
-        role.max_tokens_field: request.max_tokens,
+        **optional,
     }
-    if request.temperature is not None:
-        arguments["temperature"] = request.temperature
-    if request.seed is not None:
-        arguments["seed"] = request.seed
     extra = copy.deepcopy(dict(role.extra_body))
     if request.json_schema is not None:
         bounds = not role.is_openrouter if role.schema_bounds is None else role.schema_bounds
@@ -224,77 +242,48 @@ def create_arguments(role: Role, request: Request) -> dict[str, Any]:
                 "schema": schema if bounds else without_bounds(schema),
             },
         }
-        if role.is_openrouter:
+        if role.is_openrouter and REQUIRE_PARAMETERS not in role.leave_out:
             # without it, a provider that cannot do this is asked for plain text
-            extra["provider"] = {**extra.get("provider", {}), "require_parameters": True}
+            extra["provider"] = {REQUIRE_PARAMETERS: True, **extra.get("provider", {})}
     if extra:
         arguments["extra_body"] = extra
     return arguments
 
 
-def _kind_of(status: int, error: Any) -> Kind:
-    if isinstance(error, Mapping):
-        metadata = error.get("metadata")
-        metadata = metadata if isinstance(metadata, Mapping) else {}
-        if status == 403 and {"reasons", "flagged_input", "patterns"} & set(metadata):
-            return "content_filter"
-        for word in (metadata.get("error_type"), error.get("code"), error.get("type")):
-            if isinstance(word, str) and word in KIND_OF_WORD:
-                return KIND_OF_WORD[word]
-        # vLLM and others have no code for it
-        if status == 400 and "maximum context length" in str(error.get("message")):
-            return "too_long"
-    if status >= 500:
-        return KIND_OF_STATUS.get(status, "server")
-    return KIND_OF_STATUS.get(status, "bad_request")
-
-
-def _words(error: Any) -> str:
-    if not isinstance(error, Mapping):
-        return " ".join(str(error).split())
-    parts = [str(error.get("message") or "no message")]
-    metadata = error.get("metadata")
-    if isinstance(metadata, Mapping):
-        known = ("error_type", "provider_name", "provider_code", "reasons", "raw")
-        parts += [f"{name} {metadata[name]}" for name in known if metadata.get(name)]
-    availability = error.get("availability")
-    if isinstance(availability, Mapping) and availability.get("excluded_by"):
-        parts.append(f"excluded by {availability['excluded_by']}")
-    return "; ".join(parts)
-
-
-def _wait_text(retry_after: float | None) -> str:
-    return "" if retry_after is None else f" (asks to wait {retry_after:g} s)"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After asks for, be it a number or a date; None where it says nothing."""
-    text = headers.get("retry-after")
-    seconds = _seconds(text)
-    if seconds is not None or text is None:
-        return seconds
-    date = email.utils.parsedate_tz(text)
-    return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
-
-
-def _stated_wait(error: Any) -> float | None:
-    """Seconds that the body of an error asks for, as some of OpenRouter's do."""
-    if not isinstance(error, Mapping):
-        return None
-    for part in (error.get("availability"), error.get("metadata")):
-        if isinstance(part, Mapping):
-            seconds = _seconds(part.get("retry_after"))
-            if seconds is not None:
-                return seconds
-    return None
-
-
-def _seconds(value: Any) -> float | None:
+def _body_of(error: openai.APIStatusError) -> Any:
+    """The whole body: of one with an `error`, the library keeps nothing else."""
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+        return json.loads(error.response.text)
+    except (ValueError, RecursionError):
+        return error.response.text
+
+
+def _too_many(arguments: Mapping[str, Any]) -> str:
+    """What to do where no provider takes all that is asked for."""
+    parameters = sorted(set(arguments) - {"model", "messages", "extra_body"})
+    return (
+        f"no provider takes {', '.join(parameters)} together: the role's leave_out="
+        f'["seed","temperature","{REQUIRE_PARAMETERS}"] lists what not to send'
+    )
+
+
+def _read_content(content: Any) -> tuple[str | None, str | None]:
+    """The text of a message's content and a refusal in it, also where it comes in parts; what the
+    model thought to itself is no part of the text. No text (None) where there is anything else."""
+    if content is None or isinstance(content, str):
+        return content or "", None
+    if not isinstance(content, list):
+        return None, None
+    texts, refusals = [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("thinking", "reasoning"):
+            continue
+        text = part.get("refusal" if kind == "refusal" else "text") if kind else part
+        if not isinstance(text, str):
+            return None, None
+        (refusals if kind == "refusal" else texts).append(text)
+    return "".join(texts), "".join(refusals) or None
 
 
 def _usage_of(completion: ChatCompletion) -> Usage | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import chz
 
-from utils.llm_api import Role
+from utils.llm_api import OPTIONAL, Role
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,9 @@ class RoleConfig:
     extra_body: dict[str, Any] = chz.field(
         default_factory=dict, doc="more fields of the request, e.g. {'reasoning': {...}}"
     )
+    leave_out: list[str] = chz.field(
+        default_factory=list, doc=f"of {', '.join(OPTIONAL)}: what is not sent"
+    )
 
     def role(self, name: str, *, temperature: float, max_tokens: int, seed: int) -> Role:
         """The role these settings describe, with the script's own defaults for what they leave
@@ -67,17 +70,23 @@ class RoleConfig:
             model=model,
             base_url=base_url,
             max_tokens_field=self.max_tokens_field,
-            temperature=temperature if self.temperature is None else self.temperature,
+            temperature=self._temperature(temperature),
             max_tokens=max_tokens if self.max_tokens is None else self.max_tokens,
             timeout=LOCAL_TIMEOUT_S if base_url is None else self.timeout,
             extra_body=self.extra_body,
-            seed=seed,
+            seed=None if "seed" in self.leave_out else seed,
+            leave_out=tuple(self.leave_out),
             schema_bounds=self.schema_bounds,
             max_concurrency=LOCAL_CONCURRENCY if base_url is None else None,
         )
         if base_url is None:
             return role
         return replace(role, api_key_env=self.api_key_env or KEYS.get(role.host or ""))
+
+    def _temperature(self, default: float) -> float | None:
+        if self.temperature is not None or "temperature" in self.leave_out:
+            return self.temperature
+        return default
 
     def _base_url(self) -> str | None:
         if self.base_url == LOCAL:
@@ -102,6 +111,9 @@ def second_role(settings: RoleConfig | None, first: RoleConfig) -> RoleConfig:
     shared = chz.replace(first, temperature=None)
     if settings is None:
         return shared
+    if settings.temperature is not None:
+        still = [name for name in first.leave_out if name != "temperature"]
+        shared = chz.replace(shared, leave_out=still)
     default = RoleConfig()
     given = {name: getattr(settings, name) for name in chz.chz_fields(RoleConfig)}
     return chz.replace(shared, **{k: v for k, v in given.items() if v != getattr(default, k)})

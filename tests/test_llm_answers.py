@@ -1,0 +1,83 @@
+"""utils/llm_answers.py: which texts are an answer of the asked-for shape."""
+
+import json
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from utils.llm_answers import require_model
+from utils.llm_api import LLMError, Reply
+
+
+class Verdict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rationale: str
+    score: int
+
+
+GOOD = json.dumps({"rationale": "plain", "score": 7})
+OTHER = json.dumps({"rationale": "draft", "score": 1})
+# strings may hold all that answers are wrapped in
+TALKING = json.dumps({"rationale": "</think> then\n```json\n{}\n```\n<think>", "score": 7})
+
+
+def read(text: str) -> Verdict:
+    return require_model(Reply(text, "stop"), "judge", Verdict)
+
+
+@pytest.mark.parametrize("json_text", [GOOD, TALKING, json.dumps(json.loads(GOOD), indent=2)])
+@pytest.mark.parametrize(
+    "wrapping",
+    [
+        "{}",
+        "\n {} \n",
+        "```json\n{}\n```",
+        "```\n{}\n```\n",
+        "``` {} ```",
+        "Sure, here it is:\n\n```json\n{}\n```",
+        "<think>\nIs {OTHER} right? No.\n</think>\n\n{}",
+        "hm, ```\n{OTHER}\n```?\n</think>\n{}",
+        "<think></think>```json\n{}\n```",
+        " <think>{OTHER}</think>My verdict:\n```JSON\n{}\n```",
+    ],
+)
+def test_json_in_its_wrapping(wrapping: str, json_text: str) -> None:
+    text = wrapping.replace("{}", json_text).replace("{OTHER}", OTHER)
+    assert read(text) == Verdict.model_validate_json(json_text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # which of them is meant?
+        f"```json\n{OTHER}\n```\nor\n```json\n{GOOD}\n```",
+        f"<think>a</think><think>b</think>{GOOD}",
+        f"{OTHER}\n{GOOD}",
+        # what follows may take it back
+        f"```json\n{GOOD}\n```\nBut on second thought, 3.",
+        f"{GOOD}</think>no",
+        f"My verdict is {GOOD}",
+        f"Well. <think>a</think>{GOOD}",
+        f"<think>a{GOOD}",
+        f"```json\n{GOOD}",
+        f"```json\n{GOOD[:-1]}\n```",
+        "```json\n```",
+        "```",
+        '```json\n{"rationale": "plain", "score": NaN}\n```',
+        '<think>a</think>{"rationale": "\\ud83d", "score": 7}',
+        f"<think>a</think>{'[' * 100_000}",
+        "<think>only thought</think>",
+    ],
+)
+def test_what_is_asked_for_again(text: str) -> None:
+    with pytest.raises(LLMError) as error:
+        read(text)
+    assert error.value.kind == "invalid_json" and error.value.reply is not None
+
+
+def test_wrapped_answers_are_held_to_the_model() -> None:
+    with pytest.raises(LLMError) as error:
+        read('```json\n{"rationale": "plain", "score": 7, "also": 1}\n```')
+    assert error.value.kind == "invalid_schema"
+    assert "also: Extra inputs are not permitted" in error.value.detail
