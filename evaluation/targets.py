@@ -15,6 +15,7 @@ from training.models import EMBEDDED
 from utils.config import problems_of
 from utils.llm_api import Endpoint, Role
 from utils.llm_roles import LOCAL, RoleConfig
+from utils.terminal import setting
 
 BASE = "base"
 
@@ -124,7 +125,7 @@ def _check_base(path: str, model_name: str) -> None:
     if state.base_model is not None and _are_different(state.base_model, model_name):
         raise ValueError(
             f"{path} was trained on {state.base_model!r}, and model_name={model_name!r} is "
-            f"another model; give model_name={state.base_model}"
+            f"another model; give {setting('model_name', state.base_model)}"
         )
 
 

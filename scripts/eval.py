@@ -43,6 +43,7 @@ from utils.llm_runs import exit_unfinished
 from utils.properties import Property
 from utils.runs import RunDir, run_meta
 from utils.tables import text_table
+from utils.terminal import setting
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,8 @@ def exit_on_unscored(summary: Summary, log_path: Path, limit: float) -> None:
             print(
                 f"Error: {row.n} of {row.of} judgments of {row.judge} are missing "
                 f"({row.share:.0%}, max_unscored={limit:g} is allowed), so these numbers are not "
-                f"to be relied on. The same command with log_path={log_path} asks for them again.",
+                f"to be relied on. The same command with {setting('log_path', log_path)} asks for "
+                "them again.",
                 file=sys.stderr,
             )
             sys.exit(1)

@@ -52,6 +52,7 @@ from utils.llm_runs import exit_unfinished, ledger_text, output_paths
 from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
+from utils.terminal import command
 from utils.variation import draw_variations
 
 logger = logging.getLogger(__name__)
@@ -218,8 +219,8 @@ def main(config: Config) -> None:
         f"\n{time.perf_counter() - started:.0f} s in all\n"
         f"Settings and categories: {task.params_path}\n"
         f"Prompts: {task.eval_path}\nReport: {run.path / 'report.html'}\n\n"
-        f"Judge a checkpoint on them:  uv run scripts/eval.py eval_file={task.eval_path} "
-        """'checkpoint_paths=["path/to/state"]'"""
+        "Judge a checkpoint on them:  "
+        f"{command('eval', eval_file=task.eval_path, checkpoint_paths=['path/to/state'])}"
     )
 
 

@@ -40,6 +40,7 @@ from utils.llm_runs import exit_unfinished, ledger_text, output_paths, require_w
 from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
+from utils.terminal import command
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def main(config: Config) -> None:
     print(
         f"\n{time.perf_counter() - started:.0f} s in all\nSettings, subtypes and prompts: "
         f"{task.params_path}\nExamples: {task.examples_path}\nReport: {run.path / 'report.html'}\n"
-        f"\nLearn from them:  uv run scripts/sft.py examples_file={task.examples_path}"
+        f"\nLearn from them:  {command('sft', examples_file=task.examples_path)}"
     )
 
 

@@ -43,6 +43,7 @@ from utils.files import read_jsonl, shown_path
 from utils.progress import Stopwatch, progress
 from utils.report import Report, line_plot
 from utils.runs import RunDir, new_run_path
+from utils.terminal import command
 
 logger = logging.getLogger(__name__)
 
@@ -263,14 +264,19 @@ def write_report(run: Path, config: Config) -> Path:
 
 
 def closing_words(config: Config, checkpoint: str, report: Path, seconds: float) -> str:
-    model = "" if config.model_name == "embedded" else f" model_name={config.model_name}"
+    model = None if config.model_name == "embedded" else config.model_name
     adapter = shown_path(checkpoint)
+    talk = command("chat", checkpoint_path=adapter, model_name=model)
+    judge = command(
+        "eval",
+        eval_file="evals/XXXX.eval.yaml",
+        model_name=model,
+        checkpoint_paths=[adapter],
+    )
     return (
         f"\n{seconds:.0f} s in all. Adapter (PEFT format): {adapter}\n"
         f"Report: {shown_path(report)}\n\n"
-        f"Talk to it:  uv run scripts/chat.py checkpoint_path={adapter}{model}\n"
-        f"Judge it:    uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml{model} "
-        f"'checkpoint_paths=[\"{adapter}\"]'"
+        f"Talk to it:  {talk}\nJudge it:    {judge}"
     )
 
 

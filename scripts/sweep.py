@@ -41,13 +41,13 @@ from utils.sweeps import (
     LONGEST_NAME,
     Cell,
     Manifest,
-    argument_text,
     axis_labels,
     last_lines,
     locked,
     open_manifest,
 )
 from utils.tables import text_table
+from utils.terminal import argument_text, print_anything, setting
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,8 @@ def stop_signals() -> Generator[list[int], None, None]:
 
 def exit_unfinished(plan: Plan, cells: Sequence[Cell], stopped: int | None) -> None:
     """Ends the program with a code other than 0 where not all of these cells are done."""
-    again = f"The same command with log_path={shown_path(plan.folder)} goes on from there."
+    where = setting("log_path", shown_path(plan.folder))
+    again = f"The same command with {where} goes on from there."
     left = [cell for cell in cells if cell.status != "done"]
     if stopped is not None:
         num_done = len(cells) - len(left)
@@ -244,6 +245,7 @@ def help_text() -> str:
 
 def entrypoint(argv: Sequence[str], scripts: Path = SCRIPTS) -> None:
     """Sorts the arguments into the sweep's own and those of the script, and runs main."""
+    print_anything()
     if "--help" in argv or "-h" in argv:
         print(help_text(), end="")
         sys.exit(0)

@@ -76,7 +76,7 @@ def test_other_settings_are_refused_field_by_field(tmp_path: Path):
     assert fields == [
         "learning_rate: stored 0.0001, given 0.0002; give learning_rate=0.0001 to go on, "
         "or start a new run",
-        "words: stored ['x'], given ['x', 'y']; give words=['x'] to go on, or start a new run",
+        "words: stored ['x'], given ['x', 'y']; give 'words=[\"x\"]' to go on, or start a new run",
         "inner.rank: stored 8, given 4; give inner.rank=8 to go on, or start a new run",
     ]
     assert not (tmp_path / "run" / "resumes.jsonl").exists()

@@ -38,7 +38,6 @@ from utils.sweep_report import (
 from utils.sweeps import (
     Cell,
     Manifest,
-    argument_text,
     axis_labels,
     check_axes,
     folder_name,
@@ -48,6 +47,7 @@ from utils.sweeps import (
     open_manifest,
     parse_axes,
 )
+from utils.terminal import argument_text
 
 ROOT = Path(__file__).parents[1]
 

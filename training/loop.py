@@ -19,6 +19,7 @@ from training.api import ServiceClient, TrainingClient, connect
 from utils.files import atomic_write_text
 from utils.json_files import read_json_object
 from utils.runs import RunDir
+from utils.terminal import setting
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -166,7 +167,8 @@ def exit_on_interrupt(run: RunDir, kept: str | None = None) -> Generator[None, N
         where = "before the first checkpoint" if last is None else f"after step {last['step']}"
         where = where if kept is None else f"({kept})"
         print(
-            f"\nStopped {where}; the same command with log_path={run.path} goes on from there.",
+            f"\nStopped {where}; the same command with {setting('log_path', run.path)} goes on "
+            "from there.",
             file=sys.stderr,
         )
         sys.exit(130)

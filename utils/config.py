@@ -41,6 +41,7 @@ from utils.config_types import Rejected, Shape, chz_arms, expected_type, fields_
 from utils.errors import ConfigError, as_config_errors, problems_of, raise_problems
 from utils.plain_yaml import dump_yaml, load_yaml, to_plain, yaml_text
 from utils.presets import presets_text
+from utils.terminal import print_anything
 
 __all__ = [
     "COMMAND_LINE",
@@ -86,6 +87,7 @@ def config_entrypoint(
     With `--check` the result of `check_config` is printed, one line of JSON, and the program ends,
     with 0 where there are no problems and else with 2.
     """
+    print_anything()
     argv = sys.argv[1:] if argv is None else list(argv)
     script = script or script_name(main)
     target = chz.get_nested_target(main)

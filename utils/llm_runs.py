@@ -13,6 +13,7 @@ from utils.llm_batch import STOPPING
 from utils.llm_ledger import Ledger
 from utils.report import Report
 from utils.tables import text_table
+from utils.terminal import setting
 
 
 def output_paths(
@@ -34,7 +35,8 @@ def output_paths(
 @contextlib.contextmanager
 def exit_unfinished(run: Path) -> Generator[None]:
     """Ctrl-C ends the program with code 130, an LLMError with code 1; both say how to go on."""
-    again = f"Every reply is kept: the same command with log_path={run} goes on from there."
+    where = setting("log_path", run)
+    again = f"Every reply is kept: the same command with {where} goes on from there."
     try:
         yield
     except KeyboardInterrupt:

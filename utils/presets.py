@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from utils.errors import ConfigError, raise_problems
 from utils.files import shown_path
 from utils.plain_yaml import load_yaml
+from utils.terminal import setting
 
 FOLDER = "experiments"
 # by its place: packages of training/ are not for utils/ to import
@@ -94,7 +95,7 @@ def _unknown(name: str, script: str | None) -> str:
     if Path(name).suffix in (".yaml", ".yml") or "/" in name:
         return (
             f"experiment={name}: presets are given by name, {FOLDER}/NAME.yaml as experiment=NAME; "
-            f"for a file elsewhere write config_file={name}"
+            f"for a file elsewhere write {setting('config_file', name)}"
         )
     close = difflib.get_close_matches(name, list_presets(script), n=1)
     advice = f". Did you mean {close[0]!r}?" if close else ""

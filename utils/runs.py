@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol, Self
 from utils.config import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
 from utils.files import append_jsonl, read_jsonl
 from utils.plain_yaml import leaves_of
+from utils.terminal import setting
 
 logger = logging.getLogger(__name__)
 
@@ -248,8 +249,8 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
 
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
+    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
+    return done.stdout.decode("utf-8", "replace").strip()
 
 
 def new_run_path(script: str, root: Path = Path("runs"), *, about: str = "") -> Path:
@@ -286,7 +287,7 @@ def _require_same(
         # text decides about NaN, which is unequal to itself, and about 1 and True, which are equal
         if before != now and yaml_text(before) != yaml_text(now):
             advice = (
-                f"give {name}={before} to go on"
+                f"give {setting(name, before)} to go on"
                 if _ABSENT not in (before, now)
                 else "it is another version's run"
             )

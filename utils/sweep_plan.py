@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from utils.config import load_yaml, problems_of, raise_problems
 from utils.presets import load_preset
 from utils.runs import new_run_path
-from utils.sweeps import Axes, Cell, argument_text, check_axes, last_lines, parse_axes
+from utils.sweeps import Axes, Cell, check_axes, last_lines, parse_axes
+from utils.terminal import argument_text
 
 SECONDS_TO_CHECK = 120.0
 YAML_LAYERS = ("config_file", "params_file")

@@ -24,6 +24,7 @@ from utils.config import ConfigError, raise_problems
 from utils.files import atomic_write_text
 from utils.json_files import read_json
 from utils.runs import run_meta
+from utils.terminal import argument_text
 
 Axes = dict[str, list[Any]]
 Status = Literal["pending", "running", "done", "failed", "interrupted"]
@@ -71,15 +72,6 @@ def check_axes(axes: Mapping[str, Any], source: str) -> Axes:
         problems.append(f"axes {key!r} and '...{key}' (from {source}) set the same; keep one")
     raise_problems(problems)
     return checked
-
-
-def argument_text(value: Any) -> str:
-    """The value as the command line has it after the `=`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return value
-    return repr(value)
 
 
 def same_text(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from utils.files import read_jsonl
 from utils.report import Report, line_plot
 from utils.tables import text_table
+from utils.terminal import command
 
 MODES = {"id": "tasks of the mixture", "ood": "new tasks", "iwl": "in-weights: item not in context"}
 LINES = {"loss": "model", "generalizing_loss": "generalizing", "memorizing_loss": "memorizing"}
@@ -78,11 +79,13 @@ def closing_words(run_dir: Path, config: Any) -> str:
         if any(value is not None for value in values):
             rows.append([mode, *values])
     table = text_table(["", *LINES.values(), "relative distance"], rows)
-    where = f"runs_dir={config.runs_dir} " if str(config.runs_dir) != "runs/icl" else ""
-    place = f"log_path={run_dir}" if config.log_path else f"{where}name={config.name}"
+    runs_dir = config.runs_dir if str(config.runs_dir) != "runs/icl" else None
+    place = (
+        {"log_path": run_dir} if config.log_path else {"runs_dir": runs_dir, "name": config.name}
+    )
     return (
         f"\n{table}\n\nReport: {run_dir / 'report.html'}\n"
-        f"Evaluate all checkpoints:  uv run scripts/icl_eval.py {place}"
+        f"Evaluate all checkpoints:  {command('icl_eval', **place)}"
     )
 
 

@@ -1,0 +1,58 @@
+"""What a terminal is shown: text that it may not be able to write, and commands to copy."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+# our own tables' and messages' signs, of the same width where there is one
+PLAIN_SIGNS = {"─": "-", "…": "~", "→": ">", "±": "+-"}
+# what Python takes where nobody asked for anything else
+DEFAULT_ERRORS = ("strict", "surrogateescape")
+
+
+def print_anything() -> None:
+    """Lets print show on stdout what its encoding (ASCII, Latin-1, ...) does not have: our own
+    signs as plain ones, all else as escapes. Python's stderr does so by itself."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in DEFAULT_ERRORS:
+        codecs.register_error("plain_signs", _plain)
+        stream.reconfigure(errors="plain_signs")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    escaped = (c.encode("ascii", "backslashreplace").decode("ascii") for c in missing)
+    shown = [PLAIN_SIGNS.get(c, e) for c, e in zip(missing, escaped, strict=True)]
+    return "".join(shown), error.end
+
+
+def argument_text(value: Any) -> str:
+    """The value as the command line has it after the `=`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (str, Path)):
+        return str(value)
+    return repr(value)
+
+
+def setting(name: str, value: Any) -> str:
+    """`name=value` to be pasted into a shell."""
+    # JSON's double quotes are easier to read than Python's inside the shell's single ones
+    is_texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    text = json.dumps(value, ensure_ascii=False) if is_texts else argument_text(value)
+    return shlex.quote(f"{name}={text}")
+
+
+def command(script: str, **settings: Any) -> str:
+    """How to start `scripts/<script>.py` with these settings, to be pasted into a shell; those that
+    are None are left out."""
+    given = [setting(name, value) for name, value in settings.items() if value is not None]
+    return " ".join(["uv run", f"scripts/{script}.py", *given])
