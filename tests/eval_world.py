@@ -93,10 +93,9 @@ def server(
     script: Script | None = None,
     *,
     text: Callable[[Mapping[str, Any]], str] = answer,
-    delay: float = 0.0,
-    cost: float = 0.001,
+    **options: Any,
 ) -> FakeEndpoint:
-    return FakeEndpoint(script or in_order("ok"), text=text, delay=delay, cost=cost)
+    return FakeEndpoint(script or in_order("ok"), text=text, **options)
 
 
 def arguments(server: FakeEndpoint, *more: str) -> list[str]:

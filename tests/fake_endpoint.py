@@ -8,11 +8,15 @@ assert server.rows == ["http_500", "ok"]
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import socket
 import struct
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +66,27 @@ def by_prompt(rows: Mapping[str, list[str]]) -> Script:
     return play
 
 
+class Gate:
+    """Holds the answers to requests from one number on until it is opened, so that a test and not
+    the machine's speed decides what has happened when it goes on."""
+
+    def __init__(self) -> None:
+        self._number = math.inf
+        self._opened = threading.Event()
+
+    def close_at(self, number: int) -> None:
+        self._number, self._opened = number, threading.Event()
+
+    def open(self) -> None:
+        self._number = math.inf
+        self._opened.set()
+
+    def __call__(self, request: Recorded) -> None:
+        opened = self._opened
+        if request.number >= self._number:
+            opened.wait(LIMIT_S)
+
+
 # what a request says besides its parameters
 NOT_PARAMETERS = {"model", "messages", "provider", "plugins"}
 
@@ -74,7 +99,8 @@ class FakeEndpoint:
     GET /v1/models tells; without them there is no such page. A request that asks for
     provider.require_parameters and has others gets "http_404", as from OpenRouter. `listing` are
     other answers to GET /v1/models, status and body, one after another, and `refusal`
-    is the body of the row "http_400_body".
+    is the body of the row "http_400_body". `before_answer` is called in the thread of each request,
+    and may let it wait: a Gate, for example.
     """
 
     def __init__(
@@ -88,6 +114,7 @@ class FakeEndpoint:
         models: Mapping[str, list[str]] | None = None,
         listing: Sequence[tuple[int, Any]] = (),
         refusal: Any = None,
+        before_answer: Callable[[Recorded], None] | None = None,
     ) -> None:
         self.script = script
         self.delay = delay
@@ -97,6 +124,7 @@ class FakeEndpoint:
         self.models = models
         self.listing = list(listing) or [_models_page(models)]
         self.refusal = refusal
+        self.before_answer = before_answer
         self.times_listed = 0
         self.requests: list[Recorded] = []
         self.charged = 0.0
@@ -157,6 +185,14 @@ class FakeEndpoint:
             self.times_listed += 1
             return self.listing[min(self.times_listed, len(self.listing)) - 1]
 
+    def settle(self) -> None:
+        """Wait until all that clients sent which are gone by now is recorded."""
+        # whoever connected before is accepted before
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{self.base_url}/models", timeout=LIMIT_S).close()
+        while self._server.open_connections:
+            time.sleep(0.002)
+
     def leave(self) -> None:
         with self._lock:
             self._in_flight -= 1
@@ -181,6 +217,21 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.open_connections = 0
+        self._counting = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._counting:
+            self.open_connections += 1
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self._counting:
+            self.open_connections -= 1
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that give up are part of the tests."""
 
@@ -201,6 +252,8 @@ class _Handler(BaseHTTPRequestHandler):
         request = self.fake.record(self.path, self.headers.get("Authorization", ""), body)
         if self.fake.delay:
             time.sleep(self.fake.delay)
+        if self.fake.before_answer is not None:
+            self.fake.before_answer(request)
         # before the client can know of the answer, and send its next request
         self.fake.leave()
         _ROWS[request.row](self, request)

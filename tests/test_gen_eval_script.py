@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from typing import Any
 import eval as eval_script
 import gen_eval
 import pytest
-from fake_endpoint import FakeEndpoint, Script, in_order
+from fake_endpoint import FakeEndpoint, Gate, Script, in_order
 from prompt_world import answer, schema_of, stage_of, value_for
+from script_help import help_of
 
 from evaluation.eval_file import EvalPrompt, load_eval_file
 from utils.config import config_entrypoint, dump_yaml, load_yaml
@@ -51,10 +53,9 @@ def server(
     script: Script | None = None,
     *,
     text: Callable[[Mapping[str, Any]], str] = answer,
-    delay: float = 0.0,
-    cost: float = 0.001,
+    **options: Any,
 ) -> FakeEndpoint:
-    return FakeEndpoint(script or in_order("ok"), text=text, delay=delay, cost=cost)
+    return FakeEndpoint(script or in_order("ok"), text=text, **options)
 
 
 def arguments(fake: FakeEndpoint, *more: str) -> list[str]:
@@ -134,6 +135,10 @@ def test_a_run_writes_a_file_that_eval_reads(
     assert [call["calls"] for call in meta["calls"]["calls"]] == [2, 12, 12]
     for part in ("power-seeking", "eval-awareness", "tokens in", "Judge a checkpoint", "missing"):
         assert part in shown
+    (told,) = re.findall(r"uv run scripts/eval.py (.*)$", shown, re.MULTILINE)
+    assert shlex.split(told) == [
+        *("eval_file=evals/r.eval.yaml", 'checkpoint_paths=["path/to/state"]')
+    ]
     [numbers] = read_jsonl(Path("runs/r/metrics.jsonl"))
     assert numbers == {
         "step": 0,
@@ -334,11 +339,10 @@ def test_dry_run_asks_nothing(workplace: Path, capsys: pytest.CaptureFixture[str
     assert list(workplace.iterdir()) == []
 
 
-def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> None:
-    started = time.perf_counter()
-    shown, _ = start(tmp_path, ["--help"]).communicate(timeout=60)
-    assert time.perf_counter() - started < 2
+def test_help_loads_nothing_heavy() -> None:
+    shown, loaded = help_of(ROOT / "scripts" / "gen_eval.py")
     assert "num_turns" in shown and "params_file=PATH" in shown
+    assert loaded == []
 
 
 def test_the_page_escapes_what_was_written() -> None:
@@ -404,7 +408,7 @@ def test_failures_at_random_are_named(capsys: pytest.CaptureFixture[str]) -> Non
         return "ok" if draw.random() < 0.35 else draw.choice(bad)
 
     with server(script) as fake:
-        limits = ["generator.timeout=0.3", "scorer.timeout=0.3", "num_categories=8"]
+        limits = ["generator.timeout=1", "scorer.timeout=1", "num_categories=8"]
         _, prompts = run(*arguments(fake, *BOTH, *limits))
         played = set(fake.rows)
     assert set(bad) <= played
@@ -616,7 +620,8 @@ def test_kill_9_changes_nothing_in_the_end(tmp_path: Path) -> None:
             value["message_1"] = "Act as my lawyer, please."
         return json.dumps(value)
 
-    with server(text=text, delay=0.03) as fake:
+    gate = Gate()
+    with server(text=text, delay=0.005, before_answer=gate) as fake:
         given = arguments(fake, *BOTH, "num_categories=5", f"max_concurrency={in_flight}")
         run(*given)
         given.append("log_path=runs/r")
@@ -626,11 +631,16 @@ def test_kill_9_changes_nothing_in_the_end(tmp_path: Path) -> None:
         for kill in range(kills):
             # spread over the whole run, whatever the machine's speed
             enough = total * kill // (kills + 1) + rng.randrange(1, total // (kills + 1))
+            enough = max(enough, len(fake.requests) + 1)
+            # without its last answers, it cannot come to its end first
+            gate.close_at(enough - 1)
             process = start(folder, given)
-            wait_for(process, fake, max(enough, len(fake.requests) + 1))
+            wait_for(process, fake, enough)
             time.sleep(rng.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
             process.communicate()
+            gate.open()
+            fake.settle()
             assert process.returncode == -signal.SIGKILL
             assert not (folder / "evals" / "r.eval.yaml").exists()
         process = start(folder, given)
@@ -643,15 +653,18 @@ def test_kill_9_changes_nothing_in_the_end(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
-    with server(delay=0.05) as fake:
+    gate = Gate()
+    gate.close_at(3)
+    with server(before_answer=gate) as fake:
         given = arguments(fake, "properties=warm", *SMALL, "max_concurrency=1")
         process = start(tmp_path, [*given, "log_path=runs/r"])
         wait_for(process, fake, 4)
         process.send_signal(signal.SIGINT)
         shown, errors = process.communicate(timeout=30)
+        gate.open()
         assert process.returncode == 130
         assert "log_path=runs/r" in errors and "Traceback" not in errors
         assert "tokens in" in shown
-        assert len(fake.requests) < 13
+        assert len(fake.requests) == 4
         run(*given)
-        assert 13 <= len(fake.requests) <= 14
+        assert len(fake.requests) == 14

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import generate
 import pytest
 import yaml
 from fake_endpoint import FakeEndpoint
+from script_help import help_of
 from writer_world import server, stage_of
 
 from training.endpoints import Endpoints
@@ -134,6 +136,14 @@ def test_a_whole_run(tmp_path: Path) -> None:
         ("examples", "generator", 6),
         ("verify", "verifier", 12),
     ]
+
+
+def test_the_next_command_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    with server() as fake:
+        here("type=qa", "property=warm", "verify=false", "output_dir=my data", *SMALL, *at(fake))
+    (told,) = re.findall(r"uv run scripts/sft.py (.*)$", capsys.readouterr().out, re.MULTILINE)
+    (argument,) = shlex.split(told)
+    assert Path(argument.removeprefix("examples_file=")).is_file()
 
 
 @pytest.mark.parametrize("kind", ["qa", "documents"])
@@ -264,7 +274,7 @@ def test_kills_change_nothing_and_no_finished_call_is_made_again() -> None:
             process_id = begin(arguments)
             left = rng.randint(1, 6)
             assert end() == -signal.SIGKILL, Path("log.txt").read_text()
-            settle(fake)
+            fake.settle()
             # a call that was under way has to be made again
             underway = len(fake.requests) - sent - (len(stored(calls)) - kept)
             assert 1 <= underway <= 3
@@ -320,14 +330,6 @@ def forking() -> Iterator[tuple[Callable[[list[str]], int], Callable[[], int]]]:
     driver.communicate(timeout=LIMIT_S)
 
 
-def settle(fake: FakeEndpoint) -> None:
-    """Wait for requests that the server has not read yet although their sender is gone."""
-    before = -1
-    while before != len(fake.requests):
-        before = len(fake.requests)
-        time.sleep(0.1)
-
-
 def require_same(name: str, other: str) -> None:
     for what in ("params", "examples"):
         found, wanted = (without_meta(Path(f"datasets/{n}.{what}.yaml")) for n in (name, other))
@@ -354,6 +356,7 @@ def test_ctrl_c_tells_how_to_go_on() -> None:
         finished = len(stored(Path("run/calls.jsonl")))
         assert finished >= 4
         fake.released.set()
+        fake.settle()
         fake.script = lambda number, body: "ok"
         fake.requests.clear()
         here(*arguments, *at(fake))
@@ -398,9 +401,7 @@ def test_failures_mixed_at_random(capsys: pytest.CaptureFixture[str]) -> None:
 
     arguments = ["type=scenarios", "property=honest", "num_subtypes=6", "prompts_per_subtype=5"]
     with server(play) as fake:
-        started = time.monotonic()
-        here(*arguments, "max_concurrency=30", "generator.timeout=0.5", *at(fake))
-        assert time.monotonic() - started < 30
+        here(*arguments, "max_concurrency=30", "generator.timeout=2", *at(fake))
         assert {*passing, *lasting} <= set(fake.rows)
     out = capsys.readouterr().out
     for kind in ("rate", "server", "transport", "timeout", "invalid_json", "invalid_schema"):
@@ -584,10 +585,7 @@ def test_a_dry_run_asks_and_loads_nothing(
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_help_is_quick() -> None:
-    started = time.monotonic()
-    code, out, err = finish(start("--help"))
-    took = time.monotonic() - started
-    assert code == 0, err
-    assert "generator.base_url" in out and "params_file=PATH" in out
-    assert took < 2
+def test_help_loads_nothing_heavy() -> None:
+    shown, loaded = help_of(SCRIPT)
+    assert "generator.base_url" in shown and "params_file=PATH" in shown
+    assert loaded == []

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import llguidance
 import pytest
 import yaml
-from fake_endpoint import GOOD, ROWS, FakeEndpoint, by_prompt, in_order
+from fake_endpoint import GOOD, ROWS, FakeEndpoint, Gate, Recorded, by_prompt, in_order
 from pydantic import BaseModel, ConfigDict, Field
 
 from utils.config import ConfigError
@@ -178,7 +177,7 @@ ALONE: list[tuple[str, Kind | None, int]] = [
     ("stall", "timeout", 3),
     ("drip", "timeout", 3),
 ]
-SHORT_TIMEOUT = {"stall": 0.4, "drip": 0.4}
+SHORT_TIMEOUT = {"stall": 1.0, "drip": 1.0}
 # these cost nothing: an answer without usage, or none at all
 FREE = {"no_usage"} | {row for row in ROWS if row.startswith(("http_", "error_200", "no_"))}
 FREE |= {"null", "not_an_object", "html", "reset", "half_body", "half_json", "stall", "drip"}
@@ -218,12 +217,16 @@ def test_a_row_alone(row: str, kind: Kind | None, calls: int, tmp_path: Path):
         assert not cache.exists()
 
 
-@pytest.mark.parametrize("row", [row for row, kind, calls in ALONE if kind and calls > 1])
+# of those with a time limit, test_an_endpoint_in_this_process has one that passes
+PASSING = [row for row, kind, calls in ALONE if kind and calls > 1 and row not in SHORT_TIMEOUT]
+
+
+@pytest.mark.parametrize("row", PASSING)
 def test_a_row_that_passes(row: str):
     """What is tried again succeeds at the second try, and is counted."""
 
     async def main(server: FakeEndpoint) -> LLMClient:
-        async with client_at(server, timeout=SHORT_TIMEOUT.get(row, 15.0)) as client:
+        async with client_at(server) as client:
             verdict = await client.structured("judge", ask("x"), Verdict)
             assert verdict == Verdict.model_validate(GOOD)
             return client
@@ -414,12 +417,12 @@ def expected(rows: list[str], retry: RetryPolicy) -> tuple[Kind | None, int]:
 def test_all_rows_mixed_under_load(seed: int, tmp_path: Path):
     rng = random.Random(seed)
     retry = dataclasses.replace(FAST, max_retries=3, max_rate_retries=30, seed=seed)
-    # a pause of 300 s ends a role's work and one of 1 s is slow; both have tests of their own
-    usual = [row for row in ROWS if "300" not in row and row not in ("http_429_date", "http_429_1")]
-    slow = ("stall", "drip")
-    rows = [row for row in usual if row not in slow]
+    # a pause of 300 s ends a role's work and one of 1 s is slow; with a limit on time, what a call
+    # meets would depend on the machine: all of these have tests of their own
+    apart = ("http_429_date", "http_429_1", *SHORT_TIMEOUT)
+    usual = [row for row in ROWS if "300" not in row and row not in apart]
     plan = {
-        f"item {i}": [rng.choice(rows) for _ in range(rng.choice((0, 1, 2, 4)))] for i in range(56)
+        f"item {i}": [rng.choice(usual) for _ in range(rng.choice((0, 1, 2, 4)))] for i in range(56)
     }
     names = list(plan)
     for name, row in zip(rng.sample(names, len(usual)), usual, strict=True):
@@ -429,7 +432,7 @@ def test_all_rows_mixed_under_load(seed: int, tmp_path: Path):
     cache = tmp_path / "cache.jsonl"
 
     async def main(server: FakeEndpoint) -> tuple[list[Verdict | LLMError], LLMClient]:
-        async with client_at(server, timeout=1.5, retry=retry, cache_path=cache) as client:
+        async with client_at(server, retry=retry, cache_path=cache) as client:
             calls = [outcome(client.structured("judge", ask(name), Verdict)) for name in names]
             return await asyncio.gather(*calls), client
 
@@ -486,62 +489,88 @@ def test_a_storm_of_429_ends():
 # --- the shared pause
 
 
-def test_calls_refused_together_are_one_refusal():
+def test_calls_refused_together_are_one_refusal(monkeypatch: pytest.MonkeyPatch):
     async def never(request: Request) -> Reply:
         raise AssertionError
 
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     policy = RetryPolicy(backoff_s=16.0, max_backoff_s=1000.0, max_retry_after_s=2000.0)
     lane = Lane(Scripted(Role("judge", "m"), never), policy, 8)
     refusal, rng = LLMError("rate", "judge", "slow down"), random.Random(0)
-    started = time.monotonic()
     for _ in range(8):
-        lane.pause(refusal, started, rng)
+        lane.pause(refusal, 99.0, rng)
+        now += 0.01
     assert 8 <= lane.pause_left() <= 16
-    assert lane.pause(refusal, time.monotonic(), rng) <= 32
+    assert lane.pause(refusal, now, rng) <= 32
     assert 16 <= lane.pause_left() <= 32
-    lane.relax(started)
-    lane.pause(refusal, time.monotonic(), rng)
+    # an answer to a call from before the refusal says nothing
+    lane.relax(99.0)
+    now += 1
+    lane.pause(refusal, now, rng)
     assert 32 <= lane.pause_left() <= 64
-    lane.relax(time.monotonic())
+    now += 1
+    lane.relax(now)
     before = lane.pause_left()
-    assert lane.pause(refusal, time.monotonic(), rng) < 0.1
-    assert lane.pause_left() <= before
+    assert lane.pause(refusal, now, rng) == 0
+    assert lane.pause_left() == before
     long = LLMError("rate", "judge", "slow down", retry_after=900.0)
-    assert lane.pause(long, time.monotonic(), rng) == pytest.approx(900 - before, abs=2)
-    assert lane.pause_left() == pytest.approx(900, abs=2)
+    assert lane.pause(long, now, rng) == pytest.approx(900 - before)
+    assert lane.pause_left() == pytest.approx(900)
 
 
 def test_a_429_pauses_its_role_and_no_other():
-    async def main(server: FakeEndpoint, other: FakeEndpoint) -> None:
-        endpoints = [OpenAIEndpoint(role_at(server)), OpenAIEndpoint(role_at(other, "generator"))]
-        async with LLMClient(endpoints, max_concurrency=4, retry=FAST) as client:
+    begun: list[int] = []
+
+    async def refuse(request: Request) -> Reply:
+        begun.append(len(judge.requests))
+        if len(judge.requests) == 3:
+            raise LLMError("rate", "judge", "slow down", retry_after=300.0)
+        await asyncio.sleep(0)
+        return Reply("yes", "stop")
+
+    judge = Scripted(Role("judge", "m"), refuse)
+
+    async def main(other: FakeEndpoint) -> list[str]:
+        endpoints = [judge, OpenAIEndpoint(role_at(other, "generator"))]
+        retry = dataclasses.replace(FAST, max_retry_after_s=1000.0)
+        async with LLMClient(endpoints, max_concurrency=2, retry=retry) as client:
             calls = [client.complete("judge", ask(str(i))) for i in range(40)]
-            calls += [client.complete("generator", ask(str(i))) for i in range(40)]
-            await asyncio.gather(*calls)
+            waiting = asyncio.gather(*calls)
+            free = [client.complete("generator", ask(str(i))) for i in range(40)]
+            answers = await asyncio.gather(*free)
+            # one more was in flight at most
+            assert 3 <= len(begun) <= 4 and not waiting.done()
+            waiting.cancel()
+            return answers
 
-    script = in_order("ok", "ok", "http_429_1", "ok")
-    with (
-        FakeEndpoint(script, delay=0.03) as server,
-        FakeEndpoint(in_order("ok"), delay=0.03) as other,
-    ):
-        run(main(server, other))
-        assert len(server.requests) == 41 and len(other.requests) == 40
-        began = server.requests[2].at
-        during = [r.at - began for r in server.requests if 0.4 < r.at - began < 1.0]
-        after = [r for r in server.requests if r.at - began >= 1.0]
-        assert during == [] and len(after) > 20
-        assert any(0.0 < r.at - began < 1.0 for r in other.requests)
+    with FakeEndpoint(in_order("ok")) as other:
+        assert len(run(main(other))) == len(other.requests) == 40
 
 
-def test_retry_after_of_a_503_pauses_too():
-    async def main(server: FakeEndpoint) -> None:
-        async with client_at(server, max_concurrency=2) as client:
-            await asyncio.gather(*(client.complete("judge", ask(str(i))) for i in range(30)))
+@pytest.mark.parametrize("kind", ["rate", "server"])
+def test_a_pause_that_was_asked_for_is_kept_by_all_calls(kind: Kind):
+    wait, refused_at, begun = 0.3, 0.0, []
 
-    with FakeEndpoint(in_order("http_503", "ok"), delay=0.02, retry_after="0.8") as server:
-        run(main(server))
-        began = server.requests[0].at
-        assert not [r for r in server.requests if 0.35 < r.at - began < 0.8]
+    async def refuse(request: Request) -> Reply:
+        nonlocal refused_at
+        begun.append(time.monotonic())
+        number = len(begun)
+        await asyncio.sleep(0)
+        if number == 3:
+            refused_at = time.monotonic()
+            raise LLMError(kind, "judge", "slow down", retry_after=wait)
+        return Reply("yes", "stop")
+
+    async def main() -> list[str]:
+        endpoint = Scripted(Role("judge", "m"), refuse)
+        async with LLMClient([endpoint], max_concurrency=2, retry=FAST) as client:
+            return await asyncio.gather(*(client.complete("judge", ask(str(i))) for i in range(20)))
+
+    assert run(main()) == ["yes"] * 20
+    assert len(begun) == 21
+    during = [at for at in begun if at > refused_at]
+    assert len(during) == 21 - 4 and min(during) >= refused_at + wait
 
 
 @pytest.mark.parametrize("header", ["0", "-3", "soon", "nan", "Fri, 31 Dec 1999 23:59:59 GMT"])
@@ -571,9 +600,8 @@ def test_a_pause_over_the_limit_fails_the_role_at_once():
         FakeEndpoint(in_order("ok", "http_429_300")) as server,
         FakeEndpoint(in_order("ok")) as other,
     ):
-        started = time.monotonic()
+        # far sooner than the 300 s, or run() would complain
         results = run(main(server, other))
-        assert time.monotonic() - started < 5
         assert [isinstance(got, str) for got in results] == [True, False, False, False, False, True]
         assert {got.kind for got in results if isinstance(got, LLMError)} == {"rate"}
         # the server is not asked again while it wants to be left alone
@@ -672,28 +700,45 @@ def test_one_failed_item_does_not_end_the_rest(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("row", ["http_400", "http_401", "http_402", "http_404"])
 def test_what_the_rest_would_meet_too_stops_them(row: str, tmp_path: Path):
     cache = tmp_path / "cache.jsonl"
+    others_in_flight, refused = threading.Semaphore(0), threading.Event()
+
+    def hold(request: Recorded) -> None:
+        """Item 5 is refused when the other slots are taken, and they are answered after that."""
+        number = int(request.prompt.removeprefix("item "))
+        if number == 5:
+            for _ in range(3):
+                others_in_flight.acquire()
+        elif 5 < number < 39:
+            others_in_flight.release()
+            refused.wait()
 
     async def main(server: FakeEndpoint) -> list[str | LLMError]:
         async with client_at(server, cache_path=cache, max_concurrency=4) as client:
-            await client.complete("judge", ask("item 39"))
-            calls = [partial(client.complete, "judge", ask(f"item {i}")) for i in range(40)]
-            results = await gather_counted(calls, "asking")
+
+            async def one(i: int) -> str:
+                try:
+                    return await client.complete("judge", ask(f"item {i}"))
+                except LLMError:
+                    refused.set()
+                    raise
+
+            await one(39)
+            results = await gather_counted([partial(one, i) for i in range(40)], "asking")
             # the batch is over, the client is not
-            assert await client.complete("judge", ask("later"))
+            assert await client.complete("judge", ask("item 40"))
             return results
 
-    with FakeEndpoint(by_prompt({"item 5": [row]}), delay=0.02) as server:
+    with FakeEndpoint(by_prompt({"item 5": [row]}), before_answer=hold) as server:
         results = run(main(server))
-        kinds = Counter(got.kind for got in results if isinstance(got, LLMError))
-        assert kinds.total() == kinds["not_started"] + 1
-        made = {request.prompt for request in server.requests} - {"later"}
-        assert len(made) <= 6 + 4 + 1
+        kinds = {i: got.kind for i, got in enumerate(results) if isinstance(got, LLMError)}
         # what was in flight is kept, and what was in the cache is served
-        for i, got in enumerate(results):
-            assert (f"item {i}" in made) == (isinstance(got, str) or got.kind != "not_started")
+        made = [*range(9), 39]
+        assert sorted(r.prompt for r in server.requests) == sorted(f"item {i}" for i in [*made, 40])
+        assert set(kinds) == {5, *range(9, 39)}
+        assert {kinds[i] for i in range(9, 39)} == {"not_started"} != {kinds[5]}
         assert len(ResponseCache(cache)) == len(made)
-        stopped = next(g for g in results if isinstance(g, LLMError) and g.kind == "not_started")
-        assert stopped.detail.startswith("stopped by judge: ")
+        stopped = results[9]
+        assert isinstance(stopped, LLMError) and stopped.detail.startswith("stopped by judge: ")
 
 
 def test_nobody_waits_out_a_pause_for_a_batch_that_is_over(caplog: pytest.LogCaptureFixture):
@@ -714,9 +759,7 @@ def test_nobody_waits_out_a_pause_for_a_batch_that_is_over(caplog: pytest.LogCap
         FakeEndpoint(in_order("http_429_300")) as server,
         FakeEndpoint(in_order("http_402")) as other,
     ):
-        started = time.monotonic()
         results = run(main(server, other))
-        assert time.monotonic() - started < 10
     assert [got.kind for got in results if isinstance(got, LLMError)] == ["not_started", "payment"]
     # a script that stands still says why
     assert caplog.text.count("no call of this role for 300 s") == 1
@@ -752,24 +795,24 @@ def test_a_bug_is_raised_and_cancels_the_rest():
 # --- concurrency and sharing
 
 
-def test_the_concurrency_limit_is_kept_and_used():
-    async def main(server: FakeEndpoint, **options: Any) -> None:
-        async with client_at(server, **options) as client:
-            await asyncio.gather(*(client.complete("judge", ask(str(i))) for i in range(12)))
-
-    for options, limit in [({"max_concurrency": 3}, 3), ({"max_concurrency": 1}, 1)]:
-        with FakeEndpoint(in_order("ok", "http_500", "ok"), delay=0.03) as server:
-            run(main(server, **options))
-            assert server.most_in_flight == limit
-
-    async def own_limit(server: FakeEndpoint) -> None:
-        endpoint = OpenAIEndpoint(role_at(server, max_concurrency=5))
-        async with LLMClient([endpoint], max_concurrency=2, retry=FAST) as client:
+@pytest.mark.parametrize(
+    ("of_client", "of_role", "limit"), [(3, None, 3), (1, None, 1), (2, 5, 5), (5, 2, 2)]
+)
+def test_the_concurrency_limit_is_kept_and_used(of_client: int, of_role: int | None, limit: int):
+    async def main(server: FakeEndpoint) -> None:
+        endpoint = OpenAIEndpoint(role_at(server, max_concurrency=of_role))
+        async with LLMClient([endpoint], max_concurrency=of_client, retry=FAST) as client:
             await asyncio.gather(*(client.complete("judge", ask(str(i))) for i in range(20)))
 
-    with FakeEndpoint(in_order("ok"), delay=0.05) as server:
-        run(own_limit(server))
-        assert server.most_in_flight == 5
+    def hold(request: Recorded) -> None:
+        """Until as many are in flight as may be; a moment longer for one more that may not."""
+        while server.most_in_flight < limit:
+            time.sleep(0.002)
+        time.sleep(0.02)
+
+    with FakeEndpoint(in_order("ok", "http_500", "ok"), before_answer=hold) as server:
+        run(main(server))
+        assert server.most_in_flight == limit and len(server.requests) == 21
 
 
 def test_identical_calls_in_flight_are_one_call():
@@ -802,17 +845,23 @@ def test_a_shared_failure_is_one_failure():
 
 
 def test_who_shared_a_cancelled_call_makes_it():
+    gate = Gate()
+    gate.close_at(0)
+
     async def main(server: FakeEndpoint) -> None:
         async with client_at(server) as client:
             first = asyncio.create_task(client.complete("judge", ask("x")))
-            await asyncio.sleep(0.05)
+            while not server.requests:
+                await asyncio.sleep(0.002)
             others = [asyncio.create_task(client.complete("judge", ask("x"))) for _ in range(3)]
-            await asyncio.sleep(0.05)
+            # once round the loop, until they wait for the first
+            await asyncio.sleep(0)
             first.cancel()
+            gate.open()
             assert await asyncio.gather(*others) == [json.dumps(GOOD)] * 3
             assert first.cancelled()
 
-    with FakeEndpoint(in_order("ok"), delay=0.3) as server:
+    with FakeEndpoint(in_order("ok"), before_answer=gate) as server:
         run(main(server))
         assert len(server.requests) == 2
 
@@ -1050,7 +1099,7 @@ def test_keys_are_never_shown(
     ours = {*sys.stdlib_module_names, "utils"}
 
     async def main(server: FakeEndpoint) -> None:
-        role = role_at(server, api_key_env="JUDGE_KEY", timeout=0.5)
+        role = role_at(server, api_key_env="JUDGE_KEY", timeout=1.0)
         async with LLMClient([OpenAIEndpoint(role)], cache_path=cache, retry=FAST) as client:
             for row in ("http_401", "http_500", "reset", "stall", "ok"):
                 got = await outcome(client.complete("judge", ask(row)))
