@@ -8,6 +8,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import chz
@@ -15,7 +17,8 @@ import pytest
 
 from training.domains.base import Problem
 from training.domains.gsm8k import Gsm8kConfig, Gsm8kDomain
-from training.domains.gym import GymConfig, GymDomain, extract_answer, is_safe
+from training.domains.gym import GymConfig, GymDomain
+from training.domains.gym_guard import doubt, extract_answer, is_safe
 from training.domains.registry import domain_config_class, make_domain
 from training.grading import parse_number
 
@@ -187,6 +190,132 @@ def test_gym_knows_every_scorer_that_evaluates() -> None:
     assert sorted(set(found) - {"number_sorting", "propositional_logic"}) == EVALUATING
 
 
+# a task, what is done to its stored answer, and whether the outcome is still right
+VARIANTS: list[tuple[str, Callable[[str], str], bool]] = [
+    # any text at all
+    ("game_of_life_halting", lambda gold: {"True": "False", "False": "True"}[gold], False),
+    ("game_of_life_halting", str.lower, True),
+    # the beginning of the number, a number near it, one said to be less than nothing
+    ("coin_flip", lambda gold: gold[:1], False),
+    ("coin_flip", lambda gold: f"{float(gold) + 9e-5:.10g}", False),
+    ("coin_flip", lambda gold: str(Fraction(gold)), True),
+    ("coin_flip", lambda gold: f"{float(gold):.14f}", True),
+    ("gsm_symbolic", lambda gold: f"-{gold}", False),
+    ("gsm_symbolic", lambda gold: f"{gold} or {gold}1", False),
+    ("gsm_symbolic", lambda gold: f"The answer is {gold}.", True),
+    ("number_format", lambda gold: f"{float(gold) + 0.009:.3f}", False),
+    ("number_format", lambda gold: f"{float(gold):,.3f}", True),
+    ("number_sorting", lambda gold: re.sub(r"-?\d+\.\d+", _one_more, gold, count=1), False),
+    ("number_sorting", lambda gold: gold.replace("'", '"'), True),
+    ("pool_matrix", lambda gold: f"{float(gold.split()[0]) * 1.009:.4f}{gold[3:]}", False),
+    ("power_function", lambda gold: f"{float(gold):.2e}", True),
+    ("power_function", lambda gold: f"{float(gold) * 1.0001:.9e}", False),
+    ("advanced_geometry", lambda gold: f"{gold},{gold}", False),
+    ("complex_arithmetic", lambda gold: "nan", False),
+    ("complex_arithmetic", lambda gold: gold.replace(" ", ""), True),
+    # Python's way of writing numbers
+    ("chain_sum", lambda gold: f"{gold[:-1]}_{gold[-1]}" if len(gold) > 2 else f"0_{gold}", False),
+    ("chain_sum", lambda gold: f"{int(gold):,}.00", True),
+    ("bitwise_arithmetic", lambda gold: f"{gold[:-1]}_{gold[-1]}", False),
+    ("bitwise_arithmetic", lambda gold: str(int(gold, 16)), True),
+    # right, and then something else
+    ("game_of_life", lambda gold: json.dumps([[*row, 1] for row in json.loads(gold)]), False),
+    ("game_of_life", lambda gold: gold.replace("1", "true"), False),
+    ("word_sorting", lambda gold: f"{gold}, {gold}", False),
+    ("letter_jumble", lambda gold: f"{gold} banana", False),
+    ("spell_backward", lambda gold: f"{gold}x", False),
+    ("knights_knaves", lambda gold: f"not {gold}", False),
+    ("knights_knaves", lambda gold: " and ".join(gold.rstrip(".").split(", and ")[::-1]), True),
+    ("fraction_simplification", lambda gold: f"{gold} or 3/4", False),
+    ("time_intervals", lambda gold: f"{gold} or 7 days", False),
+    ("palindrome_partitioning", lambda gold: json.dumps(json.loads(gold) * 2), False),
+    ("palindrome_partitioning", lambda gold: json.dumps(json.loads(gold)[::-1]), True),
+    # other numbers than the puzzle's
+    ("puzzle24", lambda gold: "3*8*1*1", False),
+    ("puzzle24", lambda gold: f"(({gold}))", True),
+    ("countdown", lambda gold: f" ({gold}) ", True),
+]
+
+
+def _one_more(number: re.Match[str]) -> str:
+    return str(float(number[0]) + 0.01)
+
+
+@pytest.mark.parametrize(("task", "change", "right"), VARIANTS)
+def test_gym_full_scores_are_earned(task: str, change: Callable[[str], str], right: bool) -> None:
+    domain = GymDomain(GymConfig(task=task, test_size=8, train_size=1))
+    problems_P = domain.problems("test")
+    changed = 0
+    for problem in problems_P:
+        gold = problem.data["answer"]
+        answer = change(gold)
+        if answer == gold:
+            continue
+        changed += 1
+        [[of_gold, of_answer]] = domain.rewards([problem], [[gold, answer]])
+        assert of_gold.value == 1.0, of_gold
+        assert of_answer.solved == right, of_answer
+    assert changed >= 4
+
+
+def test_gym_arithmetic_is_exact_and_uses_the_numbers() -> None:
+    def why(answer: str, numbers: list[int], target: int) -> str | None:
+        entry = {"answer": "", "question": "", "metadata": {"numbers": numbers, "target": target}}
+        return doubt(answer, entry, {"metadata"}, "countdown")
+
+    assert why("(100 - 1)*10 + 1/100", [100, 1, 10, 1, 100], 990) == (
+        "its value is 99001/100, not 990"
+    )
+    assert why("2*(3 + 4)", [4, 3, 2], 14) is None
+    assert why("7/3*3", [7, 3, 3], 7) is None
+    assert why("-(1 - 15)", [1, 15], 14) is None
+    assert why("2*7", [4, 3, 2], 14) == "it uses other numbers than [4, 3, 2]"
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("rubiks_cube", "R999999999"),
+        ("rush_hour", "A+999999999"),
+        ("coin_flip", "1e99999999"),
+        ("propositional_logic", "¬" * 20000 + "P"),
+    ],
+)
+def test_gym_gives_no_scorer_what_it_would_never_finish(task: str, answer: str) -> None:
+    domain = GymDomain(GymConfig(task=task, test_size=1, train_size=1))
+    [[reward]] = domain.rewards(domain.problems("test"), [[answer]])
+    assert reward.value == 0.0
+    assert reward.note.endswith("which its scorer cannot be given")
+
+
+# data sets whose problems have several right answers, or whose scorers read past what is around one
+SEVERAL = {"kakurasu", "n_queens", "quantum_lock", "shortest_path", "sokoban", "tower_of_hanoi"}
+SEVERAL |= {"cryptarithm", "simple_integration"}
+
+
+@pytest.mark.slow
+def test_gym_no_data_set_takes_near_misses_for_right() -> None:
+    from reasoning_gym.factory import DATASETS
+
+    found = []
+    for task in sorted(set(DATASETS) - {"composite"} - SEVERAL):
+        domain = GymDomain(GymConfig(task=task, test_size=4, train_size=1))
+        problems_P = domain.problems("test")
+        golds = {problem.data["answer"] for problem in problems_P} - {None}
+        for problem in problems_P:
+            gold = problem.data["answer"]
+            misses = {*golds, "0", "x", "True", "nan", "[]"}
+            if gold is not None:
+                misses |= {f"{gold} or 12345", gold[: len(gold) // 2], f"{gold} {gold}", gold[:1]}
+                misses |= {re.sub(r"\d+", lambda m: str(int(m[0]) + 1), gold, count=1)}
+                misses |= {re.sub(r"\d", r"\g<0>_\g<0>", gold, count=1)}
+            for answer in misses - {gold}:
+                [[reward]] = domain.rewards([problem], [[answer]])
+                if reward.solved:
+                    found.append((task, gold, answer))
+    assert not found
+
+
 def test_gym_plain_algebra_is_safe() -> None:
     for answer in ("x**2/2 + C", "-3*sin(2*x)**2", "exp(2*x)*(x - 1)**(1/2)", "0.5*X**(-2)"):
         assert is_safe(answer, "simple_integration")
@@ -224,6 +353,8 @@ def test_gym_shots_are_solved_turns_before_every_question() -> None:
 def test_extract_answer() -> None:
     assert extract_answer(" 4 \n") == "4"
     assert extract_answer("a <answer>1</answer> <answer>\n2\n3 </answer> b") == "2\n3"
+    assert extract_answer("<answer>1<answer>2</answer>3</answer>") == "1<answer>2"
+    assert extract_answer("1</answer>2<answer>") == "1</answer>2<answer>"
     assert extract_answer("a Answer: 1", "Answer:") == "1"
     assert extract_answer("a", "Answer:") is None
     assert extract_answer("", None) == ""

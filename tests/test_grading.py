@@ -19,6 +19,12 @@ from training.grading import extract_boxed, extract_final_answer, parse_number, 
         (r"\boxed{\frac{3}{4}}", r"\frac{3}{4}"),
         (r"\boxed{\text{a {b} c}} end", r"\text{a {b} c}"),
         (r"\fbox{1} \boxed {7}", "7"),
+        (r"so \fbox{3}", "3"),
+        (r"\boxed 5", "5"),
+        (r"\boxed{4}, no: $\boxed -5$.", "-5"),
+        (r"it is \boxed 1,200.", "1,200"),
+        (r"\boxed 1 \boxed{2}", "2"),
+        (r"\boxed", None),
         (r"\boxed{5} \boxed{unfinished", "5"),
         (r"} \boxed{5} {", "5"),
         (r"\boxed{unfinished", None),
@@ -90,7 +96,19 @@ def test_extract_final_answer(text: str, expected: str | None) -> None:
         ("3!", None),
         ("9**9**9", None),
         ("x2", None),
-        ("1e9", None),
+        ("1e9", 10**9),
+        ("1e3.", 1000),
+        ("1.5e3", 1500),
+        ("-2.5E-1", Fraction(-1, 4)),
+        (r"1.5 \times 10^3", 1500),
+        (r"$3\cdot10^{-2}$", Fraction(3, 100)),
+        ("2 \N{MULTIPLICATION SIGN} 10^4", 20000),
+        (r"180^\circ", 180),
+        (r"$90^{\circ}$", 90),
+        ("45°", 45),
+        ("1e9999", None),
+        ("3 * 10", None),
+        ("1e3x", None),
         ("1,5", None),
         ("eighteen", None),
         ("", None),
@@ -103,6 +121,10 @@ def test_parse_number(text: str, expected: Fraction | int | None) -> None:
 
 def test_same_answer() -> None:
     assert same_answer(r"\$1,000.00", "1000")
+    assert same_answer(r"180^\circ", "180")
+    assert same_answer("1e3", "1000")
+    assert same_answer("1.5e3", "1500")
+    assert not same_answer("1e3", "1003")
     assert same_answer("0.75", r"\frac{3}{4}")
     assert not same_answer("0.7", r"\frac{3}{4}")
     assert not same_answer("no idea", "3")

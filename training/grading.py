@@ -9,23 +9,33 @@ from fractions import Fraction
 # longer than any number that a person would write; int() of millions of digits takes minutes
 MAX_NUMBER_CHARS = 200
 
-_BOXED = re.compile(r"\\f?boxed\s*\{")
+_BOX = r"\\(?:f?boxed|fbox)"
+_BOXED = re.compile(rf"{_BOX}\s*\{{")
+# TeX takes the next token where there are no braces; people mean the next word
+_BOXED_WORD = re.compile(rf"{_BOX}(?![A-Za-z])\s*([^\s{{}}$]+)")
 _BRACE = re.compile(r"[{}]")
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:[,;:!> ]|quad|qquad|left|right|displaystyle)")
+_DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|°")
+_POWER_OF_TEN = re.compile(
+    r"(?<=\d)\s*(?:\\times|\\cdot|[\N{MULTIPLICATION SIGN}\N{MIDDLE DOT}*])\s*10"
+    r"\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3}))"
+)
 # digits with or without thousands separators, then decimals; or decimals alone
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?:(?P<whole>\d+)\s+(?=\d+\s*/))?"
-    rf"(?P<numerator>{_DECIMAL})(?:\s*/\s*(?P<denominator>{_DECIMAL}))?"
+    rf"(?P<numerator>{_DECIMAL})(?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\w|\.\d))?"
+    rf"(?:\s*/\s*(?P<denominator>{_DECIMAL}))?"
 )
 # a unit's exponent is no second number: m^2, cm^{3}, ft²
 _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])\s*(?:\^\s*\{?\d\}?|[²³])")
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""What stands in the last complete \boxed{...}, nested braces included; None without one."""
+    r"""What stands in the last complete \boxed{...} (or \fbox), nested braces included, or is the
+    word behind one without braces; None without one."""
     starts = {match.end() - 1 for match in _BOXED.finditer(text)}
     opened: list[int] = []
     best: tuple[int, int] | None = None
@@ -36,6 +46,10 @@ def extract_boxed(text: str) -> str | None:
             start = opened.pop()
             if start in starts and (best is None or start > best[0]):
                 best = (start, brace.start())
+    for word in _BOXED_WORD.finditer(text):
+        if best is None or word.start() > best[0]:
+            bare = word[1].rstrip(".,;:!?")
+            best = (word.start(1) - 1, word.start(1) + len(bare))
     return None if best is None else text[best[0] + 1 : best[1]].strip()
 
 
@@ -49,7 +63,8 @@ def extract_final_answer(text: str) -> str | None:
 
 
 def parse_number(text: str) -> Fraction | None:
-    r"""The one number that `text` states: 1,234.50 · $12 · 50\% · \frac{3}{4} · 1 1/2 · x = 7 cm.
+    r"""The one number that `text` states: 1,234.50 · $12 · 50\% · \frac{3}{4} · 1 1/2 · x = 7 cm ·
+    1.5e3 · 1.5 \times 10^3 · 180^\circ.
 
     None where it states no number, or several without an equals sign before the last one.
     """
@@ -62,6 +77,7 @@ def parse_number(text: str) -> Fraction | None:
         .replace("{,}", ",")
     )
     text = _SPACING.sub(" ", _TEXT.sub(r" \1 ", text))
+    text = _POWER_OF_TEN.sub(r"e\1\2", _DEGREES.sub(" ", text))
     text = _FRACTION.sub(r" \1\2/\3\4", text)
     text = text.replace("\\", " ").replace("$", " ").replace("{", " ").replace("}", " ")
     text = _UNIT_EXPONENT.sub("", text.rpartition("=")[2])
@@ -81,7 +97,7 @@ def parse_number(text: str) -> Fraction | None:
         if denominator == 0:
             return None
         value /= denominator
-    value += int(number["whole"] or 0)
+    value = value * Fraction(10) ** int(number["exponent"] or 0) + int(number["whole"] or 0)
     return -value if number["sign"] == "-" else value
 
 

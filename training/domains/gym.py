@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import logging
-import re
+import math
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +12,7 @@ import chz
 
 from training.api import ServiceClient
 from training.domains.base import Algorithm, Message, Problem, Reward, Split, Stateless
+from training.domains.gym_guard import Consulted, doubt, extract_answer, is_safe
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
@@ -21,33 +22,6 @@ logger = logging.getLogger(__name__)
 # reasoning-gym makes item i from seed + i, so two splits are disjoint when their seeds are at
 # least one size apart
 SPLIT_DISTANCE = 100_000_000
-
-# Some scorers evaluate the answer as Python or through sympy, which is the same. What a model
-# writes must never be run, nor hang on 9**9**9, so such answers are scored only if nothing is left
-# of them when these tokens are taken out.
-_ARITHMETIC = re.compile(r"[-+()\s]|\*(?!\*)|/(?!/)|(?<!\d)\d{1,15}(?:\.\d{0,15})?(?!\d)")
-_ALGEBRA = re.compile(
-    _ARITHMETIC.pattern
-    + r"|(?<![A-Za-z0-9_.])(?:sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|exp|log|ln"
-    r"|sqrt|pi|[a-zA-MPRT-Z])(?![A-Za-z0-9_.])"
-    r"|\*\*\s*(?:\d{1,2}|\(\s*-?\d{1,2}\s*(?:/\s*\d{1,2}\s*)?\))(?![\d.]|\s*\*\*)"
-)
-_LIST = re.compile(r"(?!for\b)(?<!\w)\w+|[-\s\[\],.'\"#]")
-_SAFE_TOKENS = {
-    "countdown": _ARITHMETIC,
-    "puzzle24": _ARITHMETIC,
-    "simple_integration": _ALGEBRA,
-    "intermediate_integration": _ALGEBRA,
-    "polynomial_multiplication": _ALGEBRA,
-    "binary_matrix": _LIST,
-    "n_queens": _LIST,
-    "spiral_matrix": _LIST,
-    "string_insertion": _LIST,
-}
-# (((9**99)**99)**99)**99 has a hundred million digits
-MAX_NESTED_POWERS = 2
-
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 @chz.chz(typecheck=True)
@@ -154,7 +128,7 @@ class GymDomain(Stateless):
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
     ) -> list[list[Reward]]:
-        """reasoning-gym's scores, 0 to 1; solved is 1."""
+        """reasoning-gym's scores, 0 to 1; solved is 1, where `gym_guard` agrees."""
         return [
             [self._score(answer, problem.data) for answer in answers_G]
             for problem, answers_G in zip(problems_P, answers_P_G, strict=True)
@@ -176,38 +150,23 @@ class GymDomain(Stateless):
         answer = extract_answer(reply, self.config.answer_prefix)
         if answer is None:
             return Reward(0.0, False, f"no {self.config.answer_prefix!r} in the reply")
-        if not is_safe(answer, entry["metadata"].get("source_dataset", self.config.task)):
-            return Reward(0.0, False, f"answered {answer}, which is no plain expression or list")
+        task = entry["metadata"].get("source_dataset", self.config.task)
+        if not is_safe(answer, task):
+            return Reward(0.0, False, f"answered {answer}, which its scorer cannot be given")
+        consulted = Consulted(entry)
+        why = None
         try:
-            value = float(self._datasets["test"].score_answer(answer, entry))
+            value = float(self._datasets["test"].score_answer(answer, consulted))
+            if not value < 1.0:
+                why = doubt(answer, entry, consulted.keys_read, task)
         except Exception as error:
             # some scorers parse the answer and raise whatever their parser does: a wrong answer
             return Reward(0.0, False, f"the scorer of {self.config.task} raised {error!r}")
+        if why is not None:
+            return Reward(0.0, False, f"answered {answer}: {why}; an answer is {entry['answer']}")
+        # sums of parts end a little above 1, and one that takes nan for a number scores nan
+        value = 0.0 if math.isnan(value) else min(value, 1.0)
         return Reward(value, value >= 1.0, f"answered {answer}, an answer is {entry['answer']}")
-
-
-def extract_answer(reply: str, prefix: str | None = None) -> str | None:
-    """The last <answer>...</answer>, else what follows the last `prefix`, stripped.
-
-    Without a prefix the whole reply; None where the prefix is asked for and missing.
-    """
-    tagged = _TAGGED.findall(reply)
-    if tagged:
-        return tagged[-1].strip()
-    if prefix is None:
-        return reply.strip()
-    _, found, answer = reply.rpartition(prefix)
-    return answer.strip() if found else None
-
-
-def is_safe(answer: str, task: str) -> bool:
-    """Whether the task's scorer can be given the answer: it neither runs code nor explodes."""
-    tokens = _SAFE_TOKENS.get(task)
-    if tokens is None:
-        return True
-    return (
-        tokens.sub("", answer) == "" and len(re.findall(r"\)\s*\*\*", answer)) <= MAX_NESTED_POWERS
-    )
 
 
 def _create(config: GymConfig, *, seed: int, size: int) -> "ProceduralDataset":
