@@ -23,6 +23,7 @@ from evaluation.targets import (
 )
 from training.endpoints import Endpoints
 from utils.config import problems_of, raise_problems
+from utils.inputs import INPUT
 from utils.llm_api import Role
 from utils.llm_roles import RoleConfig
 from utils.runs import new_run_path
@@ -34,9 +35,13 @@ JUDGE_TOKENS = 2000
 
 @chz.chz(typecheck=True)
 class Config:
-    eval_file: Path | None = chz.field(default=None, doc="a .eval.yaml of scripts/gen_eval.py")
+    eval_file: Path | None = chz.field(
+        default=None, doc="a .eval.yaml of scripts/gen_eval.py", metadata=INPUT
+    )
     responses_file: Path | None = chz.field(
-        default=None, doc="instead: judge the answers in an .eval-results.yaml again"
+        default=None,
+        doc="instead: judge the answers in an .eval-results.yaml again",
+        metadata=INPUT,
     )
     properties: list[str] = chz.field(default_factory=list, doc="default: all of the file")
     log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
@@ -46,7 +51,9 @@ class Config:
 
     model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
     checkpoint_paths: list[str] = chz.field(
-        default_factory=list, doc="adapters on that model, each compared with it"
+        default_factory=list,
+        doc="adapters on that model, each compared with it",
+        metadata=INPUT,
     )
     target: RoleConfig = chz.field(
         default_factory=RoleConfig, doc="base_url and model of a served model, instead of these"

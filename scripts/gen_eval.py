@@ -44,6 +44,7 @@ from utils.config import (
     raise_problems,
     to_plain,
 )
+from utils.inputs import INPUT, MUST_EXIST
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Role
 from utils.llm_ledger import Ledger
@@ -63,13 +64,15 @@ NUM_CATEGORIES = 8
 class Config:
     properties: list[str] = chz.field(doc="what the prompts are about; unknown ones list the known")
     properties_file: Path | None = chz.field(
-        default=None, doc="YAML with more properties", metadata={"must_exist": True}
+        default=None, doc="YAML with more properties", metadata=MUST_EXIST
     )
     num_turns: dict[str, int] = chz.field(
         default_factory=dict, doc="user messages per prompt, by property; default: 1"
     )
     params_file: Path | None = chz.field(
-        default=None, doc="an .eval-params.yaml: its settings and categories, but new prompts"
+        default=None,
+        doc="an .eval-params.yaml: its settings and categories, but new prompts",
+        metadata=INPUT,
     )
     log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
     output_dir: Path = chz.field(default=Path("evals"), doc="where both files go")
@@ -98,7 +101,9 @@ class Config:
         default=10, doc="of 1 to 10; prompts above are dropped, and with either those without score"
     )
     examples_file: Path | None = chz.field(
-        default=None, doc="an .examples.yaml; prompts near its inputs are written anew"
+        default=None,
+        doc="an .examples.yaml; prompts near its inputs are written anew",
+        metadata=INPUT,
     )
     dry_run: bool = chz.field(default=False, doc="print calls and first requests, and stop")
 

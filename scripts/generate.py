@@ -32,6 +32,7 @@ from generation.plan import (
 from generation.quality import VERIFIER, Example, QualityReport, sift, to_record
 from generation.report import DIVERSITY_HEADERS, diversity_rows, quality_rows, write_report
 from utils.config import config_entrypoint, dump_yaml, problems_of, raise_problems, to_plain
+from utils.inputs import INPUT, MUST_EXIST
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Role
 from utils.llm_ledger import Ledger
@@ -50,10 +51,12 @@ class Config:
     type: str = chz.field(doc=f"of the examples: {', '.join(KINDS)}")
     property: str = chz.field(doc="what the examples show; an unknown one lists the known")
     properties_file: Path | None = chz.field(
-        default=None, doc="YAML with more properties", metadata={"must_exist": True}
+        default=None, doc="YAML with more properties", metadata=MUST_EXIST
     )
     params_file: Path | None = chz.field(
-        default=None, doc="a .params.yaml: its settings, subtypes and prompts, but new examples"
+        default=None,
+        doc="a .params.yaml: its settings, subtypes and prompts, but new examples",
+        metadata=INPUT,
     )
     log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
     output_dir: Path = chz.field(default=Path("datasets"), doc="where both files go")
@@ -90,7 +93,7 @@ class Config:
     remove_duplicates: bool = chz.field(default=True, doc="exact and near ones")
     heldout_subtypes: int = chz.field(default=1, doc="subtypes that sft.py does not train on")
     eval_file: Path | None = chz.field(
-        default=None, doc="a .eval.yaml; examples near its prompts are dropped"
+        default=None, doc="a .eval.yaml; examples near its prompts are dropped", metadata=INPUT
     )
     dry_run: bool = chz.field(default=False, doc="print calls and requests, and stop")
 

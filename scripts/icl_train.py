@@ -56,7 +56,7 @@ def main(config: Config, folder: str) -> None:
 
     from training.icl.families import make_family
     from training.icl.models import build_model
-    from training.icl.tasks import load_task_set
+    from training.icl.tasks import load_task_set, task_input
     from training.icl.train import (
         OnlineEvaluation,
         Trainer,
@@ -99,6 +99,7 @@ def main(config: Config, folder: str) -> None:
         log_path,
         config,
         resume_fields_ignored=may_change,
+        data=task_input(tasks),
         sinks=config.sinks,
     )
     with run, exit_on_interrupt(run, "its state is kept"):

@@ -27,7 +27,7 @@ from training.models import resolve_model
 from training.policy import texts
 from training.rl import check_loss, grpo_update, problem_batch, rest_em_update, reward_metrics
 from training.rl_plan import plan_table, probe
-from training.rl_problems import Chosen, PromptLimit, choose_problems
+from training.rl_problems import Chosen, PromptLimit, choose_problems, problems_input
 from training.rl_report import (
     batch_metrics,
     print_tables,
@@ -164,7 +164,12 @@ def main(config: Any) -> None:
 
     may_change = ("num_steps", "sinks", "dry_run", "save_every", "keep_checkpoints")
     run = RunDir.open(
-        "rl_loop", log_path, config, resume_fields_ignored=may_change, sinks=config.sinks
+        "rl_loop",
+        log_path,
+        config,
+        resume_fields_ignored=may_change,
+        data={f"{split} problems": problems_input(domain, chosen[split]) for split in chosen},
+        sinks=config.sinks,
     )
     with run, exit_on_interrupt(run), contextlib.closing(service):
         recorder = Recorder(run)

@@ -40,6 +40,7 @@ from training.supervised import (
 )
 from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
 from utils.files import read_jsonl, shown_path
+from utils.inputs import MUST_EXIST
 from utils.progress import Stopwatch, progress
 from utils.report import Report, line_plot
 from utils.runs import RunDir, new_run_path
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 @chz.chz(typecheck=True)
 class Config:
     examples_file: Path = chz.field(
-        doc="a .examples.yaml, or JSONL of chats or instructions", metadata={"must_exist": True}
+        doc="a .examples.yaml, or JSONL of chats or instructions", metadata=MUST_EXIST
     )
     labels: list[str] = chz.field(
         default_factory=lambda: ["positive"], doc="examples with another label are not learned"

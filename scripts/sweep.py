@@ -34,6 +34,7 @@ from dotenv import load_dotenv
 from utils.config import ConfigError, exit_on_config_error, load_config, raise_problems, to_plain
 from utils.files import shown_path
 from utils.launch import LAUNCHERS, Job, JobResult, Launcher, make_launcher
+from utils.locks import claimed
 from utils.progress import progress
 from utils.sweep_plan import Plan, key_of, make_plan
 from utils.sweep_report import write_outcome
@@ -43,7 +44,6 @@ from utils.sweeps import (
     Manifest,
     axis_labels,
     last_lines,
-    locked,
     open_manifest,
 )
 from utils.tables import text_table
@@ -107,7 +107,7 @@ def main(config: Config, plan: Plan) -> None:
         manifest, cells = open_manifest(plan.folder, config.script, plan.arguments, plan.axes)
         print(dry_run_text(plan, manifest, cells))
         return
-    with locked(plan.folder):
+    with claimed(plan.folder / ".sweep.lock", f"log_path={plan.folder}"):
         manifest, cells = open_manifest(plan.folder, config.script, plan.arguments, plan.axes)
         left = [cell for cell in cells if not plan.is_done(cell)]
         for cell in left:

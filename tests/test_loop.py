@@ -65,6 +65,7 @@ def test_a_loop_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     run.log_metrics(3, {"loss": 3.0})
     run.log_sample({"step": 3})
 
+    run.close()
     again = Recorder(RunDir.open("rl_loop", tmp_path, {})).load()
     assert (again.step, again.evaluated, again.domain) == (2, False, {"known": {"a": 2}})
     assert again.checkpoint is not None
@@ -75,11 +76,12 @@ def test_a_loop_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_loop_goes_on_where_its_folder_was_moved(tmp_path: Path) -> None:
-    _, recorder, trainer = open_run(tmp_path / "a")
+    run, recorder, trainer = open_run(tmp_path / "a")
     state = recorder.load()
     for step in (1, 2):
         state.step = step
         recorder.save(trainer, state, keep=0)
+    run.close()
     (tmp_path / "b").mkdir()
     (tmp_path / "a").rename(tmp_path / "b" / "c")
     assert str(tmp_path) not in (tmp_path / "b" / "c" / "checkpoints.jsonl").read_text()

@@ -3,10 +3,13 @@
 import enum
 import importlib
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,88 @@ def test_a_field_of_another_version_is_refused(tmp_path: Path):
         RunDir.open("sft", tmp_path / "run", {"a": 1})
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from utils.runs import RunDir
+run = RunDir.open("sft", Path(sys.argv[1]), {})
+print("open", flush=True)
+if sys.stdin.readline():
+    run.close()
+    print("closed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the run open; a line closes it there."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == "open\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def refused_to_write(folder: Path) -> str:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError) as caught:
+        RunDir.open("sft", folder, {})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    return str(caught.value)
+
+
+def test_a_second_writer_is_refused_until_the_first_is_killed(
+    tmp_path: Path, writer: subprocess.Popen[str]
+) -> None:
+    error = refused_to_write(tmp_path / "run")
+    who = f"another process (pid {writer.pid} on {socket.gethostname()})"
+    assert error == (
+        f"log_path={tmp_path / 'run'}: {who} is at work here; wait for it or stop it, "
+        "or give another"
+    )
+    writer.kill()
+    writer.wait()
+    with RunDir.open("sft", tmp_path / "run", {}) as run:
+        assert run.resumed
+        assert f"pid {os.getpid()} " in refused_to_write(tmp_path / "run")
+    # and leaves no lock behind
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.yaml", "resumes.jsonl"}
+
+
+def test_a_writer_that_closes_its_run_lets_others_write(
+    tmp_path: Path, writer: subprocess.Popen[str]
+) -> None:
+    assert writer.stdin is not None and writer.stdout is not None
+    writer.stdin.write("close\n")
+    writer.stdin.flush()
+    assert writer.stdout.readline() == "closed\n"
+    RunDir.open("sft", tmp_path / "run", {}).close()
+
+
+def test_a_refused_run_is_not_held(tmp_path: Path) -> None:
+    RunDir.open("sft", tmp_path / "run", {"a": 1}).close()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="a: stored 1, given 2"):
+            RunDir.open("sft", tmp_path / "run", {"a": 2})
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "run"
+    with pytest.raises(ConfigError, match=f"^log_path={below}: nothing can be written there"):
+        RunDir.open("sft", below, {})
+    with pytest.raises(ConfigError, match="nothing can be written there"):
+        RunDir.open("sft", None, {}, root=tmp_path / "file")
+
+
 def test_foreign_folders_are_left_alone(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     assert not RunDir.open("sft", tmp_path / "empty", Config()).resumed
@@ -150,6 +235,7 @@ def test_checkpoints_move_with_their_run(tmp_path: Path, monkeypatch):
     run.log_checkpoint("1", 1, "state", tmp_path / "a" / "checkpoints" / "x" / "1", **both)
     run.log_checkpoint("2", 2, "state", "a/checkpoints/x/2", sampler_path=tmp_path / "else" / "2")
     (tmp_path / "sub").mkdir()
+    run.close()
     moved = (tmp_path / "a").rename(tmp_path / "sub" / "b")
     monkeypatch.chdir(tmp_path / "sub")
     first, second = RunDir.open("sft", Path("b"), {}).checkpoints()

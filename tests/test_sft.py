@@ -285,6 +285,29 @@ def test_stopped_and_resumed_is_bit_by_bit_the_same(
     assert (parts / "report.html").is_file()
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_other_examples_than_before_are_refused(
+    cut: bool,
+    train: Callable[..., Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Fewer rows, or as many others: neither an IndexError nor training on."""
+    lines = data.read_text().splitlines(keepends=True)
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(lines))
+    run = train(tmp_path / "run", f"examples_file={own}", "num_epochs=1")
+    before = results(run)
+    changed = lines[: len(lines) // 2] if cut else [*lines[1:-1], lines[1], lines[-1]]
+    own.write_text("".join(changed))
+    with pytest.raises(SystemExit) as caught:
+        train(tmp_path / "run", f"examples_file={own}", "num_epochs=1")
+    assert caught.value.code == 2
+    assert f"examples_file: {own} holds something else than at" in capsys.readouterr().err
+    assert results(run).difference(before) is None
+
+
 def test_a_run_goes_on_in_another_folder(
     train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ import sweep
 from utils.config import ConfigError
 from utils.files import read_jsonl
 from utils.launch import CANNOT_START, Job, JobResult, LocalLauncher, Update, make_launcher
+from utils.locks import claimed
 from utils.sweep_plan import _merged
 from utils.sweep_report import (
     Result,
@@ -43,7 +44,6 @@ from utils.sweeps import (
     folder_name,
     grid,
     load_manifest,
-    locked,
     open_manifest,
     parse_axes,
 )
@@ -345,10 +345,13 @@ def test_a_file_that_is_no_manifest(tmp_path: Path, text: str) -> None:
 
 
 def test_one_sweep_at_a_time_in_a_folder(tmp_path: Path) -> None:
-    refused = pytest.raises(ConfigError, match="another sweep is at work here")
-    with locked(tmp_path), refused, locked(tmp_path):
+    lock = tmp_path / ".sweep.lock"
+    refused = pytest.raises(
+        ConfigError, match=rf"another process \(pid {os.getpid()} on .*\) is at work here"
+    )
+    with claimed(lock, "log_path"), refused, claimed(lock, "log_path"):
         pass
-    with locked(tmp_path):
+    with claimed(lock, "log_path"):
         pass
 
 
@@ -743,7 +746,7 @@ def test_kill_9_leaves_nobody_behind_and_a_second_start_finishes(
     # while it is at work nobody else may be
     second = start(*WAITING, THREE)
     _, err = second.communicate(timeout=60)
-    assert second.returncode == 2 and "another sweep is at work here" in err
+    assert second.returncode == 2 and f"(pid {first.pid} on " in err
     pids = [int((folder / f"lr={lr}/pid").read_text()) for lr in (0.1, 0.2)]
     assert all(alive(pid) for pid in pids)
     os.kill(first.pid, signal.SIGKILL)

@@ -493,7 +493,7 @@ def test_other_items_than_before_are_refused(
         entrypoint(arguments)
     error = capsys.readouterr().err
     for task in ("navigate", "web_of_lies"):
-        assert f"has answers to other items of {task} than those from lukaemon/bbh" in error
+        assert f"items of {task}: lukaemon/bbh holds something else than at the start" in error
     entrypoint([*arguments, "source=generated"])
     assert ttt_results(tmp_path) == before
 

@@ -8,6 +8,7 @@ from training.api import ServiceClient
 from training.chat import render_prompt
 from training.domains.base import Domain, Problem
 from training.models import context_length, load_tokenizer
+from utils.inputs import Input, data_input
 
 logger = logging.getLogger(__name__)
 _IDS_SHOWN = 50
@@ -78,6 +79,12 @@ def choose_problems(
         raise ValueError(f"{found}: {_listed(chosen.too_long)}; use a model with a longer context")
     logger.warning("%s, and are left out: %s", found, _listed(chosen.too_long))
     return chosen
+
+
+def problems_input(domain: Domain, chosen: Chosen) -> Input:
+    """What a run stores of its problems, so that it goes on with no others."""
+    items = ([p.id, p.messages, domain.solution(p)] for p in chosen.problems)
+    return data_input(f"what domain={domain.name} reads", items)
 
 
 def _listed(ids: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from training.api import ServiceClient
+from utils.inputs import Input
 from utils.runs import RunDir
 
 
@@ -14,6 +15,10 @@ class TestTime(Protocol):
 
     def plan(self) -> str:
         """What would be trained and asked."""
+        ...
+
+    def data(self) -> dict[str, Input]:
+        """What a run stores of its tasks, so that it goes on with no others."""
         ...
 
     def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:

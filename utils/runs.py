@@ -27,6 +27,8 @@ from typing import Any, Literal, Protocol, Self
 
 from utils.config import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
 from utils.files import append_jsonl, read_jsonl
+from utils.inputs import Input, file_inputs, input_problems
+from utils.locks import Claim
 from utils.plain_yaml import leaves_of
 from utils.terminal import setting
 
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 SINKS = ("wandb", "tensorboard")
 CHECKPOINT_PATHS = ("state_path", "sampler_path")
+LOCK = ".writer.lock"
 LOGS = ("metrics.jsonl", "samples.jsonl")
 PACKAGES = (
     "autodidact",
@@ -57,15 +60,23 @@ PACKAGES = (
 
 class RunDir:
     """One run's directory; make it with `RunDir.open`, and close it (or use `with`) so that the
-    sinks flush. One process writes to a run at a time."""
+    sinks flush. One process writes to a run at a time: a second one that opens it is refused until
+    the first has closed it or is gone."""
 
     def __init__(
-        self, path: Path, *, resumed: bool, run_id: str | None = None, sinks: Sequence[Sink] = ()
+        self,
+        path: Path,
+        *,
+        resumed: bool,
+        run_id: str | None = None,
+        sinks: Sequence[Sink] = (),
+        claim: Claim | None = None,
     ) -> None:
         self.path = path
         self.run_id = run_id or path.resolve().name
         self.resumed = resumed
         self._sinks = list(sinks)
+        self._claim = claim
 
     @classmethod
     def open(
@@ -75,45 +86,65 @@ class RunDir:
         config: Any,
         *,
         resume_fields_ignored: Sequence[str] = (),
+        data: Mapping[str, Input] | None = None,
         sinks: Sequence[str] = (),
         root: Path = Path("runs"),
     ) -> Self:
         """A new run under `root/script`, or at `log_path`; resumed where log_path holds one.
 
+        Files that the config names (utils/inputs.py) are stored by what they hold; `data` is what
+        else decides the run: rows from a hub, say.
+
         Raises ConfigError when the stored config differs from `config` in a field that is neither
-        in `resume_fields_ignored` nor `log_path`, when log_path holds something else than a run,
-        and when a sink is unknown or its package is missing.
+        in `resume_fields_ignored` nor `log_path`, when files or data hold something else than at
+        the start, when log_path holds something else than a run, cannot be written or is another
+        process's, and when a sink is unknown or its package is missing.
         """
         plain = to_plain(config)
+        files, others = file_inputs(config), dict(data or {})
         open_sinks = _sink_factories(sinks)
-        resumed = log_path is not None and (log_path / "config.yaml").is_file()
-        if log_path is None:
-            path = new_run_path(script, root)
-            path.mkdir(parents=True)
-        else:
-            path = log_path
-            if not resumed:
-                _require_free(path)
-                path.mkdir(parents=True, exist_ok=True)
-        if resumed:
-            stored = load_yaml(path / "config.yaml")
-            stored_meta = stored.pop("meta", {})
-            _require_same(path, stored, plain, {"log_path", *resume_fields_ignored})
-            meta = run_meta()
-            for key in ("git_revision", "packages"):
-                if meta[key] != stored_meta.get(key):
-                    logger.warning("%s: resumed with another %s than it began with", path, key)
-            append_jsonl(path / "resumes.jsonl", {**meta, "config": plain}, fsync=True)
-            logger.info("resuming the run in %s", path)
-            # the folder may have another name by now; to the sinks it is the same run
-            run = cls(path, resumed=True, run_id=stored_meta.get("run_id"))
-        else:
-            run = cls(path, resumed=False)
-            meta = {"script": script, "run_id": run.run_id, **run_meta()}
-            dump_yaml(path / "config.yaml", {**plain, "meta": meta})
-            logger.info("new run in %s", path)
-        run._sinks = [make(script, run, plain) for make in open_sinks]
+        path = new_run_path(script, root) if log_path is None else log_path
+        if not (path / "config.yaml").is_file():
+            _require_free(path)
+        claim = Claim(path / LOCK, f"log_path={path}")
+        try:
+            # another process may have begun the run, and ended, since
+            if (path / "config.yaml").is_file():
+                run = cls._resume(path, plain, files, others, resume_fields_ignored, claim)
+            else:
+                run = cls(path, resumed=False, claim=claim)
+                inputs = {name: held._asdict() for name, held in {**files, **others}.items()}
+                meta = {"script": script, "run_id": run.run_id, **run_meta(), "inputs": inputs}
+                dump_yaml(path / "config.yaml", {**plain, "meta": meta})
+                logger.info("new run in %s", path)
+            run._sinks = [make(script, run, plain) for make in open_sinks]
+        except BaseException:
+            claim.release()
+            raise
         return run
+
+    @classmethod
+    def _resume(
+        cls,
+        path: Path,
+        plain: dict[str, Any],
+        files: Mapping[str, Input],
+        others: Mapping[str, Input],
+        ignored: Sequence[str],
+        claim: Claim,
+    ) -> Self:
+        stored = load_yaml(path / "config.yaml")
+        stored_meta = stored.pop("meta", {})
+        _require_same(path, stored, plain, {"log_path", *ignored})
+        _require_same_inputs(path, stored_meta.get("inputs", {}), files, others)
+        meta = run_meta()
+        for key in ("git_revision", "packages"):
+            if meta[key] != stored_meta.get(key):
+                logger.warning("%s: resumed with another %s than it began with", path, key)
+        append_jsonl(path / "resumes.jsonl", {**meta, "config": plain}, fsync=True)
+        logger.info("resuming the run in %s", path)
+        # the folder may have another name by now; to the sinks it is the same run
+        return cls(path, resumed=True, run_id=stored_meta.get("run_id"), claim=claim)
 
     def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; numbers of numpy and torch become plain ones."""
@@ -186,6 +217,8 @@ class RunDir:
         for sink in self._sinks:
             sink.close()
         self._sinks = []
+        if self._claim is not None:
+            self._claim.release()
 
     def __enter__(self) -> Self:
         return self
@@ -263,8 +296,9 @@ def new_run_path(script: str, root: Path = Path("runs"), *, about: str = "") -> 
 def _require_free(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"log_path={path} is a file; name a new folder, or one with a run")
-    # a run that was killed before it had its config.yaml may have left a part of that
-    if path.is_dir() and any(not f.name.startswith(".config.yaml.") for f in path.iterdir()):
+    # a run that was killed before it had its config.yaml may have left a part of that, and its lock
+    ours = (".config.yaml.", ".writer.")
+    if path.is_dir() and any(not f.name.startswith(ours) for f in path.iterdir()):
         raise ConfigError(
             f"log_path={path} holds files but no config.yaml, so it is no run to resume; "
             "name a new or empty folder"
@@ -298,6 +332,21 @@ def _require_same(
         raise ConfigError(
             [f"{path} was started with other settings; resume needs the same", *problems]
         )
+
+
+def _require_same_inputs(
+    path: Path,
+    stored: Mapping[str, Mapping[str, str]],
+    files: Mapping[str, Input],
+    others: Mapping[str, Input],
+) -> None:
+    before = {name: Input(**held) for name, held in stored.items()}
+    problems = input_problems({n: held for n, held in before.items() if n not in others}, files)
+    # data that comes from files changes with them: what the user can mend are the files
+    if not problems:
+        problems = input_problems({n: held for n, held in before.items() if n in others}, others)
+    if problems:
+        raise ConfigError([f"{path} was started with other data; resume needs the same", *problems])
 
 
 def _names_other_class(name: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:

@@ -9,13 +9,12 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -210,24 +209,6 @@ def open_manifest(
             cell.status = "interrupted"
         cells.append(cell)
     return manifest, cells
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Generator[None, None, None]:
-    """Only one process at a time is inside for the same folder; a ConfigError for a second one.
-    The lock ends with the process, however that ends."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # the file stays: were it deleted, a third process could lock another one of the same name
-    with open(folder / ".sweep.lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: another sweep is at work here; wait for it, or give another log_path="
-            ) from None
-        yield
 
 
 # ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from training.bbh.methods import DIRECT, METHODS, SHARED, SHOWING, TRAINED, BBHS
 from training.bbh.tasks import BBHTask, choose_tasks
 from training.bbh.text import LossMask
 from utils.config import problems_of
+from utils.inputs import INPUT
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -41,7 +42,9 @@ class BBHConfig:
     tasks: list[str] = chz.field(default_factory=list, doc="names; default: all there is data for")
     task_start: int = chz.field(default=0, doc="first task of the table of 27")
     task_end: int | None = chz.field(default=None, doc="the task after the last one")
-    data_dir: Path | None = chz.field(default=None, doc="a folder with BBH's <task>.json files")
+    data_dir: Path | None = chz.field(
+        default=None, doc="a folder with BBH's <task>.json files", metadata=INPUT
+    )
     source: Literal["auto", "hub", "generated"] = chz.field(
         default="auto", doc="without data_dir; auto: the hub, else what can be generated"
     )

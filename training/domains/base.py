@@ -36,6 +36,9 @@ class Stateless:
     def reward_tokens(self, problem: Problem) -> int:
         return 0
 
+    def solution(self, problem: Problem) -> Any:
+        return problem.data
+
     def state(self) -> dict[str, Any]:
         return {}
 
@@ -71,6 +74,10 @@ class Domain(Protocol):
         ...
 
     def problems(self, split: Split) -> list[Problem]: ...
+
+    def solution(self, problem: Problem) -> Any:
+        """What decides its rewards besides its messages, as plain data, to tell problems apart."""
+        ...
 
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]

@@ -10,6 +10,7 @@ from training.api import ServiceClient
 from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
 from training.grading import extract_final_answer, same_answer
 from utils.config import raise_problems
+from utils.inputs import INPUT
 from utils.json_files import read_json_lines
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class Gsm8kConfig:
         default=None,
         doc="folder with train.jsonl and test.jsonl, or one .jsonl file for both splits; "
         f"None: {HUB_NAME} from the Hugging Face hub",
+        metadata=INPUT,
     )
     instruction: str = chz.field(
         default="Think step by step. End with the final answer, a number, in \\boxed{}.",

@@ -125,6 +125,9 @@ class GymDomain(Stateless):
             turns.append({"role": "assistant", "content": str(entry["answer"])})
         return turns
 
+    def solution(self, problem: Problem) -> Any:
+        return problem.data["answer"]
+
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
     ) -> list[list[Reward]]:

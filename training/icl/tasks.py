@@ -15,6 +15,7 @@ from training.icl.base import Family, TaskSet
 from training.icl.priors import draw_ids, log_prior, uniform_log_prior
 from training.icl.settings import Setting
 from utils.files import atomic_writer, shown_path
+from utils.inputs import Input
 
 Purpose = Literal["tasks", "ood", "data", "evaluation", "weights"]
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -54,6 +55,14 @@ def load_task_set(setting: Setting, family: Family, cache_dir: Path) -> TaskSet 
         )
         _write(path, setting, family, values)
     return TaskSet(values, log_prior(setting))
+
+
+def task_input(tasks: TaskSet | None) -> dict[str, Input]:
+    """What a run stores of the mixture's tasks: made anew from their seed by another version of
+    torch, they may be others."""
+    if tasks is None:
+        return {}
+    return {"tasks": Input("the task set of these settings", _digest(tasks.values))}
 
 
 def new_task_set(setting: Setting, family: Family, count: int, seed: int) -> TaskSet:

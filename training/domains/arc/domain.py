@@ -31,6 +31,7 @@ from training.domains.arc.text import GridFormat
 from training.domains.base import Algorithm, Problem, Reward, Split
 from training.models import context_length, load_tokenizer
 from utils.config import raise_problems
+from utils.inputs import MUST_EXIST
 
 logger = logging.getLogger(__name__)
 
@@ -147,16 +148,14 @@ class ArcConfig:
     train_ids: list[str] = chz.field(default_factory=list, doc="with task_set=ids")
     test_ids: list[str] = chz.field(default_factory=list, doc="with task_set=ids")
     challenges_file: Path | None = chz.field(
-        default=None, doc="train tasks as a Kaggle file", metadata={"must_exist": True}
+        default=None, doc="train tasks as a Kaggle file", metadata=MUST_EXIST
     )
-    solutions_file: Path | None = chz.field(
-        default=None, doc="its solutions", metadata={"must_exist": True}
-    )
+    solutions_file: Path | None = chz.field(default=None, doc="its solutions", metadata=MUST_EXIST)
     test_challenges_file: Path | None = chz.field(
-        default=None, doc="test tasks as a Kaggle file", metadata={"must_exist": True}
+        default=None, doc="test tasks as a Kaggle file", metadata=MUST_EXIST
     )
     test_solutions_file: Path | None = chz.field(
-        default=None, doc="its solutions", metadata={"must_exist": True}
+        default=None, doc="its solutions", metadata=MUST_EXIST
     )
     mode: Literal["self_edit", "oracle", "baseline"] = chz.field(
         default="self_edit",
@@ -295,6 +294,9 @@ class ArcDomain:
     def problem(self, task: Task) -> Problem:
         messages = self_edit_messages(task, self.loop.settings.grid_format, self.bounds)
         return Problem(task.id, messages, task)
+
+    def solution(self, problem: Problem) -> str:
+        return problem.data.digest.hex()
 
     def tasks(self, split: Split) -> list[Task]:
         config = self.config

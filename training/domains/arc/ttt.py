@@ -35,8 +35,9 @@ from training.domains.arc.ttt_results import (
     write_submission_of,
 )
 from training.models import check_rank, context_length, load_tokenizer
-from utils.config import ConfigError, as_config_errors, problems_of, raise_problems
+from utils.config import as_config_errors, problems_of, raise_problems
 from utils.files import shown_path
+from utils.inputs import Input, data_input
 from utils.progress import progress
 from utils.runs import RunDir
 from utils.tables import text_table
@@ -157,7 +158,6 @@ class ArcRun:
         adapter = SHARED_NAME if settings.method in SHARED else task.id
         return TaskRecord(
             task=task.id,
-            digest=task.digest.hex(),
             num_tests=len(task.test),
             before=before,
             after=after,
@@ -217,10 +217,13 @@ class ArcTestTime:
         table = text_table((*headers, "too long", "steps", "prompts"), rows)
         return f"{config.experiment_name}\n\n{table}\n\n{len(rows)} tasks, {total} steps in all"
 
+    def data(self) -> dict[str, Input]:
+        items = ([task.id, task.digest.hex()] for task in self._tasks)
+        return {"tasks": data_input(self.config.source, items)}
+
     def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:
         config = self.config
         records = read_records(run.path)
-        self._require_same_tasks(run, records)
         done = [record.task for record in records]
         with as_config_errors():
             settings, tokenizer = self._settings(), load_tokenizer(config.model_name)
@@ -237,16 +240,6 @@ class ArcTestTime:
             records.append(record)
             run.log_metrics(len(records), metrics(records))
             logger.info("%s: solved %s", record.task, record.last.solved)
-
-    def _require_same_tasks(self, run: RunDir, done: Sequence[TaskRecord]) -> None:
-        """The files that the tasks come from may have changed since."""
-        digests = {task.id: task.digest.hex() for task in self._tasks}
-        others = [r.task for r in done if digests.get(r.task) != r.digest]
-        if others:
-            raise ConfigError(
-                f"{run.path} has answers to other tasks {', '.join(others)} than those of now; "
-                "give the files it began with, or another log_path"
-            )
 
     def finish(self, run: RunDir) -> str:
         order = {task.id: place for place, task in enumerate(self._tasks)}

@@ -20,6 +20,7 @@ from training.domains.arc.tasks import Task, load_kaggle, load_tasks
 from training.domains.arc.text import GridFormat
 from training.domains.arc.ttt_data import METHODS, TRAINED, Method, TTTSettings
 from training.domains.base import Split
+from utils.inputs import MUST_EXIST
 
 # Learning rate and epochs, as in arXiv 2411.07279's code; with the small preset, as for the
 # self-edit that solved most in benchmarks/arc_small_search.py.
@@ -49,12 +50,12 @@ class ArcTTTConfig:
         default_factory=list, doc="with task_set=ids; or the tasks of challenges_file to do"
     )
     challenges_file: Path | None = chz.field(
-        default=None, doc="tasks as a Kaggle file", metadata={"must_exist": True}
+        default=None, doc="tasks as a Kaggle file", metadata=MUST_EXIST
     )
     solutions_file: Path | None = chz.field(
         default=None,
         doc="its solutions; without them nothing is scored",
-        metadata={"must_exist": True},
+        metadata=MUST_EXIST,
     )
     max_tasks: int | None = chz.field(default=None, doc="only the first ones; default: all")
 
@@ -201,9 +202,14 @@ class ArcTTTConfig:
         )
 
     @property
+    def source(self) -> str:
+        """Of the tasks: the set's name, or the file's."""
+        return self.chosen_set if self.challenges_file is None else self.challenges_file.name
+
+    @property
     def experiment_name(self) -> str:
         """The method and the ablations, in a few words."""
-        where = self.chosen_set if self.challenges_file is None else self.challenges_file.name
+        where = self.source
         without = [
             words
             for is_on, words in (

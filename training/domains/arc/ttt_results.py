@@ -37,8 +37,7 @@ class Answered:
 class TaskRecord:
     """One task before and after training (None: not trained). `examples` says by family what was
     trained on, `num_steps` the steps of the `adapter`, which other tasks may share. Times are this
-    task's share, in seconds, of those of the tasks that were trained and asked together. `digest`
-    tells the task's contents from others; records of older versions have none."""
+    task's share, in seconds, of those of the tasks that were trained and asked together."""
 
     task: str
     num_tests: int
@@ -52,7 +51,6 @@ class TaskRecord:
     num_train_tokens: int
     train_seconds: float
     eval_seconds: float
-    digest: str = ""
 
     @property
     def last(self) -> Answered:
