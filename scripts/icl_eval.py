@@ -56,6 +56,7 @@ from utils.config import (
 )
 from utils.devices import choose_device
 from utils.files import shown_path
+from utils.interrupts import exit_when_stopped
 from utils.presets import has_preset
 from utils.runs import RunDir
 from utils.tables import text_table
@@ -126,13 +127,10 @@ def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
         print(f"\n{text_table(headers, rows, max_width=100)}\n\nNothing was written.")
         return
     logger.info("runs keep the settings they were trained with; of these, evaluation.* counts")
-    try:
+    with exit_when_stopped(lambda: "Stopped; what is evaluated is kept, without overwrite."):
         for number, plan in enumerate(plans, start=1):
             logger.info("run %d of %d: %s", number, len(plans), plan.run.path)
             evaluate_plan(plan, config.evaluation, device=device)
-    except KeyboardInterrupt:
-        print("\nStopped; checkpoints that are done are kept, without overwrite.", file=sys.stderr)
-        sys.exit(130)
     if sum(len(plan.steps) for plan in plans) == 0:
         logger.info("nothing was left to evaluate; overwrite=true does it anew")
     if config.log_path is not None:

@@ -22,7 +22,7 @@ from dotenv import load_dotenv
 
 from training.domains.base import Split
 from training.domains.registry import make_domain, with_domain_fields
-from training.loop import Recorder, connect_for_run, exit_on_interrupt, uninterrupted
+from training.loop import Recorder, connect_for_run, exit_on_interrupt
 from training.models import resolve_model
 from training.policy import texts
 from training.rl import check_loss, grpo_update, problem_batch, rest_em_update, reward_metrics
@@ -44,6 +44,7 @@ from utils.config import (
     raise_problems,
 )
 from utils.files import shown_path
+from utils.interrupts import uninterrupted
 from utils.progress import Stopwatch, progress
 from utils.runs import RunDir, new_run_path
 

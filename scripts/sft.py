@@ -26,7 +26,6 @@ from training.loop import (
     connect_for_run,
     exit_on_interrupt,
     learning_rate_factor,
-    uninterrupted,
 )
 from training.models import context_length, load_tokenizer, resolve_model
 from training.supervised import (
@@ -41,6 +40,7 @@ from training.supervised import (
 from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
 from utils.files import read_jsonl, shown_path
 from utils.inputs import MUST_EXIST
+from utils.interrupts import uninterrupted
 from utils.progress import Stopwatch, progress
 from utils.report import Report, line_plot
 from utils.runs import RunDir, new_run_path

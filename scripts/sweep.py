@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 SCRIPTS = Path(__file__).resolve().parent
 SECONDS_TO_SAVE = 30.0
-INTERRUPTED = (130, -signal.SIGINT)
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 CHECK = "--check"
 
 

@@ -1,6 +1,7 @@
 """Fixtures shared by the engine's tests; nothing heavy is imported before one is used."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def pytest_sessionstart() -> None:
+    """In the background of a shell script Ctrl-C is ignored, by children too; tests press it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

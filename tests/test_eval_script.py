@@ -575,17 +575,18 @@ def test_kill_9_changes_nothing_in_the_end(tmp_path: Path) -> None:
     assert comparable(folders[0]) == comparable(folders[1])
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
     gate = Gate()
     gate.close_at(2)
     with server(before_answer=gate) as fake:
         given = [*arguments(fake, "eval_file=x.eval.yaml"), "max_concurrency=1", "log_path=runs/r"]
         process = start(tmp_path, given)
         wait_for(process, fake, 3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
         gate.open()
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
         assert "log_path=runs/r" in errors and "Traceback" not in errors
         assert len(fake.requests) == 3
         process = start(tmp_path, given)

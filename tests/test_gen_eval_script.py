@@ -652,17 +652,18 @@ def test_kill_9_changes_nothing_in_the_end(tmp_path: Path) -> None:
     assert outputs(folder) == outputs(tmp_path)
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
     gate = Gate()
     gate.close_at(3)
     with server(before_answer=gate) as fake:
         given = arguments(fake, "properties=warm", *SMALL, "max_concurrency=1")
         process = start(tmp_path, [*given, "log_path=runs/r"])
         wait_for(process, fake, 4)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         shown, errors = process.communicate(timeout=30)
         gate.open()
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
         assert "log_path=runs/r" in errors and "Traceback" not in errors
         assert "tokens in" in shown
         assert len(fake.requests) == 4

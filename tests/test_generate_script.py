@@ -342,15 +342,16 @@ def stored(calls: Path) -> list[dict[str, Any]]:
     return read_jsonl(calls) if calls.exists() else []
 
 
-def test_ctrl_c_tells_how_to_go_on() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_tells_how_to_go_on(number: signal.Signals) -> None:
     with server(lambda number, body: "stall" if number >= 5 else "ok") as fake:
         arguments = ["type=qa", "property=warm", "log_path=run", *SMALL]
         process = start(*arguments, *at(fake))
         while len(fake.requests) < 6:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         code, _, err = finish(process)
-        assert code == 130, err
+        assert code == 128 + number, err
         assert "Stopped. Every reply is kept: the same command with log_path=run goes on" in err
         assert "Traceback" not in err
         finished = len(stored(Path("run/calls.jsonl")))

@@ -264,18 +264,21 @@ def test_interrupted_is_uninterrupted(
     # Ctrl-C before the first state and between two; a crash with more logged than a state knows
     for stop, crash, done in ((1, False, 1), (7, False, 7), (8, True, 5)):
         folder = tmp_path / f"stopped{stop}"
+        number = signal.SIGTERM if stop == 7 else signal.SIGINT
 
-        def interrupted(self: Trainer, stop: int = stop, crash: bool = crash) -> None:
+        def interrupted(
+            self: Trainer, stop: int = stop, crash: bool = crash, number: int = number
+        ) -> None:
             if self.step == stop - 1 and crash:
                 raise MemoryError
             if self.step == stop - 1:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
             original(self)
 
         monkeypatch.setattr(Trainer, "train_step", interrupted)
         with pytest.raises(MemoryError if crash else SystemExit) as ended:
             run(*arguments, f"log_path={folder}")
-        assert crash or getattr(ended.value, "code", None) == 130
+        assert crash or getattr(ended.value, "code", None) == 128 + number
         steps: list[int] = []
 
         def counted(self: Trainer, steps: list[int] = steps) -> None:

@@ -3,6 +3,7 @@
 uv run pytest tests/test_loop.py
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -20,8 +21,8 @@ from training.loop import (
     epoch_batches,
     exit_on_interrupt,
     learning_rate_factor,
-    uninterrupted,
 )
+from utils.interrupts import uninterrupted
 from utils.runs import RunDir
 
 
@@ -259,3 +260,61 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
         raise KeyboardInterrupt
     error = capsys.readouterr().err
     assert f"Stopped after step 7; the same command with log_path={tmp_path} goes on" in error
+
+
+def test_sigterm_is_ctrl_c_and_exits_with_143(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _, _ = open_run(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    done = []
+    with pytest.raises(SystemExit) as exit_info, exit_on_interrupt(run):
+        try:
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("whole")
+            done.append("never")
+        except KeyboardInterrupt:
+            done.append("saved")
+            raise
+    assert done == ["whole", "saved"]
+    assert exit_info.value.code == 143
+    assert f"the same command with log_path={tmp_path} goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_stops_what_ignores_ctrl_c(tmp_path: Path) -> None:
+    """As programs in the background of a shell script do."""
+    run, _, _ = open_run(tmp_path)
+    done = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as exit_info, exit_on_interrupt(run):
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGINT)
+            done.append("ignored")
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("never")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["ignored"]
+    assert exit_info.value.code == 143
+
+
+def test_sigterm_cancels_an_event_loop_as_ctrl_c_does(tmp_path: Path) -> None:
+    run, _, _ = open_run(tmp_path)
+    done = []
+
+    async def wait() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            done.append("cancelled")
+            raise
+
+    with pytest.raises(SystemExit) as exit_info, exit_on_interrupt(run):
+        asyncio.run(wait())
+    assert done == ["cancelled"]
+    assert exit_info.value.code == 143

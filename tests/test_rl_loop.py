@@ -249,9 +249,17 @@ def test_a_run_in_two_parts_is_the_same_run(
     assert whole.difference(uninterrupted_run) is None
 
 
-@pytest.mark.parametrize("moment", ['"step": 1, "skipped', '"step": 2, "eval', '"step": 3, "skipp'])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ('"step": 1, "skipped', signal.SIGINT),
+        ('"step": 2, "eval', signal.SIGTERM),
+        ('"step": 3, "skipp', signal.SIGINT),
+    ],
+)
 def test_ctrl_c_saves_and_the_same_command_goes_on(
     moment: str,
+    number: signal.Signals,
     gym: Callable[..., Path],
     uninterrupted_run: Results,
     tmp_path: Path,
@@ -263,7 +271,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     def press() -> None:
         while not finished.wait(0.001):
             if metrics.exists() and moment in metrics.read_text():
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
                 return
 
     watcher = threading.Thread(target=press)
@@ -274,7 +282,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     finally:
         finished.set()
         watcher.join()
-    assert exit_info.value.code == 130
+    assert exit_info.value.code == 128 + number
     assert f"the same command with log_path={tmp_path} goes on" in capsys.readouterr().err
     assert len(read_jsonl(tmp_path / "checkpoints.jsonl")) == 1
     assert len(metrics.read_text().splitlines()) < len(uninterrupted_run.metrics)

@@ -5,9 +5,6 @@ import json
 import logging
 import math
 import shutil
-import signal
-import sys
-import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +14,7 @@ import numpy as np
 
 from training.api import ServiceClient, TrainingClient, connect
 from utils.files import atomic_write_text
+from utils.interrupts import exit_when_stopped, uninterrupted
 from utils.json_files import read_json_object
 from utils.runs import RunDir
 from utils.terminal import setting
@@ -141,34 +139,16 @@ def epoch_batches(
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Generator[None, None, None]:
-    """Ctrl-C inside waits until the block is done, so that a step happens whole or not at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
 def exit_on_interrupt(run: RunDir, kept: str | None = None) -> Generator[None, None, None]:
-    """Ends the program with code 130 at Ctrl-C, and says from where the run can go on: from its
-    last checkpoint, or with what is `kept`."""
-    try:
-        yield
-    except KeyboardInterrupt:
+    """Ends the program at Ctrl-C or SIGTERM, and says from where the run can go on: from its last
+    checkpoint, or with what is `kept`."""
+
+    def words() -> str:
         last = run.last_checkpoint()
         where = "before the first checkpoint" if last is None else f"after step {last['step']}"
         where = where if kept is None else f"({kept})"
-        print(
-            f"\nStopped {where}; the same command with {setting('log_path', run.path)} goes on "
-            "from there.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        where_to = setting("log_path", run.path)
+        return f"Stopped {where}; the same command with {where_to} goes on from there."
+
+    with exit_when_stopped(words):
+        yield

@@ -81,7 +81,7 @@ class LocalLauncher:
         self._threads = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self._waiting: deque[Job] = deque()
         self._running: dict[str, _Running] = {}
-        self._die_with_parent = _die_with(os.getpid())
+        self._in_child = _in_child(os.getpid())
 
     def submit(self, job: Job) -> str:
         self._waiting.append(job)
@@ -132,8 +132,8 @@ class LocalLauncher:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                # nothing but prctl and getppid: safe between fork and exec
-                preexec_fn=self._die_with_parent,
+                # nothing but system calls: safe between fork and exec
+                preexec_fn=self._in_child,
             )
         return _Running(process, time.perf_counter())
 
@@ -167,20 +167,20 @@ class _Running(NamedTuple):
     started: float
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """For a child to run before its program: the kernel kills it when `parent` is gone. None where
-    there is no such call."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
+def _in_child(parent: int) -> Callable[[], None]:
+    """For a child to run before its program: it listens to SIGINT, which a sweep in the background
+    of a shell script ignores, and on Linux the kernel kills it when `parent` is gone."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
-    def die_with_parent() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # it may be gone already, and then no signal comes
-        if os.getppid() != parent:
-            os._exit(CANNOT_START)
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if libc is not None:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            # it may be gone already, and then no signal comes
+            if os.getppid() != parent:
+                os._exit(CANNOT_START)
 
-    return die_with_parent
+    return prepare
 
 
 class _LauncherClass(Protocol):

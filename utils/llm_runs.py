@@ -7,6 +7,7 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
+from utils.interrupts import exit_when_stopped
 from utils.llm import LLMClient
 from utils.llm_api import LLMError
 from utils.llm_batch import STOPPING
@@ -34,14 +35,12 @@ def output_paths(
 
 @contextlib.contextmanager
 def exit_unfinished(run: Path) -> Generator[None]:
-    """Ctrl-C ends the program with code 130, an LLMError with code 1; both say how to go on."""
+    """Ctrl-C or SIGTERM ends the program, and an LLMError with code 1; all say how to go on."""
     where = setting("log_path", run)
     again = f"Every reply is kept: the same command with {where} goes on from there."
     try:
-        yield
-    except KeyboardInterrupt:
-        print(f"\nStopped. {again}", file=sys.stderr)
-        sys.exit(130)
+        with exit_when_stopped(lambda: f"Stopped. {again}"):
+            yield
     except LLMError as error:
         print(f"\nError: {error}\n{again}", file=sys.stderr)
         sys.exit(1)

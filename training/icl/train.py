@@ -28,9 +28,10 @@ from training.icl.models import build_model
 from training.icl.mup import parameter_groups, set_learning_rate
 from training.icl.settings import Classification, Setting
 from training.icl.tasks import make_generator
-from training.loop import learning_rate_factor, uninterrupted
+from training.loop import learning_rate_factor
 from utils.config import ConfigError, dump_yaml, load_config
 from utils.files import atomic_write_bytes, atomic_writer
+from utils.interrupts import uninterrupted
 from utils.progress import progress
 from utils.runs import RunDir
 
@@ -263,7 +264,8 @@ def train(
                         save_resume_state(run, trainer)
                 bar.update()
     except KeyboardInterrupt:
-        save_resume_state(run, trainer)
+        with uninterrupted():
+            save_resume_state(run, trainer)
         raise
 
 
