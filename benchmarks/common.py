@@ -30,6 +30,7 @@ from utils.files import append_jsonl
 from utils.progress import progress
 from utils.runs import PACKAGES, package_versions, run_meta
 from utils.tables import text_table
+from utils.terminal import print_anything
 
 if TYPE_CHECKING:
     from training.local.service import LocalServiceClient
@@ -83,6 +84,7 @@ def prepare(config: S, quick: Mapping[str, Any]) -> S:
     """Fills in the device's defaults and, with quick=true, the sizes in `quick`."""
     import torch
 
+    print_anything()
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     threads = config.threads or (2 if device == "cpu" else torch.get_num_threads())
     sizes = {"repeats": 1, **quick} if config.quick else {}
