@@ -10,6 +10,11 @@ from typing import Any
 
 import pytest
 
+from utils.openmp import bound_spinning
+
+# before a test's module imports torch
+bound_spinning()
+
 
 def pytest_sessionstart() -> None:
     """In the background of a shell script Ctrl-C is ignored, by children too; tests press it."""

@@ -224,3 +224,43 @@ def test_architectures(
     assert "Of 2 architectures: 1 right, 1 not built." in page and "## Right (1)" in page
     with pytest.raises(ValueError, match="only=\\['lama'\\]: allowed are afmoe, "):
         load_benchmark("architectures").Config(only=["lama"])
+
+
+def test_busy(run: Any) -> None:
+    table, rows = run("busy", "workloads=train", "candidates=")
+    assert [(row["case"], row["contender"], row["fair"]) for row in rows] == [
+        ("train beside 0", "engine", 1.0),
+        ("train beside 0", "HF + PEFT", 1.0),
+        ("train beside 1", "engine", rows[2]["fair"]),
+        ("train beside 1", "HF + PEFT", rows[2]["fair"]),
+    ]
+    assert all(row["slower"] > 0 and row["tokens/s"] > 0 for row in rows)
+    assert "from connect()" in table
+
+
+def test_busy_leaves_out_who_takes_too_long(run: Any) -> None:
+    _, rows = run("busy", "workloads=decode", "candidates=", "rivals=false", "max_seconds=0")
+    assert [(row["case"], row["slower"]) for row in rows] == [
+        ("decode beside 0", "over 0 s"),
+        ("decode beside 1", None),
+    ]
+
+
+def test_fair_slowdown(load_benchmark: Any) -> None:
+    case = load_benchmark("busy").Case
+    fair = {(b, n): case(b, n).fair_slowdown(2, 2) for b, n in ((0, 1), (2, 1), (1, 3))}
+    assert fair == {(0, 1): 1.0, (2, 1): 2.0, (1, 3): 3.5}
+    # one thread of its own on four cores meets nobody
+    assert case(3).fair_slowdown(1, 4) == 1.0
+    assert case(0).fair_slowdown(4, 2) == 1.0
+
+
+def test_busy_processes_have_the_environment_in_their_name(
+    load_benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    with load_benchmark("busy")._environment("OMP_WAIT_POLICY=passive+OMP_NUM_THREADS=1"):
+        chosen = {k: v for k, v in os.environ.items() if "OMP_" in k}
+        assert "GOMP_SPINCOUNT" not in chosen
+        assert (chosen["OMP_WAIT_POLICY"], chosen["OMP_NUM_THREADS"]) == ("passive", "1")
+    assert os.environ["GOMP_SPINCOUNT"] == "5"

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from utils.openmp import bound_spinning
+
 if TYPE_CHECKING:
     import torch
 
@@ -459,6 +461,8 @@ def connect(
     if backend == "local":
         if base_url is not None:
             raise ValueError(f"base_url={base_url!r} needs backend='tinker'; got backend='local'")
+        # before torch is imported
+        bound_spinning()
         from training.local.service import LocalServiceClient
 
         return LocalServiceClient(checkpoint_dir=checkpoint_dir, device=device, **engine_options)

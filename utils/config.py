@@ -39,6 +39,7 @@ from utils.config_layers import (
 )
 from utils.config_types import Rejected, Shape, chz_arms, expected_type, fields_of
 from utils.errors import ConfigError, as_config_errors, problems_of, raise_problems
+from utils.openmp import bound_spinning
 from utils.plain_yaml import dump_yaml, load_yaml, to_plain, yaml_text
 from utils.presets import presets_text
 from utils.terminal import print_anything
@@ -88,6 +89,7 @@ def config_entrypoint(
     with 0 where there are no problems and else with 2.
     """
     print_anything()
+    bound_spinning()
     argv = sys.argv[1:] if argv is None else list(argv)
     script = script or script_name(main)
     target = chz.get_nested_target(main)
