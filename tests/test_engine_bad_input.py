@@ -181,13 +181,13 @@ def test_an_error_inside_a_pass_leaves_the_gradients_alone(tiny_model, connect_l
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens=0: at least 1"),
+        ({"max_tokens": 0}, "max_tokens=0: a whole number from 1"),
         ({"max_tokens": -3}, "max_tokens=-3"),
         ({"temperature": -0.1}, "temperature=-0.1"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.2}, "top_p=1.2"),
-        ({"top_k": 0}, "top_k=0: -1 .off. or at least 1"),
+        ({"top_k": 0}, "top_k=0: -1 .off. or a whole number from 1"),
         ({"stop": [""]}, "empty string"),
         ({"max_tokens": 0, "top_p": 2}, "max_tokens=0.*top_p=2"),
     ],
@@ -294,7 +294,7 @@ def test_bad_services(tmp_path: Path):
         connect("local", unknown_option=1)
     for option in ("max_train_tokens", "max_prefill_tokens", "max_rows"):
         arguments: dict[str, Any] = {option: 0}
-        with pytest.raises(ValueError, match=f"{option}=0: at least 1"):
+        with pytest.raises(ValueError, match=f"{option}=0: a whole number from 1"):
             connect("local", **arguments)
     with pytest.raises(ValueError, match="backend='remote': allowed are local, tinker"):
         connect("remote")

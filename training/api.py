@@ -7,6 +7,7 @@ Importing this module loads numpy but neither torch nor the SDK.
 
 import asyncio
 import concurrent.futures
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from training import checks
 from utils.openmp import bound_spinning
 
 if TYPE_CHECKING:
@@ -104,7 +106,10 @@ _LIST_DTYPES: dict[str, TensorDtype] = {
 
 @dataclass(eq=False)
 class TensorData:
-    """A flat list or array with its dtype and shape. Equality is identity, as in the SDK."""
+    """A flat list or array with its dtype and shape. Equality is identity, as in the SDK.
+
+    Raises ValueError for data that do not have that dtype or shape.
+    """
 
     data: Sequence[int] | Sequence[float] | np.ndarray
     dtype: TensorDtype
@@ -113,13 +118,24 @@ class TensorData:
     def __post_init__(self) -> None:
         if self.dtype not in ("int64", "float32"):
             raise ValueError(f"TensorData dtype {self.dtype!r}: allowed are 'int64' and 'float32'")
-        if self.shape is None:
-            self.shape = [len(self.data)]
+        try:
+            array = _whole_array(self.data) if self.dtype == "int64" else _real_array(self.data)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"TensorData data: {error}") from error
+        shape = array.shape if self.shape is None else tuple(checks.tokens(self.shape))
+        if array.ndim != 1 or math.prod(shape) != array.size or min(shape, default=0) < 0:
+            raise ValueError(
+                f"TensorData data has shape {array.shape} and shape={self.shape!r}: flat data are "
+                "needed, and a shape that holds as many"
+            )
+        self.shape = list(shape)
 
     @classmethod
     def from_numpy(cls, array: np.ndarray) -> "TensorData":
-        dtype: TensorDtype = "int64" if np.issubdtype(array.dtype, np.integer) else "float32"
-        return cls(array.astype(dtype).ravel(), dtype, list(array.shape))
+        """Whole numbers become int64, others float32; True and False are 1 and 0."""
+        if np.issubdtype(array.dtype, np.integer):
+            return cls(_whole_array(array.ravel()), "int64", list(array.shape))
+        return cls(_real_array(array.ravel()), "float32", list(array.shape))
 
     @classmethod
     def from_torch(cls, tensor: "torch.Tensor") -> "TensorData":
@@ -138,6 +154,33 @@ class TensorData:
         return self.to_numpy().tolist()
 
 
+def _whole_array(data: Any) -> np.ndarray:
+    """As int64. Raises ValueError where that would change a value."""
+    if not isinstance(data, np.ndarray):
+        # numpy would cut 1.5 to 1 and take True for 1
+        data = np.array([_whole_numbers(row) for row in data])
+    if data.size and not np.issubdtype(data.dtype, np.integer):
+        raise ValueError(f"whole numbers within int64 are needed; got {data.dtype}")
+    if data.size and data.dtype == np.uint64 and data.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"whole numbers within int64 are needed; got {data.max()}")
+    return data.astype(np.int64)
+
+
+def _whole_numbers(value: Any) -> Any:
+    """A number, or the rows of a nested list."""
+    if isinstance(value, list | tuple):
+        return [_whole_numbers(item) for item in value]
+    return value if type(value) is int else checks.whole()(value)
+
+
+def _real_array(data: Any) -> np.ndarray:
+    """As float32, which may round. Raises ValueError for what is no number."""
+    array = np.asarray(data)
+    if array.size and array.dtype.kind not in "biuf":
+        raise ValueError(f"numbers are needed; got {array.dtype}")
+    return array.astype(np.float32)
+
+
 def _to_tensor_data(key: str, value: Any) -> TensorData:
     if isinstance(value, TensorData):
         return value
@@ -150,12 +193,19 @@ def _to_tensor_data(key: str, value: Any) -> TensorData:
             f"loss_fn_inputs[{key!r}]: a plain list is accepted only for {sorted(_LIST_DTYPES)}; "
             "pass a TensorData, numpy array or torch tensor"
         )
-    return TensorData.from_numpy(np.asarray(value, dtype=_LIST_DTYPES[key]))
+    try:
+        whole = _LIST_DTYPES[key] == "int64"
+        return TensorData.from_numpy(_whole_array(value) if whole else _real_array(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"loss_fn_inputs[{key!r}]: {error}") from error
 
 
 @dataclass(frozen=True)
 class EncodedTextChunk:
     tokens: Sequence[int]
+
+    def __post_init__(self) -> None:
+        checks.check_fields(self, tokens=checks.tokens)
 
     @property
     def length(self) -> int:
@@ -166,9 +216,17 @@ class EncodedTextChunk:
 class ModelInput:
     chunks: list[EncodedTextChunk] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        for at, chunk in enumerate(self.chunks):
+            if not isinstance(chunk, EncodedTextChunk):
+                raise ValueError(
+                    f"ModelInput: chunks[{at}] is a {type(chunk).__name__}; only EncodedTextChunk "
+                    "is served here"
+                )
+
     @classmethod
     def from_ints(cls, tokens: Sequence[int]) -> "ModelInput":
-        return cls([EncodedTextChunk(list(tokens))])
+        return cls([EncodedTextChunk(tokens)])
 
     @classmethod
     def empty(cls) -> "ModelInput":
@@ -197,6 +255,15 @@ class Datum:
     loss_fn_inputs: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model_input, ModelInput):
+            raise ValueError(
+                f"Datum: model_input is a {type(self.model_input).__name__}; a ModelInput is "
+                "needed, ModelInput.from_ints(tokens) makes one"
+            )
+        if not isinstance(self.loss_fn_inputs, Mapping):
+            raise ValueError(
+                f"Datum: loss_fn_inputs is a {type(self.loss_fn_inputs).__name__}; a dict is needed"
+            )
         converted = {key: _to_tensor_data(key, value) for key, value in self.loss_fn_inputs.items()}
         object.__setattr__(self, "loss_fn_inputs", converted)
 
@@ -221,6 +288,33 @@ class SamplingParams:
     # Local extension: every sample is JSON that fits this schema (through llguidance).
     json_schema: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        checks.check_fields(
+            self,
+            max_tokens=checks.optional(checks.whole(1)),
+            seed=checks.optional(checks.whole()),
+            stop=checks.stop,
+            temperature=checks.real("a finite number from 0", lambda t: t >= 0),
+            top_k=_top_k,
+            top_p=checks.real("a number above 0 and at most 1", lambda p: 0 < p <= 1),
+            json_schema=_schema,
+        )
+
+
+def _top_k(value: Any) -> int:
+    try:
+        return checks.whole(1)(value)
+    except ValueError:
+        if checks.whole()(value) == -1:
+            return -1
+        raise ValueError("-1 (off) or a whole number from 1 is needed") from None
+
+
+def _schema(value: Any) -> Mapping[str, Any] | None:
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError("a JSON schema as a dict is needed")
+    return value
+
 
 @dataclass(frozen=True)
 class AdamParams:
@@ -233,6 +327,19 @@ class AdamParams:
     weight_decay: float = 0.0
     grad_clip_norm: float = 0.0
 
+    def __post_init__(self) -> None:
+        from_zero = checks.real("a finite number from 0", lambda x: x >= 0)
+        beta = checks.real("a number from 0 and below 1", lambda b: 0 <= b < 1)
+        checks.check_fields(
+            self,
+            learning_rate=from_zero,
+            beta1=beta,
+            beta2=beta,
+            eps=from_zero,
+            weight_decay=from_zero,
+            grad_clip_norm=from_zero,
+        )
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -243,6 +350,17 @@ class LoraConfig:
     train_attn: bool = True
     # Local extension: the service's alpha is fixed at 32.
     alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        checks.check_fields(
+            self,
+            rank=checks.whole(1),
+            seed=checks.optional(checks.whole()),
+            train_unembed=checks.flag,
+            train_mlp=checks.flag,
+            train_attn=checks.flag,
+            alpha=checks.real("a finite number above 0", lambda a: a > 0),
+        )
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,12 @@ from typing import Any
 
 import torch
 
+from training import checks
 from training.api import APIFuture, RequestFailedError, SampleResponse
 from training.local.constraint import Constraint, ConstraintFactory
 from training.local.decoder import Decoder
 from training.local.sampler import SampleJob, Sampler
-from training.local.trainer import Trainer, TrainJob
+from training.local.trainer import NotFiniteError, Trainer, TrainJob
 from training.models import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -55,10 +56,13 @@ class EngineOptions:
     share_prompts: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_train_tokens", "max_prefill_tokens", "max_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: at least 1 is needed")
+        checks.check_fields(
+            self,
+            max_train_tokens=checks.optional(checks.whole(1)),
+            max_prefill_tokens=checks.whole(1),
+            max_rows=checks.whole(1),
+            share_prompts=checks.flag,
+        )
 
 
 @dataclass
@@ -267,18 +271,24 @@ class Engine:
             for request in self._take_heads(_TrainRequest, limit)
             if request.future.set_running_or_notify_cancel()
         ]
-        if not requests:
-            return
-        try:
-            outputs = self.trainer.run([request.job for request in requests])
-        except Exception as error:
-            # one future per request: whatever went wrong belongs to the callers, not the worker
-            logger.debug("training pass failed", exc_info=True)
-            for request in requests:
-                _fail(request.future, error)
-            return
-        for request, output in zip(requests, outputs, strict=True):
-            request.future.set_result(output)
+        while requests:
+            try:
+                outputs = self.trainer.run([request.job for request in requests])
+            except NotFiniteError as error:
+                # the fault of one request: it fails alone, and the others run without it
+                [culprit] = [request for request in requests if request.job is error.job]
+                requests.remove(culprit)
+                _fail(culprit.future, error)
+            except Exception as error:
+                # one future per request: whatever went wrong belongs to the callers, not the worker
+                logger.debug("training pass failed", exc_info=True)
+                for request in requests:
+                    _fail(request.future, error)
+                return
+            else:
+                for request, output in zip(requests, outputs, strict=True):
+                    request.future.set_result(output)
+                return
 
     def _run_sampling(self, limit: int) -> None:
         admitted: list[SampleJob] = []

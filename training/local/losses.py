@@ -3,7 +3,7 @@
 p: logprob of the target under the current adapter, q: `logprobs` (the sampler's), A: `advantages`.
 A loss returns one value per token, summed by the engine. Tensors cover only the positions that can
 matter (non-zero weight, advantage or sampler logprob), of one datum at a time, so that a prompt's
-placeholder values (q = 0, target 0) cannot make inf * 0 = NaN.
+placeholder values (q = 0, target 0) cannot make inf * 0 = NaN. docs/losses.md has the formulas.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from training import checks
 from training.api import Datum
 
 Inputs = dict[str, torch.Tensor]
@@ -36,22 +37,29 @@ def _cross_entropy(p: torch.Tensor, inputs: Inputs, _config: Config) -> torch.Te
     return -(p * inputs["weights"])
 
 
-def _ratio(p: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """exp(p - q), but 1 where the advantage is 0, since an overflow there would make inf * 0."""
-    return torch.exp(torch.where(inputs["advantages"] != 0, p - inputs["logprobs"], 0.0))
-
-
 def _importance_sampling(p: torch.Tensor, inputs: Inputs, _config: Config) -> torch.Tensor:
-    return -(_ratio(p, inputs) * inputs["advantages"])
+    advantages = inputs["advantages"]
+    # 1 where the advantage is 0: an overflow there would make inf * 0
+    log_ratio = torch.where(advantages != 0, p - inputs["logprobs"], 0.0)
+    return -(torch.exp(log_ratio) * advantages)
 
 
-def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, config: Config) -> torch.Tensor:
-    clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+def _clipped(log_ratio: torch.Tensor, advantages: torch.Tensor, config: Config) -> torch.Tensor:
+    """-min(r A, clip(r) A) for r = exp(log_ratio).
+
+    Where the clipped term is the smaller one it is a constant, and r may have overflowed; autograd
+    through min would make 0 * inf = NaN of its gradient there.
+    """
+    low, high = config["clip_low_threshold"], config["clip_high_threshold"]
+    ratio = torch.exp(log_ratio.detach())
+    constant = torch.where(advantages > 0, ratio > high, ratio < low)
+    bound = torch.where(advantages > 0, high, low)
+    moving = torch.exp(torch.where(constant | (advantages == 0), 0.0, log_ratio))
+    return -(torch.where(constant, bound, moving) * advantages)
 
 
 def _ppo(p: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    return _clipped(_ratio(p, inputs), inputs["advantages"], config)
+    return _clipped(p - inputs["logprobs"], inputs["advantages"], config)
 
 
 def _cispo(p: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
@@ -61,6 +69,13 @@ def _cispo(p: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
 
 
 def _dro(p: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
+    """-(p A - beta/2 (p - q)^2).
+
+    Positions with A = q = 0 are left out, as in every loss here. Taken literally the formula would
+    add beta/2 p^2 there, which pulls the prompt's tokens towards probability 1: they are
+    placeholders, of which no sampler gave a logprob. A token sampled with certainty (q = 0) under
+    advantage 0 is left out with them.
+    """
     quadratic = 0.5 * config["beta"] * (p - inputs["logprobs"]) ** 2
     return -(p * inputs["advantages"] - quadratic)
 
@@ -71,8 +86,7 @@ def _gspo(p: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
     if not mask.any():
         return p * 0.0
     log_s = (p.detach() - inputs["logprobs"])[mask].mean()
-    ratio = torch.exp(log_s + p - p.detach())
-    return _clipped(ratio, inputs["advantages"], config)
+    return _clipped(log_s + (p - p.detach()), inputs["advantages"], config)
 
 
 _RL = ("target_tokens", "logprobs", "advantages")
@@ -112,9 +126,10 @@ def resolve_config(loss_fn: str, config: Mapping[str, float | str] | None) -> di
         )
     resolved = {key: default for key, default in allowed.items() if default is not None}
     for key, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-            raise ValueError(f"loss_fn_config[{key!r}]={value!r}: a finite number is needed")
-        resolved[key] = float(value)
+        try:
+            resolved[key] = float(checks.real()(value))
+        except ValueError as error:
+            raise ValueError(f"loss_fn_config[{key!r}]={value!r}: {error}") from error
     low, high = resolved.get("clip_low_threshold"), resolved.get("clip_high_threshold")
     if low is not None and high is not None and not 0 <= low <= high:
         raise ValueError(
@@ -196,3 +211,25 @@ def loss_and_gradient(
         losses = LOSSES[loss_fn].per_token(p, inputs, config)
         (gradient,) = torch.autograd.grad(losses.sum(), p)
     return losses.detach(), gradient
+
+
+def overflow_message(
+    datum: int,
+    prepared: LossInputs,
+    logprobs: torch.Tensor,
+    losses: torch.Tensor,
+    gradient: torch.Tensor,
+) -> str:
+    """Names the position of a datum whose loss or gradient is the furthest from what float32 holds.
+
+    The tensors are those of `loss_and_gradient`, and its inputs'.
+    """
+    size = torch.maximum(losses.abs(), gradient.abs()).nan_to_num(torch.inf, posinf=torch.inf)
+    at = int(size.argmax())
+    position = prepared.positions[at // (size.shape[1] if size.ndim == 2 else 1)]
+    values = {"logprob": logprobs, **prepared.inputs, "loss": losses, "gradient": gradient}
+    listed = ", ".join(f"{key} {value.flatten()[at].item():.4g}" for key, value in values.items())
+    return (
+        f"data[{datum}] at position {position}: {listed}; float32 cannot hold what follows from "
+        "that. `logprobs` have to be those that the sampler gave to the same target_tokens"
+    )

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from training.api import (
@@ -32,6 +31,7 @@ from training.api import (
     SupportedModel,
     TensorData,
 )
+from training.checks import check_values, flag, optional, real, whole
 from training.local import losses
 from training.local.adapters import (
     DEFAULT_ALPHA,
@@ -119,15 +119,20 @@ class LocalServiceClient:
         follow from `seed`, the number of training passes before, and a datum's place in its
         request. Data with dropout do not share the computation of common prompts.
         """
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank={rank!r}: a whole number from 1 is needed")
-        alpha = DEFAULT_ALPHA if lora_alpha is None else float(lora_alpha)
-        if not alpha > 0:
-            raise ValueError(f"lora_alpha={lora_alpha!r}: a number above 0 is needed")
-        if not isinstance(lora_dropout, int | float) or not 0 <= lora_dropout < 1:
-            raise ValueError(f"lora_dropout={lora_dropout!r}: 0 <= lora_dropout < 1 is needed")
-        if seed is None:
-            seed = secrets.randbits(63)
+        above_zero = real("a finite number above 0", lambda alpha: alpha > 0)
+        dropout = real("a number from 0 and below 1", lambda share: 0 <= share < 1)
+        checked = check_values(
+            "create_lora_training_client",
+            {
+                "rank": (rank, whole(1)),
+                "seed": (seed, optional(whole())),
+                "train_mlp": (train_mlp, flag),
+                "train_attn": (train_attn, flag),
+                "train_unembed": (train_unembed, flag),
+                "lora_alpha": (lora_alpha, optional(above_zero)),
+                "lora_dropout": (lora_dropout, dropout),
+            },
+        )
         engine = self.engine(base_model)
         targets = choose_targets(
             engine.decoder,
@@ -136,7 +141,14 @@ class LocalServiceClient:
             train_unembed=train_unembed,
             target_modules=target_modules,
         )
-        config = AdapterConfig(rank, alpha, targets, seed, float(lora_dropout))
+        alpha, seed = checked["lora_alpha"], checked["seed"]
+        config = AdapterConfig(
+            checked["rank"],
+            DEFAULT_ALPHA if alpha is None else float(alpha),
+            targets,
+            secrets.randbits(63) if seed is None else seed,
+            float(checked["lora_dropout"]),
+        )
         return self._training_client(engine, Adapter(config, engine.decoder))
 
     def create_training_client_from_state(
@@ -258,7 +270,6 @@ class LocalTrainingClient(_Ready):
 
     def optim_step(self, optim_params: AdamParams | None = None) -> APIFuture[OptimStepResponse]:
         p = optim_params or AdamParams()
-        _check_adam(p)
 
         def step() -> OptimStepResponse:
             metrics = self._adapter.step(
@@ -337,6 +348,9 @@ class LocalTrainingClient(_Ready):
     ) -> TrainJob:
         if not data:
             raise ValueError("data is empty: pass at least one Datum")
+        for i, datum in enumerate(data):
+            if not isinstance(datum, Datum):
+                raise ValueError(f"data[{i}] is a {type(datum).__name__}; a Datum is needed")
         config = losses.resolve_config(loss_fn, loss_fn_config)
         decoder = self._engine.decoder
         sequences = [datum.model_input.to_ints() for datum in data]
@@ -354,7 +368,7 @@ class LocalTrainingClient(_Ready):
         return self._engine.submit_train(self._queue, job)
 
     def _save(self, kind: str, name: str, *, with_optimizer: bool, overwrite: bool) -> str:
-        if not name or "/" in name or name.startswith("."):
+        if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
             raise ValueError(f"checkpoint name {name!r}: a plain name without '/' is needed")
         folder = self._folder / kind / name
         save_adapter(
@@ -385,18 +399,20 @@ class LocalSamplingClient(_Ready):
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
     ) -> APIFuture[SampleResponse]:
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: at least 1 is needed")
-        if topk_prompt_logprobs < 0 or topk_sample_logprobs < 0:
-            raise ValueError(
-                f"topk_prompt_logprobs={topk_prompt_logprobs}, "
-                f"topk_sample_logprobs={topk_sample_logprobs}: numbers from 0 are needed"
-            )
-        job = self._job(prompt, num_samples, sampling_params)
+        checked = check_values(
+            "sample",
+            {
+                "num_samples": (num_samples, whole(1)),
+                "include_prompt_logprobs": (include_prompt_logprobs, flag),
+                "topk_prompt_logprobs": (topk_prompt_logprobs, whole(0)),
+                "topk_sample_logprobs": (topk_sample_logprobs, whole(0)),
+            },
+        )
+        job = self._job(prompt, checked["num_samples"], sampling_params)
         vocab_size = self._engine.decoder.vocab_size
-        job.include_prompt_logprobs = include_prompt_logprobs
-        job.topk_prompt_logprobs = min(topk_prompt_logprobs, vocab_size)
-        job.topk_sample_logprobs = min(topk_sample_logprobs, vocab_size)
+        job.include_prompt_logprobs = checked["include_prompt_logprobs"]
+        job.topk_prompt_logprobs = min(checked["topk_prompt_logprobs"], vocab_size)
+        job.topk_sample_logprobs = min(checked["topk_sample_logprobs"], vocab_size)
         return self._engine.submit_sample(job)
 
     def stream(self, prompt: ModelInput, sampling_params: SamplingParams) -> Iterator[int]:
@@ -432,7 +448,11 @@ class LocalSamplingClient(_Ready):
         return self._engine.model_name
 
     def _job(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> SampleJob:
-        _check_sampling(params)
+        if not isinstance(prompt, ModelInput):
+            raise ValueError(
+                f"prompt is a {type(prompt).__name__}; a ModelInput is needed, "
+                "ModelInput.from_ints(tokens) makes one"
+            )
         tokens = prompt.to_ints()
         decoder = self._engine.decoder
         _check_tokens("prompt", tokens, decoder)
@@ -476,10 +496,8 @@ class LocalSamplingClient(_Ready):
         stops = [given] if isinstance(given, str) else list(given)
         if not stops:
             return frozenset(), ()
-        tokens = frozenset(int(s) for s in stops if not isinstance(s, str))
+        tokens = frozenset(s for s in stops if not isinstance(s, str))
         strings = tuple(s for s in stops if isinstance(s, str))
-        if "" in strings:
-            raise ValueError("SamplingParams.stop has an empty string; use stop=[] for no stop")
         if strings:
             self._engine.decode([])
         return tokens | self._engine.eos_tokens, strings
@@ -511,34 +529,3 @@ def _check_tokens(where: str, tokens: list[int], decoder: Decoder) -> None:
             f"{where} has token ids in [{low}, {high}]; "
             f"the vocabulary is 0..{decoder.vocab_size - 1}"
         )
-
-
-def _check_sampling(p: SamplingParams) -> None:
-    problems = []
-    if p.max_tokens is not None and p.max_tokens < 1:
-        problems.append(f"max_tokens={p.max_tokens}: at least 1 is needed")
-    if not (np.isfinite(p.temperature) and p.temperature >= 0):
-        problems.append(f"temperature={p.temperature}: a finite number from 0 is needed")
-    if not 0 < p.top_p <= 1:
-        problems.append(f"top_p={p.top_p}: above 0 and at most 1 is needed")
-    if p.top_k != -1 and p.top_k < 1:
-        problems.append(f"top_k={p.top_k}: -1 (off) or at least 1 is needed")
-    if problems:
-        raise ValueError("SamplingParams: " + "; ".join(problems))
-
-
-def _check_adam(p: AdamParams) -> None:
-    problems = [
-        f"{name}={value}: {needed} is needed"
-        for name, value, ok, needed in (
-            ("learning_rate", p.learning_rate, p.learning_rate >= 0, "a number from 0"),
-            ("beta1", p.beta1, 0 <= p.beta1 < 1, "0 <= beta1 < 1"),
-            ("beta2", p.beta2, 0 <= p.beta2 < 1, "0 <= beta2 < 1"),
-            ("eps", p.eps, p.eps >= 0, "a number from 0"),
-            ("weight_decay", p.weight_decay, p.weight_decay >= 0, "a number from 0"),
-            ("grad_clip_norm", p.grad_clip_norm, True, "a finite number (0: off)"),
-        )
-        if not (np.isfinite(value) and ok)
-    ]
-    if problems:
-        raise ValueError("AdamParams: " + "; ".join(problems))

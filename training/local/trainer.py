@@ -1,8 +1,10 @@
 """One training pass: the forward and backward of several clients' data together."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +16,13 @@ from training.local.batching import Packing, Tree, build_trees, micro_batches, p
 from training.local.decoder import HEAD, Decoder, to_device
 from training.local.dropout import Dropout, draw_kept
 from training.local.linear import LoraPass
-from training.local.losses import LOSSES, Inputs, LossInputs, loss_and_gradient
+from training.local.losses import (
+    LOSSES,
+    Inputs,
+    LossInputs,
+    loss_and_gradient,
+    overflow_message,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +45,14 @@ class TrainJob:
     pass_number: int | None = None
 
 
+class NotFiniteError(RequestFailedError):
+    """The loss or the gradient of `job` is not finite: the fault of its data, not of the pass."""
+
+    def __init__(self, job: TrainJob, message: str) -> None:
+        super().__init__(message, category="user")
+        self.job = job
+
+
 class Trainer:
     """Runs jobs in token-budget micro-batches; results do not depend on how they are cut."""
 
@@ -50,7 +66,8 @@ class Trainer:
     def run(self, jobs: list[TrainJob]) -> list[ForwardBackwardOutput]:
         """All jobs in one pass, or an error that leaves every gradient as it was.
 
-        Out of memory halves the micro-batch, for good, and starts over.
+        NotFiniteError names the job that has to go so that the others can run. Out of memory halves
+        the micro-batch, for good, and starts over.
         """
         before = [job.adapter.grad.clone() if job.adapter.has_grad else None for job in jobs]
         for job in jobs:
@@ -106,6 +123,7 @@ class Trainer:
                 tree.members = [chosen[i] for i in tree.members]
             for batch in micro_batches(trees, self._max_tokens):
                 self._micro_batch(batch, jobs, members, results, backward)
+        _check_gradients(results)
         return [result.output() for result in results]
 
     def _micro_batch(
@@ -170,8 +188,8 @@ class Trainer:
             )
             d_hidden.index_add_(0, rows.index, d_picked)
         for d, part, inputs in rows.split(logprobs):
-            losses, _ = loss_and_gradient(rows.job.loss_fn, part, inputs, rows.job.config)
-            result.add(d, part, losses)
+            losses, gradient = loss_and_gradient(rows.job.loss_fn, part, inputs, rows.job.config)
+            result.add(d, part, losses, gradient)
 
 
 def _body_dropout(job: TrainJob, data: list[int], device: torch.device) -> Dropout | None:
@@ -265,13 +283,28 @@ def _cat(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
 
 class _Result:
     def __init__(self, job: TrainJob) -> None:
-        self._job = job
+        self.job = job
+        # of a logprob, so far; and what to say should it be too large for what comes before
+        self.largest_gradient = 0.0
+        self.largest_message: Callable[[], str] | None = None
         self._logprobs = [np.zeros(p.target_shape, dtype=np.float32) for p in job.prepared]
         self._loss = 0.0
 
-    def add(self, datum: int, logprobs: torch.Tensor, losses: torch.Tensor) -> None:
-        self._logprobs[datum][self._job.prepared[datum].positions] = logprobs.cpu().numpy()
-        self._loss += losses.double().sum().item()
+    def add(
+        self, datum: int, logprobs: torch.Tensor, losses: torch.Tensor, gradient: torch.Tensor
+    ) -> None:
+        """Raises NotFiniteError."""
+        prepared = self.job.prepared[datum]
+        total, largest = torch.stack(
+            [losses.double().sum(), gradient.abs().max().double()]
+        ).tolist()
+        message = partial(overflow_message, datum, prepared, logprobs, losses, gradient)
+        if not (math.isfinite(total) and math.isfinite(largest)):
+            raise NotFiniteError(self.job, message())
+        if largest > self.largest_gradient:
+            self.largest_gradient, self.largest_message = largest, message
+        self._logprobs[datum][prepared.positions] = logprobs.cpu().numpy()
+        self._loss += total
 
     def output(self) -> ForwardBackwardOutput:
         return ForwardBackwardOutput(
@@ -279,6 +312,19 @@ class _Result:
             loss_fn_outputs=[{"logprobs": TensorData.from_numpy(a)} for a in self._logprobs],
             metrics={"loss:sum": self._loss},
         )
+
+
+def _check_gradients(results: list[_Result]) -> None:
+    """Raises NotFiniteError: finite gradients of logprobs may overflow on their way to A and B."""
+    trained = [(r, r.largest_message) for r in results if r.job.backward and r.largest_message]
+    if not trained:
+        return
+    norms = torch.stack([result.job.adapter.grad.norm() for result, _ in trained]).tolist()
+    broken = [pair for pair, norm in zip(trained, norms, strict=True) if not math.isfinite(norm)]
+    if broken:
+        # what overflows in a packed pass may spoil its neighbours
+        result, message = max(broken, key=lambda pair: pair[0].largest_gradient)
+        raise NotFiniteError(result.job, message())
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
