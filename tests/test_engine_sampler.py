@@ -18,7 +18,14 @@ from tiny_models import (
     randomise,
 )
 
-from training.api import AdamParams, Datum, ModelInput, SampledSequence, SamplingParams
+from training.api import (
+    AdamParams,
+    Datum,
+    ModelInput,
+    RequestFailedError,
+    SampledSequence,
+    SamplingParams,
+)
 from training.local import sampler as sampler_module
 from training.local.sampler import sample_tokens
 
@@ -437,6 +444,66 @@ def test_sample_tokens_at_the_edges():
         masks=[None, None, None, None, allowed, None],
     )
     assert tokens.tolist() == [3, 511, 280, 280, 511, 280]
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-38, 1e-39, 5e-324])
+@pytest.mark.parametrize("beside", [0.0, 1.0])
+def test_tiny_temperatures_take_the_most_likely(temperature: float, beside: float):
+    """A float32 of 1e-38 and less makes inf of every logit over it."""
+    logits = torch.full((2, 600), -30.0)
+    logits[:, [7, 300, 512]] = torch.tensor([20.0, 30.0, -torch.inf])
+    tokens = sample_tokens(
+        logits,
+        temperatures=[temperature, beside],
+        top_ks=[-1, -1],
+        top_ps=[1.0, 1.0],
+        uniforms=[0.3, 0.5],
+        masks=[None, None],
+    )
+    assert tokens.tolist() == [300, 300]
+
+
+def test_extreme_settings_keep_to_what_is_allowed():
+    """A top_p whose product with the mass is 0 keeps one token; a temperature beyond float32 is
+    uniform over the tokens that the mask allows."""
+    logits = torch.randn(600, generator=torch.Generator().manual_seed(0))
+    allowed = torch.zeros(600, dtype=torch.bool)
+    allowed[[5, 511]] = True
+    n = 200
+    tokens = sample_tokens(
+        logits.expand(n + 1, -1),
+        temperatures=[1.0] + [1e300] * n,
+        top_ks=[2] + [-1] * n,
+        top_ps=[5e-324] + [1.0] * n,
+        uniforms=[0.7, *np.linspace(0, 1 - 2**-53, n)],
+        masks=[None] + [allowed] * n,
+    )
+    assert tokens[0] == logits.argmax()
+    assert tokens[1:].tolist() == [5] * (n // 2) + [511] * (n // 2)
+
+
+def test_an_adapter_that_is_not_a_number_fails_alone(tiny_model, service):
+    """Its request says so instead of giving token 0; those in the same batch are right."""
+    folder = tiny_model("llama")
+    client = adapted_client(service, folder, 0)
+    (prompt,) = prompts_of(8, (11,))
+    params = SamplingParams(max_tokens=20, temperature=0, stop=[])
+    for layer in client._adapter.layers.values():
+        layer.b.fill_(torch.nan)
+    broken = client.save_weights_and_get_sampling_client().result()
+    good = service.create_sampling_client(base_model=folder)
+    futures = [
+        broken.sample(ints(prompt), 2, params),
+        broken.compute_logprobs(ints(prompt)),
+        good.sample(ints(prompt), 1, params),
+        good.compute_logprobs(ints(prompt)),
+    ]
+    for future, what in zip(futures, ("0 sampled tokens", "the prompt"), strict=False):
+        with pytest.raises(RequestFailedError, match=rf"not numbers \(NaN\) after {what}"):
+            future.result(timeout=30)
+    wanted = hf_greedy(hf_model(folder), prompt, 20)
+    assert futures[2].result().sequences[0].tokens == wanted
+    assert len(futures[3].result()) == len(prompt)
 
 
 def test_first_tokens_follow_the_model(tiny_model, service):

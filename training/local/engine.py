@@ -170,7 +170,8 @@ class Engine:
 
     def submit_sample(self, job: SampleJob) -> APIFuture[SampleResponse]:
         future: Future[SampleResponse] = Future()
-        job.on_done = lambda response: self._sample_done(job, response)
+        job.on_done = lambda response: self._in_flight.pop(id(job)).set_result(response)
+        job.on_error = lambda error: self._in_flight.pop(id(job)).set_exception(error)
         with self._condition:
             self._samples.append((job, future, self._arrived()))
         return APIFuture(future, self._wait_for)
@@ -217,7 +218,6 @@ class Engine:
             decoder,
             max_prefill_tokens=options.max_prefill_tokens,
             max_rows=options.max_rows,
-            decode=self.decode,
             make_constraint=self.make_constraint,
         )
 
@@ -319,9 +319,6 @@ class Engine:
             return self.sampler.has_room(job)
         planned = self.sampler.rows + sum(a.num_samples for a in admitted)
         return planned + job.num_samples <= self.sampler.max_rows
-
-    def _sample_done(self, job: SampleJob, response: SampleResponse) -> None:
-        self._in_flight.pop(id(job)).set_result(response)
 
 
 def _resolve(future: "Future[Any]", call: Callable[[], Any]) -> None:

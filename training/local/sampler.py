@@ -8,17 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from training.api import SampledSequence, SampleResponse, SamplingParams, StopReason, TopkLogprobs
+from training.api import (
+    RequestFailedError,
+    SampledSequence,
+    SampleResponse,
+    SamplingParams,
+    StopReason,
+    TopkLogprobs,
+)
 from training.local.adapters import AdapterWeights
 from training.local.attention import CacheBlock, DecodeAttention, SegmentAttention
 from training.local.batching import build_trees, micro_batches, pack
 from training.local.constraint import Constraint
 from training.local.decoder import HEAD_CHUNK, Decoder, to_device
 from training.local.linear import LoraPass, LoraSlice, Stacked
+from training.local.stops import StopStrings
 
 _EMPTY_LOGPROB = -99999.0
-# Tokens at the end of a row that can hold the end of a stop string, besides one per character.
-_STOP_MARGIN = 8
 
 
 @dataclass
@@ -32,7 +38,7 @@ class SampleJob:
     seed: int
     max_tokens: int
     stop_tokens: frozenset[int]
-    stop_strings: tuple[str, ...]
+    stop_strings: StopStrings | None
     include_prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
@@ -40,11 +46,16 @@ class SampleJob:
     prompt_topk: TopkLogprobs | None = None
     sequences: dict[int, SampledSequence] = field(default_factory=dict)
     on_done: Callable[[SampleResponse], None] = lambda _response: None
+    # what went wrong with this request alone; it ends without harm to those beside it
+    error: Exception | None = None
+    on_error: Callable[[Exception], None] = lambda _error: None
     # sees every token as it comes; False ends the sample there
     on_token: Callable[[int], bool] = lambda _token: True
 
     def finish_if_complete(self) -> None:
-        if len(self.sequences) == self.num_samples:
+        if self.error is not None:
+            self.on_error(self.error)
+        elif len(self.sequences) == self.num_samples:
             self.on_done(
                 SampleResponse(
                     sequences=[self.sequences[j] for j in range(self.num_samples)],
@@ -68,7 +79,7 @@ class _Row:
         self.logprobs: list[float] = []
         self.topk: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def accept(self, token: int, logprob: float, decode: Callable[[list[int]], str]) -> bool:
+    def accept(self, token: int, logprob: float) -> bool:
         """Takes the next token; True when the row is finished."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
@@ -78,7 +89,7 @@ class _Row:
         if (
             not self.job.on_token(token)
             or token in self.job.stop_tokens
-            or self._ends_with_stop_string(decode)
+            or (self.job.stop_strings is not None and self.job.stop_strings.found_in(self.tokens))
             or (self.constraint is not None and self.constraint.finished)
         ):
             stop_reason = "stop"
@@ -94,13 +105,6 @@ class _Row:
             topk_logprobs_np=_stack_topk(self.topk) if self.topk else None,
         )
         return True
-
-    def _ends_with_stop_string(self, decode: Callable[[list[int]], str]) -> bool:
-        if not self.job.stop_strings:
-            return False
-        longest = max(len(s) for s in self.job.stop_strings)
-        tail = decode(self.tokens[-(longest + _STOP_MARGIN) :])
-        return any(stop in tail for stop in self.job.stop_strings)
 
 
 class _Prefilled(NamedTuple):
@@ -129,13 +133,11 @@ class Sampler:
         *,
         max_prefill_tokens: int,
         max_rows: int,
-        decode: Callable[[list[int]], str],
         make_constraint: Callable[[dict[str, Any]], Constraint],
     ) -> None:
         self._decoder = decoder
         self._max_prefill_tokens = max_prefill_tokens
         self.max_rows = max_rows
-        self._decode = decode
         self._make_constraint = make_constraint
         self._blocks: list[_Block] = []
         self._lora: LoraPass | None = None
@@ -213,6 +215,9 @@ class Sampler:
                     logprobs = self._decoder.logits(chunk, part).log_softmax(-1)
                     parts += _top_k(logprobs, job.topk_prompt_logprobs)
                 job.prompt_topk = _stack_topk([_no_topk(job.topk_prompt_logprobs), *parts])
+            known = job.prompt_logprobs if job.prompt_topk is None else job.prompt_topk.logprobs
+            if known is not None and np.isnan(known[1:]).any():
+                job.error = _not_a_number("the prompt")
 
     def _start_rows(
         self,
@@ -221,7 +226,11 @@ class Sampler:
         cache: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
         """First tokens for all rows, then a cache block for each group that goes on."""
-        prompts = [prompt for prompt in prompts if prompt.job.num_samples or _done(prompt.job)]
+        prompts = [
+            prompt
+            for prompt in prompts
+            if (prompt.job.num_samples and prompt.job.error is None) or _done(prompt.job)
+        ]
         if not prompts:
             return
         last = torch.stack([prompt.index[-1] for prompt in prompts])
@@ -351,13 +360,17 @@ class Sampler:
             masks=[None if row.constraint is None else row.constraint.allowed() for row in rows],
         )
         chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        logprobs_of_chosen = chosen.tolist()
+        for row, logprob in zip(rows, logprobs_of_chosen, strict=True):
+            if math.isnan(logprob):
+                row.job.error = _not_a_number(f"{len(row.tokens)} sampled tokens")
         for at, row in enumerate(rows):
             if k := row.job.topk_sample_logprobs:
                 row.topk += _top_k(logprobs[at : at + 1], k)
         return [
             row
-            for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True)
-            if not row.accept(token, logprob, self._decode)
+            for row, token, logprob in zip(rows, tokens.tolist(), logprobs_of_chosen, strict=True)
+            if row.job.error is None and not row.accept(token, logprob)
         ]
 
 
@@ -373,18 +386,27 @@ def sample_tokens(
     """Token ids [rows] by inverting each row's distribution function at its uniform number.
 
     Temperature first, then the mask of allowed tokens, then top-k, then top-p (the smallest set of
-    most likely tokens with at least that mass). Temperature 0 takes the most likely allowed token.
+    most likely tokens with at least that mass). Temperature 0 takes the most likely allowed token,
+    and so does one below the smallest normal float32, 1.2e-38.
     """
+    limits = torch.finfo(torch.float32)
+    greedy_rows = [t < limits.tiny for t in temperatures]
     if any(mask is not None for mask in masks):
         logits = logits.clone()
         for row, mask in enumerate(masks):
             if mask is not None:
                 logits[row].masked_fill_(~mask.to(logits.device), -math.inf)
-    if all(t == 0 for t in temperatures):
+    if all(greedy_rows):
         return logits.argmax(-1)
     if any(t != 1 for t in temperatures):
-        scale = torch.tensor([t if t > 0 else 1.0 for t in temperatures], device=logits.device)
-        weights = torch.softmax(logits / scale.unsqueeze(1), dim=-1)
+        # beyond float32 a temperature is infinite, which would make NaN of a masked token's -inf
+        scales = [
+            1.0 if greedy else min(t, limits.max)
+            for t, greedy in zip(temperatures, greedy_rows, strict=True)
+        ]
+        scale = torch.tensor(scales, device=logits.device).unsqueeze(1)
+        # 0 at the largest: a tiny scale makes -inf of the others, not inf of several
+        weights = torch.softmax((logits - logits.amax(-1, keepdim=True)) / scale, dim=-1)
     else:
         weights = torch.softmax(logits, dim=-1)
     vocab = weights.shape[1]
@@ -392,8 +414,8 @@ def sample_tokens(
         if 0 < k < vocab or p < 1:
             weights[row] = _truncate(weights[row], k if k > 0 else vocab, p)
     chosen = _invert(weights, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
-    if any(t == 0 for t in temperatures):
-        greedy = torch.tensor([t == 0 for t in temperatures], device=logits.device)
+    if any(greedy_rows):
+        greedy = torch.tensor(greedy_rows, device=logits.device)
         chosen = torch.where(greedy, logits.argmax(-1), chosen)
     return chosen
 
@@ -403,7 +425,10 @@ def _truncate(weights: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     ordered = ordered[:top_k]
     if top_p < 1:
         before = ordered.double().cumsum(0) - ordered
-        ordered = ordered * (before < top_p * ordered.double().sum())
+        kept = before < top_p * ordered.double().sum()
+        # however small the product is, the most likely token stays
+        kept[0] = True
+        ordered = ordered * kept
     return torch.zeros_like(weights).index_copy_(0, order[: len(ordered)], ordered)
 
 
@@ -426,8 +451,16 @@ def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return block.squeeze(1) * width + torch.minimum(at, last)
 
 
+def _not_a_number(what: str) -> RequestFailedError:
+    return RequestFailedError(
+        f"the model's logits are not numbers (NaN) after {what}: its adapter has grown beyond what "
+        "the computation can hold; go back to an earlier checkpoint, with a lower learning rate",
+        category="server",
+    )
+
+
 def _done(job: SampleJob) -> bool:
-    """Ends a job that asked for no samples; always False, so that it can be used in a filter."""
+    """Ends a job that asked for no samples, or failed. Always False, to be used in a filter."""
     job.finish_if_complete()
     return False
 

@@ -50,6 +50,7 @@ from training.local.checkpoints import (
 from training.local.decoder import Decoder
 from training.local.engine import Engine, EngineOptions
 from training.local.sampler import SampleJob
+from training.local.stops import StopStrings
 from training.local.trainer import TrainJob
 from training.models import EMBEDDED, resolve_model
 from utils.devices import choose_device
@@ -474,7 +475,8 @@ class LocalSamplingClient(_Ready):
             )
         room = min(room, same_kind)
         # what is wrong here must not fail the batch that the request would join
-        stop_tokens, stop_strings = self._stops(params)
+        stop_tokens, strings = self._stops(params)
+        stop_strings = StopStrings(strings, tokens, self._engine.decode) if strings else None
         if params.json_schema is not None:
             self._engine.make_constraint(params.json_schema)
         return SampleJob(
@@ -498,8 +500,6 @@ class LocalSamplingClient(_Ready):
             return frozenset(), ()
         tokens = frozenset(s for s in stops if not isinstance(s, str))
         strings = tuple(s for s in stops if isinstance(s, str))
-        if strings:
-            self._engine.decode([])
         return tokens | self._engine.eos_tokens, strings
 
 
