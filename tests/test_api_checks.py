@@ -181,7 +181,7 @@ def test_wrong_arguments_of_sample(
         ({"train_mlp": "false"}, "train_mlp='false': True or False"),
         ({"lora_alpha": INFINITE}, "lora_alpha=inf"),
         ({"lora_alpha": True}, "lora_alpha=True"),
-        ({"lora_dropout": "0.1"}, "lora_dropout='0.1': a number from 0 and below 1"),
+        ({"lora_dropout": "0.1"}, "lora_dropout='0.1': 0 <= lora_dropout < 1 is needed"),
     ],
 )
 def test_wrong_arguments_of_a_training_client(

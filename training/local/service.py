@@ -121,7 +121,7 @@ class LocalServiceClient:
         request. Data with dropout do not share the computation of common prompts.
         """
         above_zero = real("a finite number above 0", lambda alpha: alpha > 0)
-        dropout = real("a number from 0 and below 1", lambda share: 0 <= share < 1)
+        dropout = real("0 <= lora_dropout < 1", lambda share: 0 <= share < 1)
         checked = check_values(
             "create_lora_training_client",
             {
