@@ -137,11 +137,17 @@ def make_plan(config: Config) -> Plan:
             logger.warning("%s: %s is itself under test", role.name, role.model)
     log_path = config.log_path or new_run_path("eval")
     results = config.output_dir / f"{log_path.resolve().name}.eval-results.yaml"
-    if results.exists() and not (log_path / "config.yaml").is_file():
-        problems.append(f"{results} exists; name another log_path, or move it away")
+    problems += results_problems(results, log_path)
     raise_problems(list(dict.fromkeys(problems)))
     [source] = sources
     return Plan(source, model_labels(config, source), targets, judges, labels, log_path, results)
+
+
+def results_problems(results: Path, log_path: Path) -> list[str]:
+    """Whether the results would overwrite another run's."""
+    if results.exists() and not (log_path / "config.yaml").is_file():
+        return [f"{results} exists; name another log_path, or move it away"]
+    return []
 
 
 def count_calls(config: Config, plan: Plan) -> list[tuple[str, int]]:

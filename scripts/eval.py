@@ -29,7 +29,7 @@ from evaluation.judge import (
     judge_conversations,
     prompt_hash,
 )
-from evaluation.plan import Config, Plan, count_calls, make_plan
+from evaluation.plan import Config, Plan, count_calls, make_plan, results_problems
 from evaluation.report import closing_tables, write_report
 from evaluation.results import Summary, headline_numbers, results_to_plain, summarise
 from evaluation.targets import open_targets
@@ -39,7 +39,7 @@ from utils.llm import LLMClient
 from utils.llm_api import Endpoint
 from utils.llm_ledger import Ledger
 from utils.llm_roles import describe_roles
-from utils.llm_runs import exit_unfinished
+from utils.llm_runs import claimed_output, exit_unfinished
 from utils.properties import Property
 from utils.runs import RunDir, run_meta
 from utils.tables import text_table
@@ -68,8 +68,12 @@ def main(config: Config) -> None:
         return
     may_change = ["max_cost_usd", "max_concurrency", "max_unscored"]
     may_change += [f"{role}.timeout" for role in ("target", "judge", "second_judge")]
-    run = RunDir.open("eval", plan.log_path, config, resume_fields_ignored=may_change)
-    with run, exit_unfinished(run.path), Endpoints(device=config.device) as endpoints:
+    with (
+        claimed_output(plan.results, lambda: results_problems(plan.results, plan.log_path)),
+        RunDir.open("eval", plan.log_path, config, resume_fields_ignored=may_change) as run,
+        exit_unfinished(run.path),
+        Endpoints(device=config.device) as endpoints,
+    ):
         describe_roles(*(target.role for target in plan.targets[:1]), *plan.judges)
         opened = open_targets(plan.targets, endpoints, template=config.template)
         opened += [endpoints.endpoint(role) for role in plan.judges]

@@ -49,7 +49,7 @@ from utils.llm import LLMClient
 from utils.llm_api import LLMError, Role
 from utils.llm_ledger import Ledger
 from utils.llm_roles import RoleConfig, describe_roles, roles_text, second_role
-from utils.llm_runs import exit_unfinished, ledger_text, output_paths
+from utils.llm_runs import claimed_output, exit_unfinished, ledger_text, output_paths
 from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
@@ -206,9 +206,12 @@ def main(config: Config) -> None:
             print(plan(config, task.properties, task.roles))
             return
         may_change = ["max_cost_usd", "max_concurrency", "generator.timeout", "scorer.timeout"]
-        run = RunDir.open("gen_eval", task.log_path, config, resume_fields_ignored=may_change)
-        describe_roles(*task.roles)
-        with run, exit_unfinished(run.path):
+        with (
+            claimed_output(task.eval_path, lambda: taken(config, task.log_path)),
+            RunDir.open("gen_eval", task.log_path, config, resume_fields_ignored=may_change) as run,
+            exit_unfinished(run.path),
+        ):
+            describe_roles(*task.roles)
             client = LLMClient(
                 endpoints.open(task.roles),
                 cache_path=run.path / "calls.jsonl",
@@ -249,9 +252,16 @@ def check(config: Config, endpoints: Any) -> Task:
     names = config.properties
     about = names[0] if len(names) == 1 else f"{len(names)}-properties"
     log_path = config.log_path or new_run_path("gen_eval", about=about)
-    params_path, eval_path, taken = output_paths(config.output_dir, log_path, "eval-params", "eval")
-    raise_problems([*problems, *taken, *endpoints.check(roles)])
+    params_path, eval_path, in_use = output_paths(
+        config.output_dir, log_path, "eval-params", "eval"
+    )
+    raise_problems([*problems, *in_use, *endpoints.check(roles)])
     return Task(config.chosen(), inputs, roles, log_path, params_path, eval_path)
+
+
+def taken(config: Config, log_path: Path) -> list[str]:
+    """What is wrong with where the run's files would go."""
+    return output_paths(config.output_dir, log_path, "eval-params", "eval")[2]
 
 
 async def write_prompts(

@@ -37,7 +37,7 @@ from utils.llm import LLMClient
 from utils.llm_api import LLMError, Role
 from utils.llm_ledger import Ledger
 from utils.llm_roles import RoleConfig, describe_roles, second_role
-from utils.llm_runs import exit_unfinished, ledger_text, output_paths, require_whole
+from utils.llm_runs import claimed_output, exit_unfinished, ledger_text, output_paths, require_whole
 from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
@@ -124,9 +124,12 @@ def main(config: Config) -> None:
             print(plan_text(config, task.kind, task.property, task.roles))
             return
         may_change = ["max_cost_usd", "max_concurrency", "generator.timeout", "verifier.timeout"]
-        run = RunDir.open("generate", task.log_path, config, resume_fields_ignored=may_change)
-        describe_roles(*task.roles)
-        with run, exit_unfinished(run.path):
+        with (
+            claimed_output(task.examples_path, lambda: taken(config, task.log_path)),
+            RunDir.open("generate", task.log_path, config, resume_fields_ignored=may_change) as run,
+            exit_unfinished(run.path),
+        ):
+            describe_roles(*task.roles)
             client = LLMClient(
                 endpoints.open(task.roles),
                 cache_path=run.path / "calls.jsonl",
@@ -163,14 +166,19 @@ def check(config: Config, endpoints: Any) -> Task:
         roles.append(verifier.role(VERIFIER, temperature=0.0, max_tokens=400, seed=config.seed))
     about = f"{config.type}-{config.property}"
     log_path = config.log_path or new_run_path("generate", about=about)
-    params_path, examples_path, taken = output_paths(
+    params_path, examples_path, in_use = output_paths(
         config.output_dir, log_path, "params", "examples"
     )
-    raise_problems([*settings_problems(config), *problems, *taken, *endpoints.check(roles)])
+    raise_problems([*settings_problems(config), *problems, *in_use, *endpoints.check(roles)])
     if by_rule and config.verifier is not None:
         logger.warning("verifier: not used, since a rule decides about %s", config.property)
     kind, texts = choose_kind(config.type), eval_texts if config.eval_file else None
     return Task(kind, found[0], texts, roles, log_path, params_path, examples_path)
+
+
+def taken(config: Config, log_path: Path) -> list[str]:
+    """What is wrong with where the run's files would go."""
+    return output_paths(config.output_dir, log_path, "params", "examples")[2]
 
 
 async def generate(config: Config, task: Task, client: LLMClient, run: RunDir) -> None:

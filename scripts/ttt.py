@@ -29,6 +29,7 @@ from training.bbh.results import load_finished
 from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
 from training.loop import exit_on_interrupt
 from utils.config import as_config_errors, config_entrypoint, exit_on_config_error
+from utils.files import expanded
 from utils.runs import RunDir, new_run_path
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def main(config: Any) -> None:
     )
     started = time.perf_counter()
     if config.compare:
-        compare([Path(path) for path in config.compare], config)
+        compare([expanded(path) for path in config.compare], config)
         return
     work = make_ttt(config.domain, config)
     if config.dry_run:

@@ -176,7 +176,7 @@ def test_all_problems_are_told_together(yaml_file, tmp_path: Path):
         ("learning_rate ", str(path), "expected float, got 'fast'"),
         ("flag ", "expected bool, got 3"),
         ("kinds ", "one of qa-pairs, summary", "novel"),
-        ("note ", "expected str or None, got 5; put it in quotes"),
+        ("note ", 'expected str or None, got 5; 5 is no text to YAML: put it in quotes, "5"'),
         ("optimizer.betas ", "tuple[float, ...]"),
         ("optimizer.momentum ", "unknown key"),
         ("examples_file (from command line)", "none.yaml: no such file or folder"),
@@ -762,3 +762,58 @@ def test_utils_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr
+
+
+# ---- what YAML and paths make of what is written
+
+
+@chz.chz(typecheck=True)
+class Ids:
+    task_ids: list[str] = chz.field(default_factory=list)
+    name: str = ""
+    groups: dict[str, list[str]] = chz.field(default_factory=dict)
+    folder: Path | None = None
+    files: list[Path] = chz.field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        # as a number, as the octal number 195732, and as 1e3 with a point
+        ("task_ids: [25094630, 007bbfb7]", '25094630 is no text to YAML: put it in quotes, "25094'),
+        (
+            "task_ids: [00576224, 1.0e+3, ok]",
+            '; 00576224, 1.0e+3 is no text to YAML: put it in quotes, "00576224", "1.0e+3"',
+        ),
+        ("name: 007", '; 007 is no text to YAML: put it in quotes, "007"'),
+        ("name: no", '; no is no text to YAML: put it in quotes, "no"'),
+        ("groups: {a: [2020-01-01]}", '; 2020-01-01 is no text to YAML: put it in quotes, "2020'),
+    ],
+)
+def test_what_yaml_takes_for_a_number_is_shown_as_written(
+    line: str, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(line)
+    with pytest.raises(ConfigError) as error:
+        load_config(Ids, [f"config_file={path}"])
+    [problem] = error.value.problems
+    assert told in problem
+    # the command line has nothing but text
+    key, _, value = line.partition(": ")
+    if key == "task_ids":
+        given = value.strip("[]").replace(" ", "")
+        assert load_config(Ids, [f"task_ids={given}"]).task_ids == given.split(",")
+
+
+def test_home_folders_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.yaml").write_text("folder: ~/runs/a\nfiles: [~/b, c]\nname: ~/d\n")
+    config = load_config(Ids, ["config_file=~/x.yaml"])
+    assert config.folder == tmp_path / "runs" / "a"
+    assert config.files == [tmp_path / "b", Path("c")]
+    # no path
+    assert config.name == "~/d"
+    assert load_config(Ids, ["folder=~/b"]).folder == tmp_path / "b"
+    with pytest.raises(ConfigError, match=r"folder .*~nobody-of-this-name/x"):
+        load_config(Ids, ["folder=~nobody-of-this-name/x"])

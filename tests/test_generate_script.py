@@ -364,6 +364,43 @@ def test_ctrl_c_tells_how_to_go_on(number: signal.Signals) -> None:
         assert len(fake.requests) == 1 + 3 + 6 + 6 - finished
 
 
+def test_a_second_run_of_one_name_is_refused_while_the_first_works() -> None:
+    """In two places, so that each has a run directory of its own; they would write one file."""
+    with server(lambda number, body: "stall") as fake:
+        first = start("type=qa", "property=warm", "log_path=a/run", *SMALL, *at(fake))
+        while not fake.requests:
+            time.sleep(0.01)
+        asked = len(fake.requests)
+        code, _, err = finish(
+            start("type=qa", "property=warm", "log_path=b/run", *SMALL, *at(fake))
+        )
+        assert code == 2
+        assert f"(pid {first.pid} on " in err and "output_dir=datasets, run run" in err
+        assert len(fake.requests) == asked and not Path("b").exists()
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        fake.released.set()
+        fake.script = lambda number, body: "ok"
+        here("type=qa", "property=warm", "log_path=b/run", *SMALL, *at(fake))
+        assert sorted(path.name for path in Path("datasets").iterdir()) == [
+            "run.examples.yaml",
+            "run.params.yaml",
+        ]
+
+
+def test_an_output_dir_that_cannot_be_written_is_told_before_the_first_call(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("datasets").touch()
+    with server() as fake:
+        with pytest.raises(SystemExit) as error:
+            here("type=qa", "property=warm", *SMALL, *at(fake))
+        assert error.value.code == 2
+        assert "output_dir=datasets" in (told := capsys.readouterr().err)
+        assert "nothing can be written there" in told
+        assert not fake.requests and not Path("runs").exists()
+
+
 def test_a_budget_stops_and_can_be_raised(capsys: pytest.CaptureFixture[str]) -> None:
     with server(cost=0.01) as fake:
         arguments = ["type=qa", "property=warm", "log_path=run", "max_concurrency=2", *SMALL]

@@ -1,8 +1,8 @@
 """What reads a model's output takes time in proportion to its length, whatever the output is.
 
 Compared are the processor times of a text and of one four times as long: 4 where time grows in
-proportion, 16 where it grows with the square. What takes less than TOO_SHORT seconds is too short to
-tell, and too short to matter.
+proportion, 16 where it grows with the square. What takes less than TOO_SHORT seconds is too short
+to tell, and too short to matter.
 
 uv run pytest tests/test_growth.py
 """

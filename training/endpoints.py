@@ -15,6 +15,7 @@ from training.chat import parse_response, render_prompt, stop_sequences
 from training.domains.base import Message
 from training.models import resolve_model
 from utils.config import as_config_errors, problems_of, raise_problems
+from utils.files import expanded
 from utils.llm_api import Endpoint, LLMError, Reply, Request, Role, Usage
 
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
@@ -137,7 +138,7 @@ class Endpoints:
 def adapter_fingerprint(checkpoint_path: str | Path) -> str:
     """Tells apart adapters that lie, or lay, at the same path: a hash of the folder's files."""
     digest = hashlib.sha256()
-    for path in sorted(Path(checkpoint_path).rglob("*")):
+    for path in sorted(expanded(checkpoint_path).rglob("*")):
         if path.is_file() and path.name.startswith("adapter"):
             digest.update(path.name.encode())
             digest.update(path.read_bytes())

@@ -22,11 +22,12 @@ from utils.config_types import (
     coerce,
     fields_of,
     holds_objects,
+    wants_text,
 )
 from utils.env_values import OPENING, resolve_env
 from utils.errors import ConfigError
-from utils.files import shown_path
-from utils.plain_yaml import load_yaml
+from utils.files import expanded, shown_path
+from utils.plain_yaml import load_yaml, unquoted
 from utils.presets import load_preset
 
 COMMAND_LINE = "command line"
@@ -41,6 +42,7 @@ class RawLayer(NamedTuple):
     place: str  # as errors name it
     values: dict[str, Any]
     is_text: bool  # of the command line, not of YAML
+    file: Path | None = None  # that it was read from
 
 
 class Sources(NamedTuple):
@@ -116,7 +118,9 @@ def read_sources(
             arguments.pop(name, None)
         return given
 
-    def add(source: str, place: str, values: dict[str, Any], files_above: Sequence[str]) -> None:
+    def add(
+        source: str, place: str, file: Path, values: dict[str, Any], files_above: Sequence[str]
+    ) -> None:
         if PRESET_KEY not in fields and PRESET_KEY in values:
             problems.append(
                 f"{PRESET_KEY} (from {place}): a preset is chosen on the command line, "
@@ -127,7 +131,7 @@ def read_sources(
         below.update(resolved)
         # a layer may name the files above it, which need not be fields
         kept = {k: v for k, v in resolved.items() if k in fields or k not in files_above}
-        layers.append(RawLayer(source, place, kept, is_text=False))
+        layers.append(RawLayer(source, place, kept, is_text=False, file=file))
 
     if PRESET_KEY not in fields and (name := path_of(PRESET_KEY)) is not None:
         unreadable = True
@@ -141,7 +145,8 @@ def read_sources(
                 name_field = {"name": preset.name} if "name" in fields else {}
                 values = {**name_field, **preset.values}
                 source = f"preset {preset.name}"
-                add(source, f"{source}, {shown_path(preset.path)}", values, layer_names)
+                place = f"{source}, {shown_path(preset.path)}"
+                add(source, place, preset.path, values, layer_names)
     for position, name in enumerate(layer_names):
         path = path_of(name)
         if isinstance(path, Rejected):
@@ -158,7 +163,7 @@ def read_sources(
         if "meta" not in fields:
             # a run's config.yaml keeps how it was made beside the settings
             values.pop("meta", None)
-        add(str(path), str(path), values, layer_names[position + 1 :])
+        add(str(path), str(path), expanded(path), values, layer_names[position + 1 :])
     layers.append(RawLayer(COMMAND_LINE, COMMAND_LINE, arguments, is_text=True))
     return Sources(layers, problems, unreadable)
 
@@ -294,16 +299,25 @@ def _taken_apart(
         yield path, Choice(value)
     elif shape.takes_class(key, value):
         yield key, Choice(value)
-    elif layer.is_text:
-        yield key, cast_argument(value, annotation)
-    elif annotation is None:
+    elif annotation is None and not layer.is_text:
         yield key, value
     else:
+        fit = cast_argument if layer.is_text else coerce
         try:
-            yield key, coerce(value, annotation)
+            yield key, fit(value, annotation)
         except ValueError as error:
-            problems.append(f"{key} (from {layer.place}): {error}")
+            hint = _quoting_hint(layer.file, key, annotation)
+            problems.append(f"{key} (from {layer.place}): {error}{hint}")
             yield key, Rejected()
+
+
+def _quoting_hint(file: Path | None, key: str, annotation: Any) -> str:
+    """Where YAML made numbers of what should be text: what is written there."""
+    found = unquoted(file, key) if file is not None and wants_text(annotation) else []
+    if not found:
+        return ""
+    quoted = ", ".join(f'"{text}"' for text in found)
+    return f"; {', '.join(found)} is no text to YAML: put it in quotes, {quoted}"
 
 
 def _choices(

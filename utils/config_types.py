@@ -17,6 +17,8 @@ import chz
 from chz.factories import MetaFromString
 from chz.tiepin import is_subtype_instance, type_repr
 
+from utils.files import expanded
+
 
 class Rejected:
     """Stands where a value was refused, so that its field is known to have been given."""
@@ -202,6 +204,8 @@ def _fold(name: str) -> str:
 
 def cast_argument(text: str, annotation: Any) -> Any:
     """A value of the command line as chz wants it."""
+    if Path in arms_of(annotation) and text.startswith("~"):
+        return expanded(text)
     # chz splits tuple[str, ...] at the commas of '["a","b"]' and keeps brackets and quotes
     is_tuple = any(typing.get_origin(arm) is tuple for arm in arms_of(annotation))
     if text[:1] in ("[", "(") and is_tuple:
@@ -237,14 +241,20 @@ def coerce(value: Any, annotation: Any) -> Any:
                 return _cast_text(value, arm)
         except ValueError:
             continue
-    hint = ""
-    if str in arms_of(annotation) and not isinstance(value, (list, dict)):
-        hint = "; put it in quotes"
-    raise ValueError(f"expected {expected_type(annotation)}, got {value!r}{hint}")
+    raise ValueError(f"expected {expected_type(annotation)}, got {value!r}")
+
+
+def wants_text(annotation: Any) -> bool:
+    """Whether text belongs there, or lists or mappings of it."""
+    return any(
+        arm is str or any(map(wants_text, typing.get_args(arm))) for arm in arms_of(annotation)
+    )
 
 
 def _cast_text(text: str, arm: Any) -> Any:
-    if arm in (int, float, Path):
+    if arm is Path:
+        return expanded(text)
+    if arm in (int, float):
         return arm(text)
     if isinstance(arm, type) and issubclass(arm, enum.Enum):
         return arm[text] if text in arm.__members__ else arm(text)

@@ -59,6 +59,14 @@ def fsync_directory(path: Path | str) -> None:
             os.close(descriptor)
 
 
+def expanded(path: Path | str) -> Path:
+    """With the home folder for a leading ~ or ~name; ValueError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def shown_path(path: Path | str) -> str:
     """As one would type it: relative where it lies below the working directory."""
     below = Path(path).is_relative_to(Path.cwd())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import chz
 
+from utils.files import expanded
 from utils.plain_yaml import to_plain
 
 INPUT = {"input": True}
@@ -67,9 +68,9 @@ def _named(config: object) -> Iterator[tuple[str, Path]]:
         if not (field.metadata or {}).get("input") or value is None:
             continue
         if isinstance(value, (list, tuple)):
-            yield from ((f"{name}.{i}", Path(item)) for i, item in enumerate(value))
+            yield from ((f"{name}.{i}", expanded(item)) for i, item in enumerate(value))
         elif str(value) not in ("", "."):
-            yield name, Path(value)
+            yield name, expanded(value)
 
 
 def _digest(path: Path) -> str:

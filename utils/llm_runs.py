@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
+from utils.config import raise_problems
 from utils.interrupts import exit_when_stopped
 from utils.llm import LLMClient
 from utils.llm_api import LLMError
 from utils.llm_batch import STOPPING
 from utils.llm_ledger import Ledger
+from utils.locks import claimed
 from utils.report import Report
 from utils.tables import text_table
 from utils.terminal import setting
@@ -31,6 +33,17 @@ def output_paths(
     elif params_path.exists() and not (log_path / "config.yaml").exists():
         problems.append(f"{params_path} exists and is another run's; name another log_path")
     return params_path, result_path, problems
+
+
+@contextlib.contextmanager
+def claimed_output(result: Path, check: Callable[[], list[str]]) -> Generator[None]:
+    """While the block runs no other process writes `result` or what is named like it beside it, as
+    runs of one name in two places would. Raises a ConfigError for a second one, for a folder that
+    cannot be written, and with what `check` finds wrong once it is sure that no other runs."""
+    lock = result.with_name(f".{result.name}.lock")
+    with claimed(lock, f"output_dir={result.parent}, run {result.name.split('.')[0]}"):
+        raise_problems(check())
+        yield
 
 
 @contextlib.contextmanager

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chz
 import yaml
 
-from utils.files import atomic_write_text
+from utils.files import atomic_write_text, expanded
 from utils.json_files import utf8_text
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def yaml_text(obj: Any) -> str:
 def load_yaml(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML file; every complaint is a ValueError (a FileNotFoundError where there
     is no file) that names it."""
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     text = utf8_text(path.read_bytes(), str(path))
@@ -92,6 +92,35 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
         found = "an empty file" if values is None else type(values).__name__
         raise ValueError(f"{path}: expected a mapping of names to values, got {found}")
     return values
+
+
+def unquoted(path: Path | str, key: str) -> list[str]:
+    """What stands at a dotted key of a YAML file, inside lists and mappings too, that YAML does not
+    read as text, as it is written: 00576224, which is 195732 to YAML, or 1e5, no, 2020-01-01."""
+    with open(path, encoding="utf-8") as file:
+        node: yaml.Node | None = yaml.compose(file, Loader=_Loader)
+    for part in key.split("."):
+        node = _child(node, part)
+    return list(_unquoted(node))
+
+
+def _child(node: yaml.Node | None, part: str) -> yaml.Node | None:
+    if isinstance(node, yaml.MappingNode):
+        return next((value for name, value in node.value if name.value == part), None)
+    if isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+        return node.value[int(part)]
+    return None
+
+
+def _unquoted(node: yaml.Node | None) -> Iterator[str]:
+    if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str":
+        yield node.value
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _unquoted(item)
+    elif isinstance(node, yaml.MappingNode):
+        for _, value in node.value:
+            yield from _unquoted(value)
 
 
 def leaves_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from training.api import ServiceClient
 from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
 from training.grading import extract_final_answer, same_answer
 from utils.config import raise_problems
+from utils.files import expanded
 from utils.inputs import INPUT
 from utils.json_files import read_json_lines
 
@@ -46,7 +47,7 @@ class Gsm8kDomain(Stateless):
         self.max_tokens = config.max_tokens
         if config.data_path is not None:
             for split in ("train", "test"):
-                _split_file(Path(config.data_path), split)
+                _split_file(expanded(config.data_path), split)
 
     def problems(self, split: Split) -> list[Problem]:
         """Problem.data is the correct number as text. Raises ValueError for a malformed row."""
@@ -55,7 +56,7 @@ class Gsm8kDomain(Stateless):
             rows = [(f"{source}, row {i}", row) for i, row in enumerate(_load_hub(split))]
             problems = []
         else:
-            path = _split_file(Path(self.config.data_path), split)
+            path = _split_file(expanded(self.config.data_path), split)
             source, problems = str(path), []
             rows = read_json_lines(path, problems)
         made = []

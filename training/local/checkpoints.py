@@ -26,6 +26,7 @@ from training.local.adapters import (
 )
 from training.local.decoder import HEAD, Decoder
 from training.local.linear import LowRank
+from utils.files import expanded
 from utils.json_files import read_json_object
 
 STATE_FILE = "state.json"
@@ -49,7 +50,7 @@ class State:
 
 def read_state(path: str | Path) -> State:
     """Raises FileNotFoundError when `path` is no adapter folder."""
-    folder = Path(path)
+    folder = expanded(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{path}: no such checkpoint folder")
     if not (folder / PEFT_CONFIG).is_file():

