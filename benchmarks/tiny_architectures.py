@@ -35,9 +35,7 @@ _SIZES: dict[str, Any] = {
         ],
         CONTEXT,
     ),
-    **dict.fromkeys(
-        ["hidden_size", "n_embd", "d_model", "emb_dim", "embedding_dim", "dim_model_base"], _HIDDEN
-    ),
+    **dict.fromkeys(["hidden_size", "n_embd", "d_model", "emb_dim", "embedding_dim"], _HIDDEN),
     **dict.fromkeys(["embedding_size", "input_embedding_size", "output_embedding_size"], _HIDDEN),
     **dict.fromkeys(["word_embed_proj_dim", "lru_width", "backbone_hidden_size"], _HIDDEN),
     **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "attention_heads"], _HEADS),
@@ -64,7 +62,8 @@ _SIZES: dict[str, Any] = {
     "kv_lora_rank": 16,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
-    **dict.fromkeys(["index_n_heads", "indexer_n_heads"], 2),
+    # enough that no score is exactly 0, where the choice of the highest would be arbitrary
+    "index_n_heads": 16,
     **dict.fromkeys(["index_head_dim", "indexer_head_dim"], 16),
     "index_topk": 8,
     **dict.fromkeys(["sliding_window", "attention_window_size", "window_size"], WINDOW),
@@ -84,6 +83,7 @@ _SIZES: dict[str, Any] = {
     "mamba_d_ssm": 2 * _HIDDEN,
     **dict.fromkeys(["time_step_rank", "mamba_dt_rank"], 4),
     "n_mamba_heads": 8,
+    "dim_model_base": _HIDDEN // 2,
     "rotary_dim": 8,
     "hidden_size_per_layer_input": 8,
     "laurel_rank": 4,
@@ -148,7 +148,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**_MLA, "num_experts_per_tok": 2},
     "deepseek_v3": _MLA,
     "deepseek_v32": _MLA,
-    "doge": {"keep_window_size": WINDOW},
     "dots1": {
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
@@ -247,12 +246,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "smollm3/without positions": {"no_rope_layers": [1, 0]},
     "stablelm/parallel": {"use_parallel_residual": True, "qk_layernorm": True},
-    "zamba2/adapters": {
-        **OVERRIDES["zamba2"],
-        "use_shared_attention_adapter": True,
-        "adapter_rank": 8,
-        "use_mem_rope": True,
-    },
+    "zamba2/rotary": {**OVERRIDES["zamba2"], "use_mem_rope": True},
 }
 
 
