@@ -276,7 +276,7 @@ def _replace_linears(body: nn.Module, holder: PassHolder) -> list[tuple[LoraLine
         (parent, child_name, f"{parent_name}.{child_name}", child)
         for parent_name, parent in body.named_modules()
         for child_name, child in parent.named_children()
-        if isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D"
+        if _is_linear(child)
     ]
     linears = []
     for parent, child_name, path, child in found:
@@ -284,6 +284,22 @@ def _replace_linears(body: nn.Module, holder: PassHolder) -> list[tuple[LoraLine
         setattr(parent, child_name, linear)
         linears.append((linear, [path]))
     return linears
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Module) -> bool:
+    """nn.Linear or GPT-2's Conv1D; of the first's subclasses those that compute the same, as a
+    router (PhiMoE, Llama 4) does not."""
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    x = torch.linspace(-1, 1, module.in_features).to(module.weight).unsqueeze(0)
+    try:
+        out = module(x)
+    except (RuntimeError, TypeError, ValueError):
+        # it reads something else than rows of in_features
+        return False
+    wanted = F.linear(x, module.weight, module.bias)
+    return isinstance(out, torch.Tensor) and out.shape == wanted.shape and out.allclose(wanted)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
