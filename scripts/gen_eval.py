@@ -238,7 +238,7 @@ def check(config: Config, endpoints: Any) -> Task:
 
     def read_examples() -> None:
         if config.examples_file is not None:
-            from training.supervised import load_examples
+            from training.examples import load_examples
 
             for example in load_examples(config.examples_file, ["positive", "negative"]):
                 said = [m["content"] for m in example.messages if m["role"] == "user"]

@@ -21,6 +21,7 @@ from dotenv import load_dotenv
 
 from training.adapt import mean_weighted
 from training.api import AdamParams, TrainingClient
+from training.examples import Example, load_examples
 from training.loop import (
     Recorder,
     connect_for_run,
@@ -28,15 +29,7 @@ from training.loop import (
     learning_rate_factor,
 )
 from training.models import context_length, load_tokenizer, resolve_model
-from training.supervised import (
-    Batch,
-    Example,
-    heldout_loss,
-    hold_out,
-    load_examples,
-    make_plan,
-    plan_table,
-)
+from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
 from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
 from utils.files import read_jsonl, shown_path
 from utils.inputs import MUST_EXIST

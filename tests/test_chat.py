@@ -229,12 +229,12 @@ def test_all_tokens() -> None:
     assert weights == [1.0] * len(tokens)
 
 
-def test_an_end_token_inside_the_answer_is_learnt_once() -> None:
-    tokenizer = TOKENIZERS["chatml"]
-    doubled: list[Message] = [ONE[0], {"role": "assistant", "content": "a<|im_end|>"}]
-    tokens, weights = render_training(tokenizer, doubled)
+def test_an_end_token_written_twice_is_learnt_once() -> None:
+    doubled = CHATML.replace("<|im_end|>", "<|im_end|></s>")
+    tokenizer = byte_tokenizer(doubled, ("<|im_start|>", "<|im_end|>", "</s>"), eos="</s>")
+    tokens, weights = render_training(tokenizer, ONE)
     learnt = [t for t, w in zip(tokens, weights, strict=True) if w]
-    assert learnt == tokenizer.encode("a<|im_end|>", add_special_tokens=False)
+    assert learnt == tokenizer.encode(f"{ONE[1]['content']}<|im_end|>", add_special_tokens=False)
 
 
 def test_a_token_across_the_border_is_cut_where_the_prompt_ends() -> None:

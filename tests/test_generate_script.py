@@ -26,7 +26,7 @@ from script_help import help_of
 from writer_world import server, stage_of
 
 from training.endpoints import Endpoints
-from training.supervised import load_examples
+from training.examples import load_examples
 from utils.config import config_entrypoint, dump_yaml, load_yaml
 from utils.files import read_jsonl
 from utils.llm_roles import OPENROUTER_KEY

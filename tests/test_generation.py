@@ -30,7 +30,7 @@ from generation.quality import (
     without_leaks,
 )
 from generation.report import quality_rows, write_report
-from training.supervised import load_examples
+from training.examples import load_examples
 from utils.config import ConfigError, dump_yaml
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Request, Role

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from training.domains.gsm8k import Gsm8kConfig, Gsm8kDomain
-from training.supervised import load_examples
+from training.examples import load_examples
 from utils.config import load_yaml
 from utils.json_files import read_json, read_json_lines, read_json_object
 

@@ -18,9 +18,10 @@ from run_results import results
 from training.api import connect
 from training.chat import render_training
 from training.domains.base import Message
+from training.examples import load_examples
 from training.local.service import LocalServiceClient
 from training.models import context_length, load_tokenizer
-from training.supervised import hold_out, load_examples, make_batches, to_datums
+from training.supervised import hold_out, make_batches, to_datums
 from utils.config import ConfigError, config_entrypoint, dump_yaml
 from utils.files import read_jsonl
 from utils.runs import RunDir
@@ -119,6 +120,7 @@ def test_all_broken_entries_are_told_together(tmp_path: Path) -> None:
         {"note": "nothing"},
         [1],
         *[{"text": 3}] * 9,
+        {"text": "a", "messages": chat("a?", "b")},
     )
     with pytest.raises(ConfigError) as caught:
         load_examples(path, [])
@@ -126,9 +128,9 @@ def test_all_broken_entries_are_told_together(tmp_path: Path) -> None:
     assert "line 2: messages[0].role='robot'" in told[0]
     assert "line 3: messages[1].content=' '" in told[1]
     assert "line 4: no assistant message" in told[2]
-    assert "line 5: needs either messages or text; has ['note']" in told[3]
+    assert "line 5: exactly one of messages, " in told[3] and "has ['note']" in told[3]
     assert "line 6: a mapping is needed, got list" in told[4]
-    assert told[-1] == "and 4 more" and len(told) == 11
+    assert told[-1] == "and 5 more" and len(told) == 11
     with pytest.raises(ConfigError, match="line 1, byte 2: no JSON"):
         load_examples(write(tmp_path / "b.jsonl", "{"), [])
     dump_yaml(tmp_path / "c.yaml", {"messages": []})

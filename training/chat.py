@@ -4,14 +4,17 @@
 tokenizer has none; `template="role_colon"` asks for the plain form, which suits base models.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from training.api import Datum, ModelInput
+from training.control_tokens import Encoder, encoder_of
 from training.domains.base import Message
+from utils.json_files import half_pair, texts_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,8 +48,9 @@ def render_prompt(
 
     Raises ValueError where the template refuses the messages.
     """
-    bos, text = _prompt_text(tokenizer, messages, template)
-    return [*bos, *_encode(tokenizer, text)]
+    encoder = _encoder(tokenizer, messages)
+    bos, text = _prompt_text(tokenizer, encoder, messages, template)
+    return [*bos, *encoder.encode(text)]
 
 
 def passage_weights(
@@ -62,7 +66,8 @@ def passage_weights(
     border has a part of it to write, and so its weight. Raises ValueError where the template
     changes the passages, or the tokenizer does not tell where its tokens stand.
     """
-    bos, text = _prompt_text(tokenizer, messages, template)
+    encoder = _encoder(tokenizer, messages)
+    bos, text = _prompt_text(tokenizer, encoder, messages, template)
     joined = "".join(passage for passage, _ in passages)
     # templates strip messages
     place = text.find(joined.strip())
@@ -77,7 +82,7 @@ def passage_weights(
         if is_marked:
             spans.append((cut, cut + len(passage)))
         cut += len(passage)
-    tokens = _token_spans(tokenizer, text)
+    tokens = _token_spans(encoder, text)
     weights = [
         float(any(start < last and first < end for first, last in spans)) for start, end in tokens
     ]
@@ -90,36 +95,46 @@ def render_training(
     train_on: TrainOn = "all_assistant",
     *,
     template: str = "auto",
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> RenderedTokens:
     """The whole conversation with weights on what the model has to write itself.
 
     An assistant message's tokens run from the end of the prompt that render_prompt() makes up to
-    the token that ends the turn, which is included. Raises ValueError where a template rewrites
-    earlier turns or does not end the turn, since the weights could not be exact then.
+    the token that ends the turn, which is included; a message of weight 0 is not learned. `tools`
+    are function descriptions for the template. Raises ValueError where a template rewrites earlier
+    turns or does not end the turn, since the weights could not be exact then, and where it leaves
+    out tools or their calls.
     """
-    _check_messages(messages)
+    encoder = _encoder(tokenizer, messages, tools)
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on={train_on!r}: allowed are {', '.join(TRAIN_ON)}")
     assistants = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if train_on != "all_tokens" and not assistants:
         roles = [message["role"] for message in messages]
         raise ValueError(f"train_on={train_on!r} needs an assistant message; the roles are {roles}")
-    trained = assistants[-1:] if train_on == "last_assistant" else assistants
+    learned = [i for i in assistants if messages[i].get("weight", 1)]
+    if not learned and train_on != "all_tokens":
+        raise ValueError(f"train_on={train_on!r}: every assistant message has the weight 0")
+    if len(learned) < len(assistants) and train_on == "all_tokens":
+        raise ValueError("train_on='all_tokens' would learn assistant messages of weight 0 too")
+    trained = learned[-1:] if train_on == "last_assistant" else learned
 
+    _check_tools(tokenizer, messages, tools, template)
     if _is_role_colon(tokenizer, template):
         text, turns = _role_colon_turns(messages, trained)
-        bos = _leading_bos(tokenizer)
+        bos = leading_bos(tokenizer)
         stop_ids: set[int] = set()
     else:
-        text = _chat_text(tokenizer, messages, add_generation_prompt=False)
+        chat = _Chat(tokenizer, encoder, tools)
+        text = chat.text(messages)
         bos = []
         if train_on == "all_tokens":
             turns, stop_ids = [], set()
         else:
-            turns = [_chat_turn(tokenizer, messages, i, text) for i in trained]
+            turns = [_chat_turn(chat, messages, i, text) for i in trained]
             stop_ids = set(_stop_ids(tokenizer))
 
-    tokens, spans = _encode_turns(tokenizer, text, turns)
+    tokens, spans = _encode_turns(tokenizer, encoder, text, turns)
     if train_on == "all_tokens":
         return RenderedTokens([*bos, *tokens], [1.0] * (len(bos) + len(tokens)))
     weights = [0.0] * len(tokens)
@@ -128,6 +143,28 @@ def render_training(
             end = _end_of_turn(tokenizer, tokens, start, end, stop_ids)
         weights[start:end] = [1.0] * (end - start)
     return RenderedTokens([*bos, *tokens], [0.0] * len(bos) + weights)
+
+
+def render_completion(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str
+) -> RenderedTokens:
+    """Two raw texts, of which the second is learned with the model's end token."""
+    encoder = encoder_of(tokenizer, (prompt, completion))
+    turn = _Turn(len(prompt), len(prompt + completion))
+    tokens, [(start, _)] = _encode_turns(tokenizer, encoder, prompt + completion, [turn])
+    given = [*leading_bos(tokenizer), *tokens[:start]]
+    learned = [*tokens[start:], *_end(tokenizer)]
+    return RenderedTokens([*given, *learned], [0.0] * len(given) + [1.0] * len(learned))
+
+
+def render_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> RenderedTokens:
+    """A raw text, all learned: with the tokens that the tokenizer puts around texts, and the
+    model's end token, once."""
+    tokens = encoder_of(tokenizer, [text]).encode(text, add_special_tokens=True)
+    # some tokenizers put the end there themselves
+    if tokens[-1:] != _end(tokenizer):
+        tokens += _end(tokenizer)
+    return RenderedTokens(tokens, [1.0] * len(tokens))
 
 
 def stop_sequences(
@@ -170,20 +207,26 @@ def datum_from_tokens(tokens: Sequence[int], weights: Sequence[float]) -> Datum:
     )
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
+def _encoder(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> Encoder:
+    """For these messages, which are checked."""
     if not messages:
         raise ValueError("messages is empty: a conversation needs at least one message")
+    outside = [*texts_in(list(messages), "messages"), *texts_in(list(tools), "tools")]
+    for field, text in outside:
+        half = half_pair(text)
+        if half is not None:
+            raise ValueError(f"{field} holds {half}")
+    return encoder_of(tokenizer, (text for _, text in outside))
 
 
 def _is_role_colon(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     if template not in TEMPLATES:
         raise ValueError(f"template={template!r}: allowed are {', '.join(TEMPLATES)}")
     return template == "role_colon" or tokenizer.chat_template is None
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    # templates write the bos token themselves
-    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
@@ -193,27 +236,21 @@ def _decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
 
 
 def _prompt_text(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], template: str
+    tokenizer: "PreTrainedTokenizerBase",
+    encoder: Encoder,
+    messages: Sequence[Message],
+    template: str,
 ) -> tuple[list[int], str]:
     """The text after which the model writes, and the bos token where that has to come before it."""
-    _check_messages(messages)
     if _is_role_colon(tokenizer, template):
-        return _leading_bos(tokenizer), _role_colon_text(messages) + "\n\nAssistant:"
-    return [], _chat_text(tokenizer, messages, add_generation_prompt=True)
+        return leading_bos(tokenizer), _role_colon_text(messages) + "\n\nAssistant:"
+    return [], _Chat(tokenizer, encoder).text(messages, add_generation_prompt=True)
 
 
-def _token_spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:
-    """For each token of _encode(text), which characters it stands for."""
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"{type(tokenizer).__name__} does not tell where its tokens stand in the text; a "
-            "tokenizer with a tokenizer.json does"
-        )
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-        "offset_mapping"
-    ]
+def _token_spans(encoder: Encoder, text: str) -> list[tuple[int, int]]:
+    """For each token of encoder.encode(text), which characters it stands for."""
     spans: list[tuple[int, int]] = []
-    for start, end in offsets:
+    for start, end in encoder.offsets(text):
         # byte-level tokenizers leave leading spaces out of a token's offsets
         before = spans[-1][1] if spans else 0
         spans.append((min(start, before), end))
@@ -223,40 +260,113 @@ def _token_spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[
 # ------------------------------------------------------------------------------- chat templates
 
 
-def _chat_text(
+class _Chat(NamedTuple):
+    """A model's chat template."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    encoder: Encoder
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        conversation = [
+            {key: value for key, value in message.items() if key != "weight"}
+            for message in messages
+        ]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                self.encoder.marked(conversation),
+                tools=self.encoder.marked(list(self.tools)) or None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        # templates raise the first, and run into the others
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            roles = [message["role"] for message in messages]
+            raise ValueError(
+                f"the model's chat template refuses messages with the roles {roles}: {error}. "
+                "Change the messages (a system text can open the first user message) or use "
+                "template=role_colon"
+            ) from error
+        assert isinstance(text, str)
+        return self.encoder.rendered(text)
+
+
+def _check_tools(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool,
-) -> str:
-    from jinja2 import TemplateError
-
-    conversation = [{"role": m["role"], "content": m["content"]} for m in messages]
-    try:
-        text = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        roles = [message["role"] for message in messages]
+    tools: Sequence[Mapping[str, Any]],
+    template: str,
+) -> None:
+    """Raises ValueError where the template leaves out what the messages use: many know no tools,
+    and say nothing."""
+    used = {
+        "tools": bool(tools),
+        "tool_calls": any(message.get("tool_calls") for message in messages),
+        "messages with the role tool": any(message["role"] == "tool" for message in messages),
+    }
+    if not any(used.values()):
+        return
+    names = [f"{_PROBE}{letter}" for letter in "ABCDE"]
+    arguments = {names[2]: names[3]}
+    call = {"name": names[1], "arguments": arguments}
+    described = {"name": names[0], "description": "d", "parameters": {"type": "object"}}
+    tool = {"type": "function", "function": described}
+    # Mistral's templates take ids of nine characters
+    told: list[Message] = [
+        {"role": "user", "content": "a"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "call00000", "type": "function", "function": call}],
+        },
+        {"role": "tool", "name": names[1], "tool_call_id": "call00000", "content": names[4]},
+    ]
+    shown = ""
+    if not _is_role_colon(tokenizer, template):
+        if not (used["tool_calls"] or used["messages with the role tool"]):
+            told = told[:1]
+        shown = _Chat(tokenizer, Encoder(tokenizer), [tool] if tools else []).text(told)
+    expected = {
+        "tools": names[:1],
+        "tool_calls": names[1:4],
+        "messages with the role tool": names[4:],
+    }
+    left_out = [
+        what
+        for what, probes in expected.items()
+        if used[what] and not all(probe in shown for probe in probes)
+    ]
+    if left_out:
         raise ValueError(
-            f"the model's chat template refuses messages with the roles {roles}: {error}. Change "
-            "the messages (a system text can open the first user message) or use "
-            "template=role_colon"
-        ) from error
-    assert isinstance(text, str)
-    return text
+            f"the template leaves out {' and '.join(left_out)}, so the model would not see them"
+        )
 
 
-def _chat_turn(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], i: int, text: str
-) -> _Turn:
-    prompt = _chat_text(tokenizer, messages[:i], add_generation_prompt=True)
-    upto = _chat_text(tokenizer, messages[: i + 1], add_generation_prompt=False)
+def _opening(chat: _Chat, upto: str) -> str:
+    """What stands before the answer in a conversation that begins with one."""
+    asked: list[Message] = [{"role": "user", "content": _PROBE}]
+    header = chat.text(asked, add_generation_prompt=True).removeprefix(chat.text(asked))
+    start = upto.find(header)
+    if not header or start < 0:
+        raise ValueError(
+            "messages[0]: the conversation begins with the assistant, and the model's chat "
+            "template does not tell where such a message starts; put a user message before it"
+        )
+    return upto[: start + len(header)]
+
+
+def _chat_turn(chat: _Chat, messages: Sequence[Message], i: int, text: str) -> _Turn:
+    encoder = chat.encoder
+    upto = chat.text(messages[: i + 1])
+    prompt = chat.text(messages[:i], add_generation_prompt=True) if i else _opening(chat, upto)
     if not upto.startswith(prompt):
         raise ValueError(
             f"message {i}: the model's chat template writes an assistant message differently from "
             f"the prompt that asks for it, so what the model has to write is not defined: the "
-            f"prompt ends with {prompt[-60:]!r}, the message with {upto[-60:]!r}. Use "
+            f"prompt ends with {encoder.shown(prompt)[-60:]!r}, the message with "
+            f"{encoder.shown(upto)[-60:]!r}. Use "
             "train_on=all_tokens or template=role_colon"
         )
     if not text.startswith(upto):
@@ -269,12 +379,25 @@ def _chat_turn(
     return _Turn(len(prompt), max(len(prompt), len(upto.rstrip())))
 
 
+# of each tokenizer, with the template and the end token that they hold for
+_STOP_IDS: weakref.WeakKeyDictionary[Any, tuple[Any, list[int]]] = weakref.WeakKeyDictionary()
+
+
 def _stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The token that ends an assistant message in the template, and the model's end token."""
+    held_for = (tokenizer.chat_template, tokenizer.eos_token_id)
+    known = _STOP_IDS.get(tokenizer)
+    if known is None or known[0] != held_for:
+        known = _STOP_IDS[tokenizer] = (held_for, _find_stop_ids(tokenizer))
+    return list(known[1])
+
+
+def _find_stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     asked: list[Message] = [{"role": "user", "content": "a"}]
     answered: list[Message] = [*asked, {"role": "assistant", "content": _PROBE}]
-    text = _chat_text(tokenizer, answered, add_generation_prompt=False)
-    closing = _encode(tokenizer, text.rpartition(_PROBE)[2])
+    encoder = _encoder(tokenizer, answered)
+    text = _Chat(tokenizer, encoder).text(answered)
+    closing = encoder.encode(text.rpartition(_PROBE)[2])
     marks = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     ends = [token for token in closing if token in marks][:1]
     if not ends:
@@ -309,12 +432,12 @@ def _end_of_turn(
 
 
 def _encode_turns(
-    tokenizer: "PreTrainedTokenizerBase", text: str, turns: Sequence[_Turn]
+    tokenizer: "PreTrainedTokenizerBase", encoder: Encoder, text: str, turns: Sequence[_Turn]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """The tokens of `text` and the token range of each turn."""
-    whole = _encode(tokenizer, text)
+    whole = encoder.encode(text)
     cuts = [cut for turn in turns for cut in turn]
-    heads = [_encode(tokenizer, text[:cut]) for cut in cuts]
+    heads = [encoder.encode(text[:cut]) for cut in cuts]
     if all(whole[: len(head)] == head for head in heads):
         tokens, positions = whole, [len(head) for head in heads]
     else:
@@ -322,13 +445,13 @@ def _encode_turns(
         # cut there, because the sampler's prompt ends there too.
         tokens, positions = [], []
         for first, last in zip([0, *cuts], [*cuts, len(text)], strict=True):
-            tokens += _encode(tokenizer, text[first:last])
+            tokens += encoder.encode(text[first:last])
             positions.append(len(tokens))
         if _decode(tokenizer, tokens) != _decode(tokenizer, whole):
             raise ValueError(
                 "the tokenizer writes other text when the conversation is cut between prompt and "
                 "answer, so the answer's tokens cannot be told exactly: "
-                f"{text[cuts[0] - 20 : cuts[0] + 20]!r}"
+                f"{encoder.shown(text[: cuts[0]])[-20:] + encoder.shown(text[cuts[0] :])[:20]!r}"
             )
     return tokens, list(zip(positions[0::2], positions[1::2], strict=False))[: len(turns)]
 
@@ -360,6 +483,12 @@ def _role_colon_turns(
     return text, turns
 
 
-def _leading_bos(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def _end(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def leading_bos(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The bos token where the tokenizer itself puts one before raw text."""
     bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer.encode("")[:1] == [bos] else []
+    # an empty text would not do: where eos is bos, it could be the end
+    return [bos] if bos is not None and tokenizer.encode("Q")[:1] == [bos] else []

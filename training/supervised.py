@@ -1,46 +1,30 @@
-"""Supervised fine-tuning: conversations from files, batches of them, and losses per token."""
+"""Supervised fine-tuning: examples as tokens, batches of them, and losses per token."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from training.api import Datum, TrainingClient
-from training.chat import TrainOn, datum_from_tokens, render_training
-from training.domains.base import Message
+from training.chat import (
+    RenderedTokens,
+    TrainOn,
+    datum_from_tokens,
+    render_completion,
+    render_text,
+    render_training,
+)
+from training.control_tokens import names_control_token
+from training.examples import MAX_PROBLEMS, Example
 from training.loop import epoch_batches
-from utils.config import load_yaml, raise_problems
-from utils.json_files import read_json_lines
+from utils.config import raise_problems
 from utils.tables import text_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-ROLES = ("system", "user", "assistant")
-FORMATS = (
-    "a .examples.yaml of scripts/generate.py, or JSONL whose lines have `messages` (role, "
-    "content), `text`, or `instruction` (and perhaps `input`) with `output`"
-)
-_MAX_PROBLEMS = 10
-
-
-@dataclass(frozen=True)
-class Example:
-    """Messages to learn the assistant's part of, or plain text (messages empty) to learn whole.
-
-    `group` is what belongs together when examples are held out; `held_out` is the file's own wish.
-    """
-
-    messages: list[Message]
-    text: str
-    group: str
-    label: str | None
-    held_out: bool
 
 
 class Batch(NamedTuple):
@@ -54,84 +38,6 @@ class Plan(NamedTuple):
     train_D: list[Datum]
     heldout_D: list[Datum]
     batches: list[Batch]
-
-
-def load_examples(path: Path, labels: Sequence[str]) -> list[Example]:
-    """The examples of a file whose label is in `labels`, and those that have none.
-
-    Raises FileNotFoundError, or ConfigError that tells up to ten broken entries, each with its line
-    or number.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"examples_file={path}: no such file; it is {FORMATS}")
-    problems: list[str] = []
-    if path.suffix in (".yaml", ".yml"):
-        records = load_yaml(path).get("examples")
-        if not isinstance(records, list):
-            raise ValueError(f"{path}: no list `examples` in it; needed is {FORMATS}")
-        named = ((f"{path}, examples[{i}]", record) for i, record in enumerate(records))
-    else:
-        named = read_json_lines(path, problems)
-    examples = []
-    for name, record in named:
-        try:
-            examples.append(_example(record, default_group=name))
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
-    raise_problems(problems, at_most=_MAX_PROBLEMS)
-    found = sorted({example.label for example in examples if example.label is not None})
-    chosen = [e for e in examples if e.label is None or e.label in labels]
-    if not chosen:
-        raise ValueError(
-            f"{path}: none of its {len(examples)} examples has a label in {list(labels)}; "
-            f"its labels are {found}"
-        )
-    logger.info("%s: %d of %d examples", path, len(chosen), len(examples))
-    return chosen
-
-
-def _example(record: Any, *, default_group: str) -> Example:
-    if not isinstance(record, Mapping):
-        raise ValueError(f"a mapping is needed, got {type(record).__name__}")
-    messages, text = _messages(record), record.get("text", "")
-    if not isinstance(text, str) or bool(messages) == bool(text.strip()):
-        raise ValueError(f"needs either messages or text; has {sorted(map(str, record))}")
-    label = record.get("label")
-    return Example(
-        messages=messages,
-        text=text,
-        group=str(record.get("subtype") or record.get("group") or default_group),
-        label=None if label is None else str(label),
-        held_out=bool(record.get("held_out", False)),
-    )
-
-
-def _messages(record: Mapping[str, Any]) -> list[Message]:
-    if "instruction" in record:
-        parts = [record["instruction"], record.get("input") or ""]
-        question = "\n\n".join(str(part).strip() for part in parts if str(part).strip())
-        answer = record.get("output")
-        return _checked([("user", question), ("assistant", answer)])
-    messages = record.get("messages", [])
-    if not isinstance(messages, list):
-        raise ValueError(f"messages must be a list, got {type(messages).__name__}")
-    turns = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise ValueError(f"messages[{i}] needs role and content, got {message!r}")
-        turns.append((message["role"], message["content"]))
-    return _checked(turns)
-
-
-def _checked(turns: Sequence[tuple[Any, Any]]) -> list[Message]:
-    for i, (role, content) in enumerate(turns):
-        if role not in ROLES:
-            raise ValueError(f"messages[{i}].role={role!r}: allowed are {', '.join(ROLES)}")
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"messages[{i}].content={content!r}: some text is needed")
-    if turns and all(role != "assistant" for role, _ in turns):
-        raise ValueError("no assistant message, so there is nothing to learn")
-    return [{"role": role, "content": content} for role, content in turns]
 
 
 def hold_out(
@@ -164,19 +70,32 @@ def to_datums(
     template: str,
     max_length: int,
 ) -> list[Datum]:
-    """One datum per example. Longer ones than `max_length` tokens are left out, which is logged."""
-    datums, too_long = [], 0
+    """One datum per example. Longer ones than `max_length` tokens are left out, which is logged.
+
+    Raises ConfigError that names the examples that the template or the tokenizer refuses.
+    """
+    datums, problems, too_long, with_names = [], [], 0, 0
     for example in examples:
-        if example.messages:
-            rendered = render_training(tokenizer, example.messages, train_on, template=template)
-            tokens, weights = rendered.tokens, rendered.weights
-        else:
-            tokens = _text_tokens(tokenizer, example.text)
-            weights = [1.0] * len(tokens)
-        if len(tokens) > max_length:
-            too_long += 1
-        else:
-            datums.append(datum_from_tokens(tokens, weights))
+        try:
+            tokens, weights = _rendered(example, tokenizer, train_on, template)
+            if len(tokens) <= max_length:
+                datums.append(datum_from_tokens(tokens, weights))
+        except ValueError as error:
+            problems.append(f"{example.where}: {error}")
+            continue
+        too_long += len(tokens) > max_length
+        with_names += not example.messages and names_control_token(
+            tokenizer, example.prompt + example.text
+        )
+    raise_problems(problems, at_most=MAX_PROBLEMS)
+    if with_names:
+        logger.warning(
+            "%d of %d examples are raw text that names control tokens such as %r; that stays text. "
+            "Write conversations as messages",
+            with_names,
+            len(examples),
+            tokenizer.eos_token,
+        )
     if too_long:
         logger.warning(
             "%d of %d examples are longer than %d tokens and left out (max_length)",
@@ -187,11 +106,24 @@ def to_datums(
     return datums
 
 
-def _text_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """With the model's first token, if it has one, and its end token."""
-    tokens = list(tokenizer.encode(text))
-    eos = tokenizer.eos_token_id
-    return tokens if eos is None else [*tokens, eos]
+def _rendered(
+    example: Example,
+    tokenizer: "PreTrainedTokenizerBase",
+    train_on: TrainOn,
+    template: str,
+) -> RenderedTokens:
+    if example.messages:
+        return render_training(
+            tokenizer, example.messages, train_on, template=template, tools=example.tools
+        )
+    if example.prompt:
+        tokens, weights = render_completion(tokenizer, example.prompt, example.text)
+        return (
+            RenderedTokens(tokens, [1.0] * len(tokens))
+            if train_on == "all_tokens"
+            else (RenderedTokens(tokens, weights))
+        )
+    return render_text(tokenizer, example.text)
 
 
 def num_tokens(datums: Sequence[Datum]) -> int:

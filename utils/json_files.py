@@ -90,7 +90,7 @@ def _read(data: bytes, name: str, *, line: int) -> Any:
     value = parse_json(data, name, line=line)
     # such halves can only come from escapes; looking through every text would cost time
     if _SURROGATE.search(data):
-        for field, text in _texts(value):
+        for field, text in texts_in(value):
             half = half_pair(text)
             if half is not None:
                 raise ValueError(f"{line_name(name, line)}: {field} holds {half}")
@@ -107,17 +107,17 @@ def half_pair(text: str) -> str | None:
     return None
 
 
-def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in `value`, keys too, with where it stands: messages[1].content."""
+def texts_in(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in mappings and lists, keys too, with where it stands: messages[1].content."""
     if isinstance(value, str):
         yield field or "the value", value
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _texts(item, f"{field}[{i}]")
+            yield from texts_in(item, f"{field}[{i}]")
     elif isinstance(value, dict):
         for key, item in value.items():
             yield f"the key {key!r}", key
-            yield from _texts(item, f"{field}.{key}" if field else key)
+            yield from texts_in(item, f"{field}.{key}" if field else key)
 
 
 def _place(data: bytes, position: int, line: int) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from training.api import Datum
 from training.bbh.data import Item
 from training.bbh.tasks import BBHTask
-from training.chat import datum_from_tokens
+from training.chat import datum_from_tokens, leading_bos
+from training.control_tokens import encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,15 +49,12 @@ class PromptTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
-        bos = tokenizer.bos_token_id
-        # only where the tokenizer itself puts one before raw text
-        first = tokenizer.encode("Q")[:1]
-        self._bos = [bos] if bos is not None and first == [bos] else []
+        self._bos = leading_bos(tokenizer)
         self._eos = tokenizer.eos_token_id
 
     def encode(self, text: str) -> list[int]:
         if text not in self._known:
-            self._known[text] = list(self._tokenizer.encode(text, add_special_tokens=False))
+            self._known[text] = encoder_of(self._tokenizer, [text]).encode(text)
         return self._known[text]
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -1,15 +1,21 @@
 """What a domain is: problems, their prompts, and rewards for groups of answers."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 Split = Literal["train", "test"]
 Algorithm = Literal["grpo", "rest_em"]
 
 
 class Message(TypedDict):
+    """What chat templates take. A `weight` of 0 on an assistant's message: not to be learned."""
+
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
+    weight: NotRequired[int]
 
 
 @dataclass(frozen=True)
