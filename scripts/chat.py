@@ -5,25 +5,32 @@
     uv run scripts/chat.py model_name=path/to/model temperature=0 system="Answer in one word."
 
 Answers appear as they are written. Ctrl-C stops an answer; /new forgets the conversation, /quit or
-Ctrl-D ends. With the input from a pipe, every line is a message. Writes no files.
+Ctrl-D ends. A conversation that outgrows the model's context loses its oldest turns, which is told.
+With the input from a pipe, every line is a message. Writes no files.
 """
 
 import contextlib
+import io
 import logging
 import sys
 from collections.abc import Generator, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import chz
 from dotenv import load_dotenv
 
-from training.api import ModelInput, SamplingClient, SamplingParams, connect
+from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient, connect
 from training.chat import parse_response, render_prompt, stop_sequences
 from training.domains.base import Message
 from training.models import resolve_model
 from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
+
+_GREETING: Message = {"role": "user", "content": "Hello."}
 
 
 @chz.chz(typecheck=True)
@@ -71,16 +78,20 @@ def main(config: Config) -> None:
         )
         tokenizer = sampler.get_tokenizer()
         stop = stop_sequences(tokenizer, config.template)
+        context = context_of(service, sampler)
+    # bytes that are no text are shown as what they are, and end nothing
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     messages = list(opening)
+    with as_config_errors():
+        render_prompt(tokenizer, [*opening, _GREETING], template=config.template)
     with contextlib.closing(service):
         for turn, text in enumerate(read_lines()):
             if text == "/new":
                 messages = list(opening)
                 continue
             messages.append({"role": "user", "content": text})
-            with as_config_errors():
-                prompt = render_prompt(tokenizer, messages, template=config.template)
             params = SamplingParams(
                 max_tokens=config.max_tokens,
                 temperature=config.temperature,
@@ -88,8 +99,57 @@ def main(config: Config) -> None:
                 stop=stop,
                 seed=None if config.seed is None else config.seed + turn,
             )
-            answer = show_answer(sampler, prompt, params, config.template)
-            messages.append({"role": "assistant", "content": answer})
+            try:
+                prompt = fit(tokenizer, messages, len(opening), context, config)
+                answer = show_answer(sampler, prompt, params, config.template)
+            except ValueError as error:
+                messages.pop()
+                print(f"(not sent: {error}. Write another message, or /new)", file=sys.stderr)
+            else:
+                messages.append({"role": "assistant", "content": answer})
+
+
+def context_of(service: ServiceClient, sampler: SamplingClient) -> int | None:
+    """Tokens that the model takes, prompt and answer together; None where that is not told."""
+    models = service.get_server_capabilities().supported_models
+    lengths = {model.model_name: model.max_context_length for model in models}
+    return lengths.get(sampler.get_base_model())
+
+
+def fit(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    num_opening: int,
+    context: int | None,
+    config: Config,
+) -> list[int]:
+    """The prompt of `messages`, whose oldest turns after the first `num_opening` messages are
+    removed until an answer has room, which is told.
+
+    Raises ValueError where the last message alone has none, or the template refuses it.
+    """
+    prompt = render_prompt(tokenizer, messages, template=config.template)
+    if context is None:
+        return prompt
+    kept = list(messages)
+    # a long answer is allowed a quarter of the context at the expense of what was said
+    room = context - min(config.max_tokens, context // 4)
+    while len(prompt) > room and len(kept) > num_opening + 2:
+        del kept[num_opening : num_opening + 2]
+        prompt = render_prompt(tokenizer, kept, template=config.template)
+    if len(prompt) >= context:
+        raise ValueError(
+            f"{len(prompt)} tokens, and the model's context holds {context}, prompt and answer "
+            "together"
+        )
+    if len(kept) < len(messages):
+        print(
+            f"(the model's context of {context} tokens is full: it no longer sees the oldest "
+            f"{len(messages) - len(kept)} messages; /new begins anew)",
+            file=sys.stderr,
+        )
+        messages[:] = kept
+    return prompt
 
 
 def read_lines() -> Iterator[str]:
