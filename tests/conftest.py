@@ -61,17 +61,22 @@ def one_torch_thread() -> Iterator[None]:
 @contextmanager
 def _services(checkpoint_dir: Path) -> Iterator[Callable[..., Any]]:
     from training.api import connect
+    from training.local import notes
 
     made: list[Any] = []
+    file = checkpoint_dir / notes.NOTES_FILE
 
     def make(**options: Any) -> Any:
         arguments: dict[str, Any] = {"device": "cpu", "checkpoint_dir": checkpoint_dir, **options}
         made.append(connect("local", **arguments))
         return made[-1]
 
-    yield make
-    for service in made:
-        service.close()
+    with pytest.MonkeyPatch.context() as patch:
+        # what the tests load is not for the user's notes, nor are those for the tests
+        patch.setattr(notes, "notes_file", lambda: file)
+        yield make
+        for service in made:
+            service.close()
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from training.api import (
     SampledSequence,
     SamplingParams,
 )
+from training.local import attention
 from training.local import sampler as sampler_module
 from training.local.sampler import sample_tokens
 
@@ -80,16 +81,16 @@ def test_logprobs_are_the_trainers(family: str, tiny_model, service):
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 def test_singles_that_share_a_prefix_share_its_cache(family: str, tiny_model, service, monkeypatch):
     """One of them is the prefix itself; they leave at different times."""
+    client = adapted_client(service, tiny_model(family), 0)
+    sampler = client.save_weights_and_get_sampling_client().result()
     prefixes = []
-    block = sampler_module.CacheBlock
+    block = attention.CacheBlock
 
     def record(prefix: Any, own: Any, lengths: list[int]) -> Any:
         prefixes.append((0 if prefix is None else prefix[0][0].shape[1], sorted(lengths)))
         return block(prefix, own, lengths)
 
-    monkeypatch.setattr(sampler_module, "CacheBlock", record)
-    client = adapted_client(service, tiny_model(family), 0)
-    sampler = client.save_weights_and_get_sampling_client().result()
+    monkeypatch.setattr(attention, "CacheBlock", record)
     shared, other = prompts_of(0, (40, 12))
     prompts = [shared, [*shared, 5, 6, 7], [*shared, 7], other]
     params = [

@@ -3,10 +3,11 @@
 The base model's own attention layers compute queries, keys and values [1, heads, T, head_dim] for
 the packed tokens of a pass and hand them to `attend`; the plan of the pass knows which tokens may
 see which. This replaces masks of size T x T and lets the sampler keep its caches outside the model.
+Models whose layers do something else run in rows instead (bodies.py); loading finds out which do.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,16 @@ class Kind:
         self.softcap = softcap
 
 
+# What layers pass on besides: positions are in the queries and keys already, and nothing is cached.
+_WITHOUT_EFFECT = frozenset({"is_causal", "position_ids", "cache_position", "cu_seq_lens_q"})
+
+
+def _asks(value: Any) -> bool:
+    return (
+        value is not None and value is not False and not (isinstance(value, float) and value == 0)
+    )
+
+
 def attention_forward(
     module: Any,
     query: torch.Tensor,
@@ -47,11 +58,19 @@ def attention_forward(
     softcap: float | None = None,
     *,
     plan: AttentionPlan,
-    **unused: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function registered with transformers' AttentionInterface under ATTENTION_NAME."""
-    if unused.get("s_aux") is not None:
-        raise ValueError("attention sinks (s_aux) are not supported by the local engine")
+    """The function registered with transformers' AttentionInterface under ATTENTION_NAME.
+
+    Raises ValueError for anything a layer asks for that is not computed here.
+    """
+    if attention_mask is not None:
+        raise ValueError("a mask of the model's own")
+    if not (getattr(module, "is_causal", True) and others.get("is_causal") in (None, True)):
+        raise ValueError("attention that is not causal")
+    asked = sorted(k for k, v in others.items() if k not in _WITHOUT_EFFECT and _asks(v))
+    if asked:
+        raise ValueError(f"attention with {', '.join(asked)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     kind = Kind(scale, sliding_window, softcap)
     out = plan.attend(module.layer_idx, query[0], key[0], value[0], kind)
@@ -90,17 +109,13 @@ def _dense(
 class SegmentAttention:
     """Causal attention within segments, plus all of the parent segment: training and prefill.
 
-    `on_keys(layer, key, value)` receives each layer's packed keys and values, for caching.
+    `cache` receives what the prompts leave behind for decoding.
     """
 
-    def __init__(
-        self,
-        segments: list[Segment],
-        on_keys: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
-    ) -> None:
+    def __init__(self, segments: list[Segment], cache: Any = None) -> None:
         self.segments = segments
+        self.cache = cache
         self._lengths = [segment.length for segment in segments]
-        self._on_keys = on_keys
         self._masks: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def attend(
@@ -109,8 +124,8 @@ class SegmentAttention:
         queries = query.split(self._lengths, dim=1)
         keys = key.split(self._lengths, dim=1)
         values = value.split(self._lengths, dim=1)
-        if self._on_keys is not None:
-            self._on_keys(layer, key, value)
+        if self.cache is not None:
+            self.cache.keep(layer, key, value)
         outputs = []
         for segment, q, k, v in zip(self.segments, queries, keys, values, strict=True):
             if segment.parent is not None:
@@ -274,7 +289,8 @@ class CacheBlock:
         out = torch.bmm(weights.view(by_slot)[..., prefix:], values)
         if self.prefix is not None:
             out.view(by_head).baddbmm_(weights.view(by_head)[..., :prefix], self.prefix[layer][1])
-        out = out.view(kv_heads, slots, groups, d).transpose(0, 1).reshape(slots, heads, d)
+        # values may be narrower than keys
+        out = out.view(kv_heads, slots, groups, -1).transpose(0, 1).reshape(slots, heads, -1)
         return out if self._gather is None else out.index_select(0, self._gather[1])
 
     def _softmax(self, scores: torch.Tensor, kind: Kind) -> torch.Tensor:
@@ -286,19 +302,67 @@ class CacheBlock:
         return scores.softmax(-1, dtype=torch.float32).to(dtype)
 
 
+class PackedCache:
+    """The keys and values [kv_heads, T, d] of a packed prefill, layer by layer, to start rows from.
+
+    `index` is always where a prompt's tokens, or some of them, stand in that prefill.
+    """
+
+    def __init__(self) -> None:
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        if layer != len(self._layers):
+            raise ValueError("layers that attend several times or not in their order")
+        self._layers.append((key, value))
+
+    def group_block(self, rows: int, index: torch.Tensor) -> CacheBlock:
+        """For rows that go on from one prompt, which they share."""
+        own = [
+            (
+                k.new_zeros(k.shape[0], rows, 64, k.shape[2]),
+                v.new_zeros(v.shape[0], rows, 64, v.shape[2]),
+            )
+            for k, v in self._layers
+        ]
+        return CacheBlock(self._entries(index), own, [0] * rows)
+
+    def single_blocks(
+        self, prefix: torch.Tensor | None, indices: Sequence[torch.Tensor]
+    ) -> list[tuple[list[int], CacheBlock]]:
+        """For rows with a prompt each: which of them a block holds, and it. One block is enough:
+        each keeps what follows the prefix in its own slot, ragged."""
+        lengths = [len(i) for i in indices]
+        capacity = max(lengths) + 64
+        own = []
+        for layer in self._layers:
+            padded = []
+            for t in layer:
+                rows = t.new_zeros(t.shape[0], len(indices), capacity, t.shape[2])
+                for row, index in enumerate(indices):
+                    rows[:, row, : len(index)] = t[:, index]
+                padded.append(rows)
+            own.append((padded[0], padded[1]))
+        shared = None if prefix is None else self._entries(prefix)
+        return [(list(range(len(indices))), CacheBlock(shared, own, lengths))]
+
+    def _entries(self, index: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(k[:, index].contiguous(), v[:, index].contiguous()) for k, v in self._layers]
+
+
 class DecodeAttention:
     """One new token for every row of several blocks, packed block after block."""
 
-    def __init__(self, blocks: list[CacheBlock]) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: list[Any]) -> None:
+        self.blocks = blocks
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind
     ) -> torch.Tensor:
-        sizes = [block.rows for block in self._blocks]
+        sizes = [block.rows for block in self.blocks]
         parts = (t.transpose(0, 1).split(sizes) for t in (query, key, value))
         outputs = [
             block.attend(layer, q, k, v, kind)
-            for block, q, k, v in zip(self._blocks, *parts, strict=True)
+            for block, q, k, v in zip(self.blocks, *parts, strict=True)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -3,13 +3,13 @@
 Three things of the model are replaced: its linear layers (LoRA, packed weights), its attention (see
 attention.py), and its output head, which is computed here in float32, in chunks and only for the
 positions that need it. Bodies shaped like Llama's have a forward pass of their own (llama.py); of
-others the model's own code runs.
+others the model's own code runs, in one of the ways of bodies.py.
 """
 
 import hashlib
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.local.attention import AttentionPlan, Kind, SegmentAttention
-from training.local.batching import Segment
+from training.local.attention import AttentionPlan
+from training.local.bodies import Body, PackedBody, RowsBody
+from training.local.comparison import MODES, Mode, choose_mode
 from training.local.linear import (
     LoraLinear,
     LoraPass,
@@ -30,7 +31,8 @@ from training.local.linear import (
     sampled_rows,
 )
 from training.local.llama import LLAMA_SHAPED, LlamaBody
-from training.local.loading import note_comparison, open_model
+from training.local.loading import BaseModel, note_comparison, open_model
+from training.local.notes import Note
 from training.local.rotary import Rotaries, frequency_switches
 
 logger = logging.getLogger(__name__)
@@ -75,25 +77,22 @@ class Decoder:
         self.holder = PassHolder()
         self.layers: dict[str, LayerInfo] = {}
         self._products: dict[str, LoraLinear] = {}
-        self._body = self._prepare_body(model.body, model.kinds)
+        self._prepare_body(model)
         self._prepare_head(model.head)
         # tells base models of one shape apart, and is the same on all devices
         self.fingerprint = self._take_fingerprint()
-        if model.probe is not None:
-            self._check(*model.probe)
-            note_comparison(model_path)
+        self._choose_mode(model)
 
     # ------------------------------------------------------------------------------- construction
 
-    def _prepare_body(
-        self, body: Any, kinds: dict[int, Kind]
-    ) -> Callable[[torch.Tensor, torch.Tensor, AttentionPlan], torch.Tensor]:
+    def _prepare_body(self, model: BaseModel) -> None:
+        self._body: Body | None = None
         if self.config.model_type in LLAMA_SHAPED:
-            llama = LlamaBody(body, self.holder, [kinds[i] for i in range(len(kinds))])
+            kinds = [model.kinds[i] for i in range(len(model.kinds))]
+            self._body = llama = LlamaBody(model.body, self.holder, kinds)
             linears = llama.linears
         else:
-            llama = None
-            linears = _replace_linears(body, self.holder)
+            linears = _replace_linears(model.body, self.holder)
         if not linears:
             raise ValueError(f"{self.model_path}: no linear layers found to adapt")
         for linear, paths in linears:
@@ -101,12 +100,56 @@ class Decoder:
             for path, columns in zip(paths, linear.columns, strict=True):
                 group = "attn" if "attn" in path or "attention" in path else "mlp"
                 self.layers[path] = LayerInfo(path, group, linear.name, columns, linear.in_features)
-        return llama or _HuggingFaceBody(body)
+
+    def _choose_mode(self, model: BaseModel) -> None:
+        """Sets the body to the mode that is right for the model, by comparison or by its note."""
+        left_out: list[str] = []
+        rotaries = Rotaries(model.body)
+
+        def leave_out(name: str) -> None:
+            _restore_linear(model.body, self._products.pop(name))
+            del self.layers[name]
+            left_out.append(name)
+
+        def use(mode: Mode) -> None:
+            if isinstance(self._body, LlamaBody):
+                return
+            if not model.use_attention(mode.packed):
+                raise ValueError("its attention cannot be exchanged")
+            if mode.packed:
+                self._body = PackedBody(model.body, rotaries)
+            else:
+                self._body = RowsBody(
+                    model.body,
+                    self.holder,
+                    padding=mode.padding,
+                    cached=mode.cached,
+                    length_kind=self.length_kind,
+                )
+
+        modes = MODES
+        if self._body is not None:
+            modes = MODES[:1]
+        if model.probe is None:
+            for name in model.note.left_out:
+                leave_out(name)
+            use(next(mode for mode in modes if mode.name == model.note.mode))
+        else:
+            mode = choose_mode(self, model.probe, modes, use, leave_out, model.architecture)
+            note_comparison(self.model_path, model.key, Note(mode.name, tuple(left_out)))
+        if left_out:
+            logger.info(
+                "%s does not apply %d linear layers token by token; they get no adapters: %s",
+                model.architecture,
+                len(left_out),
+                ", ".join(left_out),
+            )
 
     def _prepare_head(self, head: Any) -> None:
         self.head_weight: torch.Tensor = head.weight.detach().float()
         self.head_bias = None if head.bias is None else head.bias.detach().float()
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        self.logit_scale = _logit_scale(self.config)
         self.head_tied = bool(getattr(self.config, "tie_word_embeddings", False))
         self.vocab_size, width = self.head_weight.shape
         self.layers[HEAD] = LayerInfo(HEAD, "unembed", HEAD, slice(0, self.vocab_size), width)
@@ -122,21 +165,6 @@ class Decoder:
         for product in self.products():
             product.samples.clear()
         return digest.hexdigest()[:16]
-
-    @torch.no_grad()
-    def _check(self, tokens: torch.Tensor, own: torch.Tensor) -> None:
-        """Compares with the model's own logits: a body or a head with something more to it (scales,
-        norms, other positions) would otherwise be wrong without a sign."""
-        positions = torch.arange(len(tokens), device=self.device)
-        plan = SegmentAttention([Segment(len(tokens), None)])
-        logits = self.logits(self.hidden(tokens, positions, plan, LoraPass()), LoraPass())
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
-        worst = (logits - own).abs().max().item()
-        if not worst <= tolerance * max(1.0, own.abs().max().item()):
-            raise ValueError(
-                f"{self.model_path}: the engine's logits differ from the model's own by {worst:.3g}"
-                " (NaN means NaN weights); this architecture is not supported"
-            )
 
     def weight(self, path: str) -> torch.Tensor:
         """A layer's base weight [out, in]."""
@@ -169,9 +197,21 @@ class Decoder:
     ) -> torch.Tensor:
         """Final hidden states [T, hidden] of packed tokens, after the model's last norm."""
         self.holder.current = lora
+        lora.tokens = len(tokens_T)
         if lora.training:
             lora.anchor = torch.zeros((), requires_grad=True)
+        assert self._body is not None
         return self._body(tokens_T, positions_T, plan)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether segments may have a parent."""
+        return self._body is not None and self._body.shares_prefixes
+
+    def new_cache(self) -> Any:
+        """To be given to the SegmentAttention of a prefill; sampling goes on from it."""
+        assert self._body is not None
+        return self._body.new_cache()
 
     def logits(self, hidden: torch.Tensor, lora: LoraPass) -> torch.Tensor:
         """hidden [n, hidden] -> float32 logits [n, vocab]; slices of `lora` index these rows."""
@@ -180,11 +220,13 @@ class Decoder:
     def _raw_logits(
         self, hidden: torch.Tensor, lora: LoraPass
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Before soft-capping, and what accumulate_low_rank needs of them."""
+        """Before scaling and soft-capping, and what accumulate_low_rank needs of them."""
         out = self._head_matrix(hidden, self.head_bias)
         return out, add_low_rank_(out, hidden, HEAD, lora)
 
     def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
         if self.softcap is None:
             return logits
         return torch.tanh(logits / self.softcap) * self.softcap
@@ -234,6 +276,8 @@ class Decoder:
             d_logits.scatter_add_(1, index, g)
             if slope is not None:
                 d_logits *= slope
+            if self.logit_scale != 1:
+                d_logits *= self.logit_scale
             dx = self._head_backward_matrix()(d_logits)
             accumulate_low_rank(x, d_logits, dx, HEAD, part, hiddens)
             d_hidden[rows] = dx
@@ -243,32 +287,7 @@ class Decoder:
         """Row ranges, each with the part of `lora` that covers it."""
         for start in range(0, n, HEAD_CHUNK):
             stop = min(start + HEAD_CHUNK, n)
-            slices = [
-                s.part(max(s.start, start), min(s.stop, stop), start)
-                for s in lora.slices
-                if s.start < stop and s.stop > start
-            ]
-            yield slice(start, stop), LoraPass(slices)
-
-
-class _HuggingFaceBody:
-    """The model's own code, on linear layers that were replaced in place."""
-
-    def __init__(self, body: nn.Module) -> None:
-        self._body = body
-        self._rotaries = Rotaries(body)
-
-    def __call__(
-        self, tokens_T: torch.Tensor, positions_T: torch.Tensor, plan: AttentionPlan
-    ) -> torch.Tensor:
-        with self._rotaries.choosing(positions_T, plan):
-            out = self._body(
-                input_ids=tokens_T.unsqueeze(0),
-                position_ids=positions_T.unsqueeze(0),
-                use_cache=False,
-                plan=plan,
-            )
-        return out.last_hidden_state[0]
+            yield slice(start, stop), lora.rows(start, stop)
 
 
 def _replace_linears(body: nn.Module, holder: PassHolder) -> list[tuple[LoraLinear, list[str]]]:
@@ -300,6 +319,27 @@ def _is_linear(module: nn.Module) -> bool:
         return False
     wanted = F.linear(x, module.weight, module.bias)
     return isinstance(out, torch.Tensor) and out.shape == wanted.shape and out.allclose(wanted)
+
+
+def _logit_scale(config: Any) -> float:
+    """Of models that scale what their head gives: Cohere, Falcon-H1, Granite."""
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if (factor := getattr(config, name, None)) is not None:
+            return float(factor)
+    divisor = getattr(config, "logits_scaling", None)
+    return 1.0 if divisor is None else 1.0 / float(divisor)
+
+
+def _restore_linear(body: nn.Module, linear: LoraLinear) -> None:
+    """Puts an ordinary layer with the same weight back."""
+    weight = linear.forward_matrix.dense()
+    bias = linear.bias is not None
+    plain = nn.Linear(linear.in_features, linear.out_features, bias, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    if linear.bias is not None:
+        plain.bias = nn.Parameter(linear.bias, requires_grad=False)
+    parent, _, child = linear.name.rpartition(".")
+    setattr(body.get_submodule(parent), child, plain)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

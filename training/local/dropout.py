@@ -39,3 +39,7 @@ class Dropout(NamedTuple):
 
     def rows(self, start: int, stop: int) -> "Dropout":
         return Dropout(self.p, {name: kept[start:stop] for name, kept in self.kept.items()})
+
+    def take(self, rows: torch.Tensor) -> "Dropout":
+        """Its rows [n] in another order, some of them several times."""
+        return Dropout(self.p, {name: kept[rows] for name, kept in self.kept.items()})

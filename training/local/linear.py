@@ -57,6 +57,13 @@ class LoraSlice(NamedTuple):
             dropout = dropout.rows(start - self.start, stop - self.start)
         return LoraSlice(start - origin, stop - origin, self.groups, dropout)
 
+    def spread(self, n: int) -> "LoraSlice":
+        """With each of its rows n times in a row."""
+        dropout = self.dropout
+        if dropout is not None:
+            dropout = dropout.take(torch.arange((self.stop - self.start) * n) // n)
+        return LoraSlice(self.start * n, self.stop * n, self.groups, dropout)
+
 
 class Stacked(NamedTuple):
     """Adapters with one row each as batched products: A [n, in, r]; B [n, r, out], scaled."""
@@ -67,13 +74,58 @@ class Stacked(NamedTuple):
 
 @dataclass
 class LoraPass:
-    """Which adapter each packed token uses; layers read it while a pass runs."""
+    """Which adapter each packed token uses; layers read it while a pass runs.
+
+    `tokens`: how many the pass has, where slices are of a pass through the body.
+    """
 
     slices: list[LoraSlice] = field(default_factory=list)
     training: bool = False
     # A layer's output requires grad only through its input; the first layer's does not.
     anchor: torch.Tensor | None = None
     stacked: dict[str, Stacked] = field(default_factory=dict)
+    tokens: int = 0
+
+    def rows(self, start: int, stop: int) -> "LoraPass":
+        """The part that covers these rows, which are then numbered from 0."""
+        slices = [
+            s.part(max(s.start, start), min(s.stop, stop), start)
+            for s in self.slices
+            if s.start < stop and s.stop > start
+        ]
+        stacked = {
+            name: Stacked(a[start:stop], tuple((c, r, b[start:stop]) for c, r, b in parts))
+            for name, (a, parts) in self.stacked.items()
+        }
+        return LoraPass(slices, self.training, self.anchor, stacked, stop - start)
+
+    def spread(self, n: int) -> "LoraPass":
+        """For a batch in which every row of this pass stands n times in a row."""
+        slices = [s.spread(n) for s in self.slices]
+        stacked = {
+            name: Stacked(
+                a.repeat_interleave(n, 0),
+                tuple((c, r, b.repeat_interleave(n, 0)) for c, r, b in parts),
+            )
+            for name, (a, parts) in self.stacked.items()
+        }
+        return LoraPass(slices, self.training, self.anchor, stacked, self.tokens * n)
+
+    def padded(self, index: torch.Tensor) -> "LoraPass":
+        """For a batch [rows, L] whose tokens stand at `index` in this pass. A row belongs to one
+        slice, and rows of a slice stand together."""
+        length = index.shape[1]
+        firsts = index[:, 0].tolist()
+        slices = []
+        for s in self.slices:
+            members = [row for row, first in enumerate(firsts) if s.start <= first < s.stop]
+            if members:
+                start, stop = members[0], members[-1] + 1
+                dropout = s.dropout
+                if dropout is not None:
+                    dropout = dropout.take(index[start:stop].flatten() - s.start)
+                slices.append(LoraSlice(start * length, stop * length, s.groups, dropout))
+        return LoraPass(slices, self.training, self.anchor, tokens=index.numel())
 
 
 def _can_pack(weight: torch.Tensor) -> bool:
@@ -103,6 +155,11 @@ class PackedMatrix:
             if self._packed
             else weight
         )
+
+    def like(self) -> torch.Tensor:
+        """A tensor of the weight's shape, type and device, without its values or its memory."""
+        weight = self._weight
+        return torch.empty((), dtype=weight.dtype, device=weight.device).expand(weight.shape)
 
     def dense(self) -> torch.Tensor:
         """The weight [out, in], bit by bit."""
@@ -135,6 +192,12 @@ class LoraLinear(nn.Module):
         self.forward_matrix = PackedMatrix(weight)
         self._backward_matrix: PackedMatrix | None = None
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """Tells its shape, type and device; to compute with it would pass by the adapters."""
+        known = self.forward_matrix.like()
+        return _Unread.of(known, self.name)
+
     def backward_matrix(self) -> PackedMatrix:
         """dy [n, out] -> dy @ weight [n, in]; packed when training first needs it."""
         if self._backward_matrix is None:
@@ -144,12 +207,53 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, self.in_features)
         current = self.holder.current
+        if len(flat) != current.tokens:
+            current = self._spread(current, len(flat))
         if current.training:
             out = _LoraLinearFunction.apply(flat, current.anchor, self, current)
         else:
             out = self.forward_matrix(flat, self.bias)
             add_low_rank_(out, flat, self.name, current)
         return out.view(*x.shape[:-1], self.out_features)
+
+    def _spread(self, current: LoraPass, rows: int) -> LoraPass:
+        """For a layer that sees several rows of each token, head by head say."""
+        if not current.tokens or rows % current.tokens:
+            raise NotAdaptableError(
+                self.name, f"reads {rows} rows of {current.tokens} tokens, as layers of experts do"
+            )
+        return current.spread(rows // current.tokens)
+
+
+class NotAdaptableError(Exception):
+    """What a layer computes is not one product for every token: an adapter of it would be wrong."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name} {why}")
+        self.name = name
+
+
+class _Unread(torch.Tensor):
+    """A weight that can be asked what it is, and nothing else."""
+
+    layer: str
+    _ASKED = frozenset(
+        getattr(torch.Tensor, name).__get__
+        for name in ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad", "layout")
+    ) | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point}
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, layer: str) -> torch.Tensor:
+        made = tensor.as_subclass(cls)
+        made.layer = layer
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in cls._ASKED:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        layer = next(a.layer for a in args if isinstance(a, cls))
+        raise NotAdaptableError(layer, "is not called by the model, which reads its weight")
 
 
 def sampled_rows(weight: torch.Tensor) -> torch.Tensor:

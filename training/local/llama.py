@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.local.attention import AttentionPlan, Kind
+from training.local.attention import AttentionPlan, Kind, PackedCache
 from training.local.linear import LoraLinear, PassHolder
 from training.local.rotary import Rotaries
 
@@ -32,6 +32,11 @@ class LlamaBody:
 
     `kinds` [layer] is what each layer's attention does, as the model's own code asked for it.
     """
+
+    shares_prefixes = True
+
+    def new_cache(self) -> PackedCache:
+        return PackedCache()
 
     def __init__(self, body: Any, holder: PassHolder, kinds: list[Kind]) -> None:
         self._embed = body.embed_tokens

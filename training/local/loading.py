@@ -2,7 +2,8 @@
 
 Importing transformers' models takes longer than everything else at a start. The embedded model is
 therefore opened through transformers once, its logits are compared with the engine's, and a note in
-its folder says so; later starts read the weights themselves.
+its folder says so; later starts read the weights themselves. Of other models such notes are in the
+user's cache (notes.py).
 """
 
 import json
@@ -19,11 +20,12 @@ import torch.nn.functional as F
 from training.local.attention import ATTENTION_NAME, AttentionPlan, Kind, SegmentAttention
 from training.local.attention import attention_forward as attend_packed
 from training.local.batching import Segment
+from training.local.comparison import MODES, Probe, take_probe
 from training.local.embedded import is_embedded_dir
 from training.local.llama import LLAMA_SHAPED
+from training.local.notes import Note, comparison_key, read_note, versions, write_note
 from utils.files import atomic_write_text
 from utils.json_files import read_json, read_json_object
-from utils.runs import package_versions
 
 logger = logging.getLogger(__name__)
 
@@ -32,41 +34,48 @@ COMPARED_FILE = "compared_with_transformers.json"
 
 @dataclass
 class BaseModel:
-    """A causal LM in parts. `kinds` [layer] is what its attention does; `probe` is some tokens and
-    transformers' logits for them, or None where they were compared at an earlier start."""
+    """A causal LM in parts.
+
+    `kinds` [layer] is what the attention of a Llama-shaped model does. `use_attention(packed)` sets
+    the attention that its own code calls and says whether that is possible. `probe` is to be
+    compared with; it is None where an earlier start did that, and `note` says what came of it.
+    """
 
     config: Any
+    architecture: str
     body: Any
     body_name: str
     head: Any
     head_name: str
     eos_token_ids: list[int] | None
     kinds: dict[int, Kind]
-    probe: tuple[torch.Tensor, torch.Tensor] | None
+    use_attention: Callable[[bool], bool]
+    probe: Probe | None
+    note: Note
+    key: str
 
 
 def open_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    """Raises ValueError where the model cannot be run at all."""
     folder = Path(path)
     if is_embedded_dir(folder) and _was_compared(folder):
         return _open_files(folder, device, dtype)
     return _open_transformers(path, device, dtype)
 
 
-def note_comparison(path: str | Path) -> None:
+def note_comparison(path: str | Path, key: str, note: Note) -> None:
     """To be called once the engine's logits were seen to equal the model's own."""
     folder = Path(path)
     if is_embedded_dir(folder):
-        atomic_write_text(folder / COMPARED_FILE, json.dumps(_versions()))
+        atomic_write_text(folder / COMPARED_FILE, json.dumps(versions()))
+    else:
+        write_note(key, note)
 
 
 def _was_compared(folder: Path) -> bool:
     """With the same versions of what computes; others are compared again."""
     file = folder / COMPARED_FILE
-    return file.is_file() and read_json(file) == _versions()
-
-
-def _versions() -> dict[str, str]:
-    return package_versions(("autodidact", "torch", "transformers"))
+    return file.is_file() and read_json(file) == versions()
 
 
 # ----------------------------------------------------------------------------------- transformers
@@ -95,24 +104,55 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
     transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(path)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=ATTENTION_NAME
+        path, config=config, dtype=dtype, attn_implementation="eager"
     )
     model.requires_grad_(False).eval().to(device)
+    architecture = type(model).__name__
     head = model.get_output_embeddings()
-    tokens = torch.arange(3, device=device) % len(head.weight)
-    plan = _KindsOf(SegmentAttention([Segment(len(tokens), None)]))
-    own = model(tokens.unsqueeze(0), use_cache=False, plan=plan).logits[0].float()
+    if head is None or model.base_model is model:
+        raise ValueError(
+            f"{path}: {architecture} has no body and output head that can be told apart; it is "
+            "not supported by the local engine"
+        )
+    key = comparison_key(model, config.to_json_string(), device, dtype)
+    note = read_note(key)
+    probe = take_probe(model, len(head.weight), device) if note is None else None
+    text_config = config.get_text_config()
+    use_attention = _attention_switch(model)
+    kinds: dict[int, Kind] = {}
+    if text_config.model_type in LLAMA_SHAPED:
+        use_attention(True)
+        plan = _KindsOf(SegmentAttention([Segment(1, None)]))
+        model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False, plan=plan)
+        kinds = plan.kinds
     eos = getattr(model.generation_config, "eos_token_id", None)
     return BaseModel(
-        config=config.get_text_config(),
+        config=text_config,
+        architecture=architecture,
         body=model.base_model,
         body_name=str(model.base_model_prefix),
         head=head,
         head_name=next(name for name, module in model.named_modules() if module is head),
         eos_token_ids=_as_list(eos),
-        kinds=plan.kinds,
-        probe=(tokens, own),
+        kinds=kinds,
+        use_attention=use_attention,
+        probe=probe,
+        note=note or Note(MODES[0].name, ()),
+        key=key,
     )
+
+
+def _attention_switch(model: Any) -> Callable[[bool], bool]:
+    can_switch = model._can_set_attn_implementation()
+
+    def use_attention(packed: bool) -> bool:
+        if not can_switch:
+            return not packed
+        fast = "sdpa" if model._supports_sdpa else "eager"
+        model.set_attn_implementation(ATTENTION_NAME if packed else fast)
+        return True
+
+    return use_attention
 
 
 def _as_list(eos: Any) -> list[int] | None:
@@ -160,6 +200,7 @@ def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseM
     numbers = range(config.num_hidden_layers)
     return BaseModel(
         config=config,
+        architecture=config.architectures[0],
         body=SimpleNamespace(
             embed_tokens=lambda tokens: F.embedding(tokens, embedding),
             rotary_emb=_rotary(config.rope_parameters["rope_theta"], config.head_dim, device),
@@ -174,7 +215,10 @@ def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseM
         head_name="lm_head",
         eos_token_ids=_as_list(generation.get("eos_token_id")),
         kinds={number: Kind(config.head_dim**-0.5, None, None) for number in numbers},
+        use_attention=lambda packed: packed,
         probe=None,
+        note=Note(MODES[0].name, ()),
+        key="",
     )
 
 

@@ -17,8 +17,9 @@ from training.api import (
     TopkLogprobs,
 )
 from training.local.adapters import AdapterWeights
-from training.local.attention import CacheBlock, DecodeAttention, SegmentAttention
+from training.local.attention import DecodeAttention, SegmentAttention
 from training.local.batching import build_trees, micro_batches, pack
+from training.local.bodies import DecodeBlock, RowStarts
 from training.local.constraint import Constraint
 from training.local.decoder import HEAD_CHUNK, Decoder, to_device
 from training.local.linear import LoraPass, LoraSlice, Stacked
@@ -121,7 +122,7 @@ class _Block:
     """Rows and their cache, in the same order."""
 
     rows: list[_Row]
-    cache: CacheBlock
+    cache: DecodeBlock
 
 
 class Sampler:
@@ -163,8 +164,13 @@ class Sampler:
     def admit(self, jobs: list[SampleJob]) -> None:
         """Prefills prompts, shared prefixes once, and samples every row's first token."""
         owners: list[int] = [id(job.weights) for job in jobs]
-        apart = [self._decoder.length_kind(len(job.prompt)) for job in jobs]
-        trees = build_trees(owners, [job.prompt for job in jobs], apart=apart)
+        prompts_P = [job.prompt for job in jobs]
+        trees = build_trees(
+            owners,
+            prompts_P,
+            share=self._decoder.shares_prefixes,
+            apart=[self._decoder.length_kind(len(prompt)) for prompt in prompts_P],
+        )
         for batch in micro_batches(trees, self._max_prefill_tokens):
             packing = pack(batch)
             weights = {id(job.weights): job.weights for job in jobs}
@@ -175,15 +181,11 @@ class Sampler:
                     if (w := weights[int(owner)]) is not None  # type: ignore[call-overload]
                 ]
             )
-            cache: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-            def keep(_layer: int, key: torch.Tensor, value: torch.Tensor, cache=cache) -> None:
-                cache.append((key, value))
-
+            cache = self._decoder.new_cache()
             hidden = self._decoder.hidden(
                 to_device(packing.tokens, self._decoder.device),
                 to_device(packing.positions, self._decoder.device),
-                SegmentAttention(packing.segments, keep),
+                SegmentAttention(packing.segments, cache),
                 lora,
             )
             self.prompt_tokens += len(packing.tokens)
@@ -223,7 +225,7 @@ class Sampler:
         self,
         prompts: list[_Prefilled],
         hidden: torch.Tensor,
-        cache: list[tuple[torch.Tensor, torch.Tensor]],
+        cache: RowStarts,
     ) -> None:
         """First tokens for all rows, then a cache block for each group that goes on."""
         prompts = [
@@ -248,69 +250,30 @@ class Sampler:
             if len(alive) == 1:
                 singles.setdefault(prompt.tree, []).append((alive[0], prompt))
             elif alive:
-                block = self._shared_block(len(alive), prompt.index, cache)
-                self._blocks.append(_Block(alive, block))
+                self._blocks.append(_Block(alive, cache.group_block(len(alive), prompt.index)))
             job.finish_if_complete()
         self._start_singles(list(singles.values()), cache)
         self._lora = None
 
-    def _start_singles(
-        self,
-        trees: list[list[tuple[_Row, _Prefilled]]],
-        cache: list[tuple[torch.Tensor, torch.Tensor]],
-    ) -> None:
-        """Rows of one sample each: a block per prefix that several share, one for all others."""
+    def _start_singles(self, trees: list[list[tuple[_Row, _Prefilled]]], cache: RowStarts) -> None:
+        """Rows of one sample each: those whose prompts share a prefix together, and all others."""
         rest: list[tuple[_Row, _Prefilled]] = []
         for rows in trees:
             if len(rows) == 1:
                 rest += rows
             else:
-                shared = rows[0][1].shared
-                prefix = self._entries(rows[0][1].index[:shared], cache)
-                own = [prompt.index[shared:] for _, prompt in rows]
-                block = self._own_block(prefix, own, cache)
-                self._blocks.append(_Block([row for row, _ in rows], block))
+                self._add_singles(rows, rows[0][1].shared, cache)
         if rest:
             rest.sort(key=lambda single: id(single[0].job.weights))
-            block = self._own_block(None, [prompt.index for _, prompt in rest], cache)
-            self._blocks.append(_Block([row for row, _ in rest], block))
+            self._add_singles(rest, 0, cache)
 
-    def _entries(
-        self, index: torch.Tensor, cache: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(k[:, index].contiguous(), v[:, index].contiguous()) for k, v in cache]
-
-    def _shared_block(
-        self, rows: int, index: torch.Tensor, cache: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> CacheBlock:
-        own = [
-            (
-                k.new_zeros(k.shape[0], rows, 64, k.shape[2]),
-                v.new_zeros(v.shape[0], rows, 64, v.shape[2]),
-            )
-            for k, v in cache
-        ]
-        return CacheBlock(self._entries(index, cache), own, [0] * rows)
-
-    def _own_block(
-        self,
-        prefix: list[tuple[torch.Tensor, torch.Tensor]] | None,
-        indices: list[torch.Tensor],
-        cache: list[tuple[torch.Tensor, torch.Tensor]],
-    ) -> CacheBlock:
-        """Rows of one sample each keep what follows the prefix in their own cache, ragged."""
-        lengths = [len(i) for i in indices]
-        capacity = max(lengths) + 64
-        own = []
-        for layer in cache:
-            padded = []
-            for t in layer:
-                rows = t.new_zeros(t.shape[0], len(indices), capacity, t.shape[2])
-                for row, index in enumerate(indices):
-                    rows[:, row, : len(index)] = t[:, index]
-                padded.append(rows)
-            own.append((padded[0], padded[1]))
-        return CacheBlock(prefix, own, lengths)
+    def _add_singles(
+        self, singles: list[tuple[_Row, _Prefilled]], shared: int, cache: RowStarts
+    ) -> None:
+        prefix = singles[0][1].index[:shared] if shared else None
+        own = [prompt.index[shared:] for _, prompt in singles]
+        for members, block in cache.single_blocks(prefix, own):
+            self._blocks.append(_Block([singles[i][0] for i in members], block))
 
     # ------------------------------------------------------------------------------------- decode
 

@@ -114,7 +114,7 @@ class Trainer:
             trees = build_trees(
                 [members[m][0] for m in chosen],
                 [sequence_of(m) for m in chosen],
-                share=self._share_prompts,
+                share=self._share_prompts and self._decoder.shares_prefixes,
                 # the masks of two data differ from their first token on
                 unshared=[j for j, job in enumerate(jobs) if job.drop],
                 apart=[self._decoder.length_kind(len(sequence_of(m))) for m in chosen],

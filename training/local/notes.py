@@ -1,0 +1,81 @@
+"""What came of comparing a model with its own code, kept so that later starts need not compare.
+
+One file in the user's cache, a line of JSON for each model: by its weights, its configuration, the
+device, and everything that computes, this engine's own source included.
+"""
+
+import hashlib
+import json
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from training.local.embedded import cache_dir
+from utils.files import atomic_write_text
+from utils.runs import package_versions
+
+logger = logging.getLogger(__name__)
+
+NOTES_FILE = "compared.json"
+# old notes go first; a lost one costs a comparison
+_MAX_NOTES = 200
+
+
+class Note(NamedTuple):
+    """The name of the mode that is right, and the layers that cannot have adapters."""
+
+    mode: str
+    left_out: tuple[str, ...]
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    packages = package_versions(("autodidact", "torch", "transformers"))
+    return {**packages, "engine": _engine_digest()}
+
+
+@cache
+def _engine_digest() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def comparison_key(model: Any, config: str, device: torch.device, dtype: torch.dtype) -> str:
+    digest = hashlib.sha256()
+    digest.update(json.dumps([config, device.type, str(dtype), versions()]).encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].float().cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def notes_file() -> Path:
+    return cache_dir() / NOTES_FILE
+
+
+def read_note(key: str) -> Note | None:
+    found = _read().get(key)
+    return None if found is None else Note(found["mode"], tuple(found["left_out"]))
+
+
+def write_note(key: str, note: Note) -> None:
+    notes = _read()
+    notes[key] = {"mode": note.mode, "left_out": list(note.left_out)}
+    kept = dict(list(notes.items())[-_MAX_NOTES:])
+    try:
+        atomic_write_text(notes_file(), json.dumps(kept, indent=0))
+    except OSError as error:
+        logger.warning("%s: %s; the model is compared again next time", notes_file(), error)
+
+
+def _read() -> dict[str, Any]:
+    try:
+        return json.loads(notes_file().read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
