@@ -83,12 +83,12 @@ def test_a_users_model_is_always_compared_and_never_written_to(
 
 
 def test_a_model_that_differs_is_not_noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.local.llama import LlamaBody
+    from training.local import llama
 
-    monkeypatch.setattr(LlamaBody, "__call__", lambda self, tokens, *_: self._embed(tokens))
-    with pytest.raises(
-        ValueError, match=r"LlamaForCausalLM is not supported.*nats off when packed"
-    ):
+    right = llama._Layer.__call__
+    monkeypatch.setattr(llama._Layer, "__call__", lambda *inputs: 1.01 * right(*inputs))
+    wanted = r"LlamaForCausalLM is not supported.*nats off when packed"
+    with pytest.raises(ValueError, match=wanted):
         Decoder(folder, CPU)
     assert not (folder / loading.COMPARED_FILE).exists()
 

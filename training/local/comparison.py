@@ -46,6 +46,10 @@ class Probe:
     sequences: list[list[int]]
     logits: list[torch.Tensor]
 
+    @property
+    def finite(self) -> bool:
+        return all(bool(own.isfinite().all()) for own in self.logits)
+
     def tolerance(self, dtype: torch.dtype) -> float:
         """In nats; differences grow with the logits."""
         largest = max(own.abs().max().item() for own in self.logits)

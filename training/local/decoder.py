@@ -104,7 +104,7 @@ class Decoder:
     def _choose_mode(self, model: BaseModel) -> None:
         """Sets the body to the mode that is right for the model, by comparison or by its note."""
         left_out: list[str] = []
-        rotaries = Rotaries(model.body)
+        rotaries = None if self._body is not None else Rotaries(model.body)
 
         def leave_out(name: str) -> None:
             _restore_linear(model.body, self._products.pop(name))
@@ -112,7 +112,7 @@ class Decoder:
             left_out.append(name)
 
         def use(mode: Mode) -> None:
-            if isinstance(self._body, LlamaBody):
+            if rotaries is None:
                 return
             if not model.use_attention(mode.packed):
                 raise ValueError("its attention cannot be exchanged")

@@ -114,9 +114,11 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
             f"{path}: {architecture} has no body and output head that can be told apart; it is "
             "not supported by the local engine"
         )
-    key = comparison_key(model, config.to_json_string(), device, dtype)
+    key = comparison_key(path, model, device, dtype)
     note = read_note(key)
     probe = take_probe(model, len(head.weight), device) if note is None else None
+    if probe is not None and not probe.finite:
+        raise ValueError(f"{path}: its own logits are not finite; are there NaN weights?")
     text_config = config.get_text_config()
     use_attention = _attention_switch(model)
     kinds: dict[int, Kind] = {}

@@ -1,7 +1,8 @@
 """What came of comparing a model with its own code, kept so that later starts need not compare.
 
-One file in the user's cache, a line of JSON for each model: by its weights, its configuration, the
-device, and everything that computes, this engine's own source included.
+One file in the user's cache, a note for each model: by its configuration, its weights (some of
+them, and the size and time of their files), the device, and everything that computes, this engine's
+own source included.
 """
 
 import hashlib
@@ -45,9 +46,12 @@ def _engine_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def comparison_key(model: Any, config: str, device: torch.device, dtype: torch.dtype) -> str:
+def comparison_key(path: str | Path, model: Any, device: torch.device, dtype: torch.dtype) -> str:
+    stats = [(file.name, file.stat()) for file in sorted(Path(path).glob("*.*")) if file.is_file()]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    config = model.config.to_json_string()
     digest = hashlib.sha256()
-    digest.update(json.dumps([config, device.type, str(dtype), versions()]).encode())
+    digest.update(json.dumps([config, files, device.type, str(dtype), versions()]).encode())
     for name, weight in model.named_parameters():
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // 64)].float().cpu()
