@@ -307,7 +307,7 @@ class RowsCache:
 def _joined(values: list[Any]) -> Any:
     """Tensors along their first axis, inside of dicts too; anything else has to be equal."""
     first = values[0]
-    if isinstance(first, torch.Tensor):
+    if isinstance(first, torch.Tensor) and first.ndim:
         return torch.cat(values)
     if isinstance(first, dict):
         return {key: _joined([value[key] for value in values]) for key in first}

@@ -114,7 +114,7 @@ class Decoder:
         def use(mode: Mode) -> None:
             if rotaries is None:
                 return
-            if not model.use_attention(mode.packed):
+            if not model.use_attention(mode):
                 raise ValueError("its attention cannot be exchanged")
             if mode.packed:
                 self._body = PackedBody(model.body, rotaries)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from training.local.attention import ATTENTION_NAME, AttentionPlan, Kind, SegmentAttention
 from training.local.attention import attention_forward as attend_packed
 from training.local.batching import Segment
-from training.local.comparison import MODES, Probe, take_probe
+from training.local.comparison import MODES, Mode, Probe, take_probe
 from training.local.embedded import is_embedded_dir
 from training.local.llama import LLAMA_SHAPED
 from training.local.notes import Note, comparison_key, read_note, versions, write_note
@@ -36,7 +36,7 @@ COMPARED_FILE = "compared_with_transformers.json"
 class BaseModel:
     """A causal LM in parts.
 
-    `kinds` [layer] is what the attention of a Llama-shaped model does. `use_attention(packed)` sets
+    `kinds` [layer] is what the attention of a Llama-shaped model does. `use_attention(mode)` sets
     the attention that its own code calls and says whether that is possible. `probe` is to be
     compared with; it is None where an earlier start did that, and `note` says what came of it.
     """
@@ -49,7 +49,7 @@ class BaseModel:
     head_name: str
     eos_token_ids: list[int] | None
     kinds: dict[int, Kind]
-    use_attention: Callable[[bool], bool]
+    use_attention: Callable[[Mode], bool]
     probe: Probe | None
     note: Note
     key: str
@@ -123,7 +123,7 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
     use_attention = _attention_switch(model)
     kinds: dict[int, Kind] = {}
     if text_config.model_type in LLAMA_SHAPED:
-        use_attention(True)
+        use_attention(MODES[0])
         plan = _KindsOf(SegmentAttention([Segment(1, None)]))
         model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False, plan=plan)
         kinds = plan.kinds
@@ -144,14 +144,14 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
     )
 
 
-def _attention_switch(model: Any) -> Callable[[bool], bool]:
+def _attention_switch(model: Any) -> Callable[[Mode], bool]:
     can_switch = model._can_set_attn_implementation()
 
-    def use_attention(packed: bool) -> bool:
+    def use_attention(mode: Mode) -> bool:
         if not can_switch:
-            return not packed
-        fast = "sdpa" if model._supports_sdpa else "eager"
-        model.set_attn_implementation(ATTENTION_NAME if packed else fast)
+            return not mode.packed
+        own = "eager" if mode.eager or not model._supports_sdpa else "sdpa"
+        model.set_attn_implementation(ATTENTION_NAME if mode.packed else own)
         return True
 
     return use_attention
@@ -217,7 +217,7 @@ def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseM
         head_name="lm_head",
         eos_token_ids=_as_list(generation.get("eos_token_id")),
         kinds={number: Kind(config.head_dim**-0.5, None, None) for number in numbers},
-        use_attention=lambda packed: packed,
+        use_attention=lambda mode: mode.packed,
         probe=None,
         note=Note(MODES[0].name, ()),
         key="",

@@ -81,5 +81,5 @@ def write_note(key: str, note: Note) -> None:
 def _read() -> dict[str, Any]:
     try:
         return json.loads(notes_file().read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {}
