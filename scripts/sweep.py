@@ -104,11 +104,15 @@ def main(config: Config, plan: Plan) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if config.dry_run:
-        manifest, cells = open_manifest(plan.folder, config.script, plan.arguments, plan.axes)
+        manifest, cells = open_manifest(
+            plan.folder, config.script, plan.arguments, plan.axes, plan.inputs
+        )
         print(dry_run_text(plan, manifest, cells))
         return
     with claimed(plan.folder / ".sweep.lock", f"log_path={plan.folder}"):
-        manifest, cells = open_manifest(plan.folder, config.script, plan.arguments, plan.axes)
+        manifest, cells = open_manifest(
+            plan.folder, config.script, plan.arguments, plan.axes, plan.inputs
+        )
         left = [cell for cell in cells if not plan.is_done(cell)]
         for cell in left:
             if cell.status == "done":

@@ -544,6 +544,7 @@ def test_check_tells_what_a_config_is_or_what_is_wrong(yaml_file):
         ],
         "config": None,
         "experiment_dir": None,
+        "inputs": {},
     }
     assert check_config(Config, ["name=a"])["experiment_dir"] is None
 
@@ -730,6 +731,7 @@ def test_check_prints_one_line_and_does_not_run(script: Path):
         "problems": [],
         "config": {"steps": 5},
         "experiment_dir": None,
+        "inputs": {},
     }
     done = run(script, "steps=x", "foo", "--check")
     assert done.returncode == 2 and done.stdout.count("\n") == 1

@@ -58,6 +58,7 @@ from pathlib import Path
 import chz
 from utils.config import config_entrypoint
 from utils.files import read_jsonl
+from utils.inputs import INPUT
 from utils.runs import RunDir
 
 @chz.chz(typecheck=True)
@@ -73,6 +74,7 @@ class Config:
     word: str = "a"
     steps: int = 2
     wait: bool = False
+    data: Path | None = chz.field(default=None, metadata=INPUT)
     log_path: Path | None = None
 
     @chz.validate
@@ -560,7 +562,7 @@ def test_a_sweep_from_plan_to_report_and_again(run: Callable[..., Ended]) -> Non
     assert ended.code == 1
     good, bad = "layers=1+2,word=it-s-so-HOME", "layers=1+2,word=bad-luck"
     found = manifest_of(Path("s"))
-    assert list(found) == ["script", "arguments", "axes", "cells", "meta"]
+    assert list(found) == ["script", "arguments", "axes", "cells", "meta", "inputs"]
     assert found["script"] == "toy" and found["arguments"] == ["steps=3", "model.seed=1"]
     assert found["meta"]["packages"]["chz"]
     cells = {cell["name"]: cell for cell in found["cells"]}
@@ -733,6 +735,25 @@ def check_finished(folder: Path) -> None:
     for cell in manifest_of(folder)["cells"]:
         records = read_jsonl(folder / cell["folder"] / "metrics.jsonl")
         assert [record["step"] for record in records] == list(range(20))
+
+
+def test_cells_of_other_data_do_not_join_a_sweep(run: Callable[..., Ended], tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("first")
+    (tmp_path / "other.txt").write_text("other")
+    arguments = ("script=toy", "log_path=s")
+    assert run(*arguments, 'sweep={"lr":[0.1],"data":["data.txt"]}').code == 0
+    data.write_text("second")
+    # another file as a new value of its axis is no change
+    wider = 'sweep={"lr":[0.1,0.2],"data":["data.txt","other.txt"]}'
+    refused = run(*arguments, wider)
+    assert refused.code == 2
+    assert "s has cells of other data; the rest needs the same" in refused.err
+    assert "data.txt: data.txt holds something else than at the start" in refused.err
+    assert list(statuses(tmp_path / "s").values()) == ["done"]
+    data.write_text("first")
+    assert run(*arguments, wider).code == 0
+    assert list(statuses(tmp_path / "s").values()) == ["done"] * 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children die with their parent on Linux")
@@ -958,7 +979,7 @@ def test_the_picture_shows_the_numbers() -> None:
 
 def test_what_was_asked_for_and_is_missing_is_told(tmp_path: Path) -> None:
     axes = {"lr": [1, 2]}
-    manifest = Manifest("toy", ["a=1"], axes, [], {})
+    manifest = Manifest("toy", ["a=1"], axes, [], {}, {})
     for lr in axes["lr"]:
         name = f"lr={lr}"
         manifest.cells.append(Cell(name, name, {"lr": lr}, "done"))

@@ -39,6 +39,7 @@ from utils.config_layers import (
 )
 from utils.config_types import Rejected, Shape, chz_arms, expected_type, fields_of
 from utils.errors import ConfigError, as_config_errors, problems_of, raise_problems
+from utils.inputs import file_inputs
 from utils.openmp import bound_spinning
 from utils.plain_yaml import dump_yaml, load_yaml, to_plain, yaml_text
 from utils.presets import presets_text
@@ -182,6 +183,7 @@ def _checked(problems: Sequence[str], config: object = None) -> dict[str, Any]:
         "problems": list(problems),
         "config": to_plain(config),
         "experiment_dir": None if folder is None else str(folder),
+        "inputs": {name: held._asdict() for name, held in file_inputs(config).items()},
     }
 
 

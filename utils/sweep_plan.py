@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config import load_yaml, problems_of, raise_problems
+from utils.inputs import Input
 from utils.presets import load_preset
 from utils.runs import new_run_path
 from utils.sweeps import Axes, Cell, check_axes, last_lines, parse_axes
@@ -33,6 +34,7 @@ class Plan(NamedTuple):
     folder: Path
     takes_log_path: bool
     takes_output_dir: bool  # and nobody has set it
+    inputs: dict[str, Input]  # of all cells, by the file's path
 
     def argv(self, cell: Cell) -> list[str]:
         """The cell's command."""
@@ -96,6 +98,11 @@ def make_plan(
         folder,
         "log_path" in settings,
         "output_dir" in settings and "output_dir" not in chosen,
+        {
+            held["source"]: Input(**held)
+            for check in checks_C
+            for held in check.get("inputs", {}).values()
+        },
     )
 
 

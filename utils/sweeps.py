@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from utils.config import ConfigError, raise_problems
 from utils.files import atomic_write_text
+from utils.inputs import Input, input_problems
 from utils.json_files import read_json
 from utils.runs import run_meta
 from utils.terminal import argument_text
@@ -151,10 +152,13 @@ class Manifest:
     axes: Axes
     cells: list[Cell]
     meta: dict[str, Any]
+    inputs: dict[str, Input]  # what the cells' files held at the start, by path
 
     def save(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        atomic_write_text(folder / MANIFEST, json.dumps(asdict(self), indent=2) + "\n")
+        inputs = {path: held.sha256 for path, held in self.inputs.items()}
+        plain = asdict(self) | {"inputs": inputs}
+        atomic_write_text(folder / MANIFEST, json.dumps(plain, indent=2) + "\n")
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -165,8 +169,11 @@ def load_manifest(folder: Path) -> Manifest | None:
     try:
         stored = read_json(path)
         cells = [Cell(**cell) for cell in stored.pop("cells")]
-        names = {field.name for field in fields(Manifest)} - {"cells"}
-        return Manifest(**{name: stored[name] for name in names}, cells=cells)
+        # sweeps of older versions have none
+        held = stored.pop("inputs", {})
+        inputs = {path: Input(path, digest) for path, digest in held.items()}
+        names = {field.name for field in fields(Manifest)} - {"cells", "inputs"}
+        return Manifest(**{name: stored[name] for name in names}, cells=cells, inputs=inputs)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{path} is not the manifest of a sweep ({type(error).__name__}: {error}); "
@@ -175,20 +182,33 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 
 def open_manifest(
-    folder: Path, script: str, arguments: Sequence[str], axes: Axes
+    folder: Path,
+    script: str,
+    arguments: Sequence[str],
+    axes: Axes,
+    inputs: Mapping[str, Input] | None = None,
 ) -> tuple[Manifest, list[Cell]]:
     """The manifest for these axes, and its cells that they span, in the grid's order.
 
     Goes on with the one in `folder`, whose axes may get new values; a ConfigError tells what else
-    differs from it. Nothing is written.
+    differs from it, and which of the `inputs` (by path) hold something else than for its first
+    cells. Nothing is written.
     """
+    inputs = dict(inputs or {})
     manifest = load_manifest(folder)
     if manifest is None:
-        manifest = Manifest(script, list(arguments), {}, [], run_meta())
+        manifest = Manifest(script, list(arguments), {}, [], run_meta(), {})
         axes_before: Axes = {key: [] for key in axes}
     else:
         _require_same(manifest, folder, script, arguments, axes)
+        # files of other values of an axis are new, or not asked for now
+        both = {path: held for path, held in manifest.inputs.items() if path in inputs}
+        changed = input_problems(both, {path: inputs[path] for path in both})
+        if changed:
+            told = f"{folder} has cells of other data; the rest needs the same"
+            raise ConfigError([told, *changed])
         axes_before = manifest.axes
+    manifest.inputs |= inputs
     manifest.axes = {key: _joined(axes_before[key], axes[key]) for key in axes_before}
     by_values = {same_values(cell.values): cell for cell in manifest.cells}
     taken = {cell.name.casefold() for cell in manifest.cells}
