@@ -5,6 +5,7 @@ adapter is a plain PEFT folder (adapter_config.json, adapter_model.safetensors).
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,18 @@ from safetensors.torch import load_file
 from training.local.decoder import HEAD, Decoder
 from training.local.dropout import Dropout
 from training.local.linear import LoraSlice, LowRank, LowRankGroup, LowRankPart
+from training.local.llama import LLAMA_SHAPED
 from training.local.peft_config import read_peft_config
+from training.local.peft_names import (
+    PEFT_CONFIG,
+    PEFT_PREFIX,
+    PEFT_WEIGHTS,
+    PeftTargets,
+    peft_config,
+    peft_targets,
+)
 
 DEFAULT_ALPHA = 32.0
-PEFT_WEIGHTS = "adapter_model.safetensors"
-PEFT_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,35 @@ def choose_targets(
             raise ValueError(f"target_modules is empty; this model has {sorted(names)}")
         return tuple(p for p in decoder.layers if p.rsplit(".", 1)[-1] in target_modules)
     groups = {"attn": train_attn, "mlp": train_mlp, "unembed": train_unembed}
+    if not any(groups.values()):
+        raise ValueError("at least one of train_attn, train_mlp and train_unembed must be true")
     targets = tuple(path for path, layer in decoder.layers.items() if groups[layer.group])
     if not targets:
-        raise ValueError("at least one of train_attn, train_mlp and train_unembed must be true")
+        asked = " and ".join(f"train_{name}" for name, wanted in groups.items() if wanted)
+        has = sorted({f"train_{layer.group}" for layer in decoder.layers.values()})
+        raise ValueError(
+            f"{asked}: this model has no such linear layers{_left_out(decoder)}; "
+            f"{' and '.join(has)} have some"
+        )
     return targets
+
+
+def describe(config: AdapterConfig, decoder: Decoder) -> str:
+    """What an adapter is on: the layers' short names, how many of each, and its size."""
+    counts = Counter(path.rsplit(".", 1)[-1] for path in config.targets)
+    layers = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    size = number_of_parameters(config, decoder)
+    return f"LoRA of rank {config.rank} on {layers}: {size:,} parameters{_left_out(decoder)}"
+
+
+def number_of_parameters(config: AdapterConfig, decoder: Decoder) -> int:
+    layers = (decoder.layers[path] for path in config.targets)
+    return sum(config.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def _left_out(decoder: Decoder) -> str:
+    names = ", ".join(decoder.without_adapters)
+    return f"; no adapter can be on {names}" if names else ""
 
 
 class AdapterWeights:
@@ -79,10 +112,7 @@ class Adapter:
     def __init__(self, config: AdapterConfig, decoder: Decoder) -> None:
         self.config = config
         self._decoder = decoder
-        size = sum(
-            config.rank * (decoder.layers[path].in_features + decoder.layers[path].out_features)
-            for path in config.targets
-        )
+        size = number_of_parameters(config, decoder)
         self.flat = _zeros(size, decoder.device)
         self.grad = _zeros(size, decoder.device)
         self.has_grad = False
@@ -223,7 +253,20 @@ def _views(
 def _peft_prefix(path: str, decoder: Decoder) -> str:
     """A layer's name in a PEFT state dict; PEFT wraps the whole causal LM as base_model.model."""
     inner = decoder.head_name if path == HEAD else f"{decoder.body_name}.{path}"
-    return f"base_model.model.{inner}"
+    return f"{PEFT_PREFIX}{inner}"
+
+
+def targets_for_peft(config: AdapterConfig, decoder: Decoder) -> PeftTargets:
+    """Raises ValueError where PEFT would read the adapter as one of other layers."""
+    shapes = {}
+    for path in config.targets:
+        layer = decoder.layers[path]
+        name = _peft_prefix(path, decoder).removeprefix(PEFT_PREFIX)
+        shapes[name] = (layer.out_features, layer.in_features)
+    if decoder.config.model_type in LLAMA_SHAPED:
+        # PEFT renames nothing of them, and asking it would import all of transformers
+        return PeftTargets(list(shapes), [])
+    return peft_targets(decoder.model_path, shapes, config.dropout)
 
 
 def peft_files(
@@ -235,21 +278,14 @@ def peft_files(
         prefix = _peft_prefix(path, decoder)
         tensors[f"{prefix}.lora_A.weight"] = low_rank.a.detach().cpu().contiguous()
         tensors[f"{prefix}.lora_B.weight"] = low_rank.b.detach().cpu().contiguous()
-    modules = [_peft_prefix(p, decoder).removeprefix("base_model.model.") for p in config.targets]
-    adapter_config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "bias": "none",
-        "fan_in_fan_out": decoder.config.model_type == "gpt2",
-        "init_lora_weights": True,
-        "inference_mode": True,
-        # full names, because a short one such as c_proj is in both attention and MLP
-        "target_modules": modules,
-    }
+    adapter_config = peft_config(
+        targets_for_peft(config, decoder),
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
+        base_model=base_model,
+        fan_in_fan_out=decoder.config.model_type == "gpt2",
+    )
     return tensors, adapter_config
 
 

@@ -16,8 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from training.local.adapters import (
-    PEFT_CONFIG,
-    PEFT_WEIGHTS,
     Adapter,
     AdapterConfig,
     fill_layers,
@@ -26,6 +24,7 @@ from training.local.adapters import (
 )
 from training.local.decoder import HEAD, Decoder
 from training.local.linear import LowRank
+from training.local.peft_names import PEFT_CONFIG, PEFT_WEIGHTS
 from utils.files import expanded
 from utils.json_files import read_json_object
 

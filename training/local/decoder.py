@@ -8,6 +8,7 @@ others the model's own code runs, in one of the ways of bodies.py.
 
 import hashlib
 import logging
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,9 @@ class Decoder:
         # tells base models of one shape apart, and is the same on all devices
         self.fingerprint = self._take_fingerprint()
         self._choose_mode(model)
+        # the weights beside embeddings that no adapter can be added to, by name
+        plain = isinstance(self._body, LlamaBody)
+        self.without_adapters = () if plain else _other_matrices(model.body)
 
     # ------------------------------------------------------------------------------- construction
 
@@ -290,10 +294,13 @@ class Decoder:
             yield slice(start, stop), lora.rows(start, stop)
 
 
-def _replace_linears(body: nn.Module, holder: PassHolder) -> list[tuple[LoraLinear, list[str]]]:
+def _replace_linears(body: Any, holder: PassHolder) -> list[tuple[LoraLinear, list[str]]]:
+    """Those that text runs through; towers for images and sound keep their layers."""
+    inside = _text_modules(body)
     found = [
-        (parent, child_name, f"{parent_name}.{child_name}", child)
+        (parent, child_name, f"{parent_name}.{child_name}".removeprefix("."), child)
         for parent_name, parent in body.named_modules()
+        if parent in inside
         for child_name, child in parent.named_children()
         if _is_linear(child)
     ]
@@ -340,6 +347,34 @@ def _restore_linear(body: nn.Module, linear: LoraLinear) -> None:
         plain.bias = nn.Parameter(linear.bias, requires_grad=False)
     parent, _, child = linear.name.rpartition(".")
     setattr(body.get_submodule(parent), child, plain)
+
+
+def _text_modules(body: Any) -> set[nn.Module]:
+    """Of a model of several kinds of input, its language model's."""
+    text = body.get_decoder()
+    # a model inside that knows no vocabulary reads something else
+    others = [
+        module
+        for module in text.modules()
+        if module is not text
+        and hasattr(module, "get_input_embeddings")
+        and not hasattr(module.config, "vocab_size")
+    ]
+    return set(text.modules()).difference(*(other.modules() for other in others))
+
+
+def _other_matrices(body: Any) -> tuple[str, ...]:
+    """Weights of two and more dimensions that text runs through outside linear layers, as layers of
+    one kind have them in common: experts, routers, convolutions, linear layers that were left."""
+    inside = _text_modules(body)
+    names = (
+        re.split(r"\.\d+\.", f"{path}.{name}", maxsplit=1)[-1]
+        for path, module in body.named_modules()
+        if module in inside and not isinstance(module, nn.Embedding)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    )
+    return tuple(dict.fromkeys(names))
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -114,8 +114,7 @@ def read_peft_config(file: Path) -> PeftSettings:
     config = read_json_object(file)
     problems = [*_value_problems(config), *_init_problems(config)]
     for name, (meaning, remedy) in REFUSED.items():
-        # PEFT's word for "no" in this one field
-        if config.get(name) and not (name == "bias" and config[name] == "none"):
+        if config.get(name) and not _is_harmless(name, config[name]):
             problems.append(f"{name}={config[name]!r}: {meaning}, which is not supported; {remedy}")
     for name in sorted(config.keys() - READ - WITHOUT_EFFECT - REFUSED.keys()):
         if not _is_default(name, config[name]):
@@ -128,6 +127,13 @@ def read_peft_config(file: Path) -> PeftSettings:
     if config.get("use_rslora"):
         alpha *= math.sqrt(rank)
     return PeftSettings(rank, alpha, float(config.get("lora_dropout") or 0.0))
+
+
+def _is_harmless(name: str, value: Any) -> bool:
+    if name == "target_parameters":
+        # a layer's weight as a parameter is the layer, where its tensors fit one of the model's
+        return all(str(parameter).endswith(".weight") for parameter in value)
+    return name == "bias" and value == "none"
 
 
 def _value_problems(config: dict[str, Any]) -> list[str]:

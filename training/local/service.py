@@ -39,6 +39,8 @@ from training.local.adapters import (
     AdapterConfig,
     AdapterWeights,
     choose_targets,
+    describe,
+    targets_for_peft,
 )
 from training.local.checkpoints import (
     State,
@@ -85,6 +87,7 @@ class LocalServiceClient:
         self._device = torch.device(choose_device(device))
         self._options = EngineOptions(**engine_options)
         self._engines: dict[str, Engine] = {}
+        self._told: set[str] = set()
         self._lock = threading.Lock()
         self._session = secrets.token_hex(4)
         self._counter = itertools.count()
@@ -150,6 +153,11 @@ class LocalServiceClient:
             secrets.randbits(63) if seed is None else seed,
             float(checked["lora_dropout"]),
         )
+        told = f"{base_model}: {describe(config, engine.decoder)}"
+        if told not in self._told:
+            # once, not for each of a thousand adapters
+            self._told.add(told)
+            logger.info(told)
         return self._training_client(engine, Adapter(config, engine.decoder))
 
     def create_training_client_from_state(
@@ -206,6 +214,8 @@ class LocalServiceClient:
         return self._training_client(engine, adapter)
 
     def _training_client(self, engine: Engine, adapter: Adapter) -> "LocalTrainingClient":
+        # what could not be saved is not to be trained
+        targets_for_peft(adapter.config, engine.decoder)
         model_id = f"{self._session}-train-{next(self._counter)}"
         return LocalTrainingClient(self, engine, adapter, model_id, self._checkpoint_dir)
 
