@@ -82,6 +82,23 @@ def test_malformed_configs(tmp_path, text):
         read_configs(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("config", "{}", "config='{}': not a dict"),
+        ("response", None, "response=None: not a str"),
+        ("token_ids", [1, True], "token_ids has True, which is no whole number"),
+    ],
+)
+def test_configs_of_wrong_types_are_refused(tmp_path, name, value, told):
+    path = tmp_path / "configs.json"
+    entry = {"config": {}, "prompt": "p", "response": "r", "token_ids": [1], name: value}
+    path.write_text(json.dumps({"a": {"0": entry}}))
+    with pytest.raises(ValueError) as caught:
+        read_configs(path)
+    assert str(caught.value) == f"{path}: a: {told}"
+
+
 def test_submission_layout(tmp_path):
     path = tmp_path / "submission.json"
     one, two = to_grid([[1, 2]]), to_grid([[3]])

@@ -47,10 +47,21 @@ def read_configs(path: Path) -> dict[str, dict[int, SelfEditRecord]]:
     records: dict[str, dict[int, SelfEditRecord]] = {}
     for task_id, by_index in read_json_object(path).items():
         try:
-            records[task_id] = {int(i): SelfEditRecord(**entry) for i, entry in by_index.items()}
+            records[task_id] = {int(i): _self_edit(entry) for i, entry in by_index.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {task_id}: {error}") from None
     return records
+
+
+def _self_edit(entry: Mapping[str, Any]) -> SelfEditRecord:
+    record = SelfEditRecord(**entry)
+    for name, kind in (("config", dict), ("prompt", str), ("response", str), ("token_ids", list)):
+        if not isinstance(getattr(record, name), kind):
+            raise ValueError(f"{name}={getattr(record, name)!r:.80}: not a {kind.__name__}")
+    wrong = [token for token in record.token_ids if type(token) is not int]
+    if wrong:
+        raise ValueError(f"token_ids has {wrong[0]!r}, which is no whole number")
+    return record
 
 
 def write_results(path: Path, results: Mapping[int, Mapping[str, bool]]) -> None:
