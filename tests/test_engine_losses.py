@@ -301,6 +301,10 @@ def test_a_token_that_the_sampler_found_impossible(loss_fn: str, tiny_model, ser
         with pytest.raises(RequestFailedError, match=message):
             bad.result()
         assert torch.equal(client._adapter.grad, before)
+        if q == logprobs[0]:
+            # no gradient there that could be seen to overflow
+            with pytest.raises(RequestFailedError, match=message):
+                client.forward([good, extreme(datum, q, advantage)], loss_fn, config).result()
         assert np.isfinite(fine.result().metrics["loss:sum"])
         assert torch.isfinite(other._adapter.grad).all() and other._adapter.grad.abs().max() > 0
 

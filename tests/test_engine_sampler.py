@@ -447,7 +447,7 @@ def test_sample_tokens_at_the_edges():
     assert tokens.tolist() == [3, 511, 280, 280, 511, 280]
 
 
-@pytest.mark.parametrize("temperature", [1e-37, 1e-38, 1e-39, 5e-324])
+@pytest.mark.parametrize("temperature", [1e-37, 2e-38, 1e-38, 1e-39, 5e-324])
 @pytest.mark.parametrize("beside", [0.0, 1.0])
 def test_tiny_temperatures_take_the_most_likely(temperature: float, beside: float):
     """A float32 of 1e-38 and less makes inf of every logit over it."""
