@@ -47,6 +47,7 @@ from utils.files import shown_path
 from utils.interrupts import uninterrupted
 from utils.progress import Stopwatch, progress
 from utils.runs import RunDir, new_run_path
+from utils.terminal import command
 
 logger = logging.getLogger(__name__)
 
@@ -268,6 +269,10 @@ def main(config: Any) -> None:
         print_tables(domain, problems, run.path)
         report = write_report(domain, problems, run.path, title=f"rl_loop {config.domain}")
     print(f"\n{time.perf_counter() - started:.0f} s in all. Report: {shown_path(report)}")
+    if config.backend == "local" and state.checkpoint is not None:
+        adapter = shown_path(state.checkpoint)
+        merge = command("export", checkpoint_path=adapter, output_dir="XXXX")
+        print(f"Adapter (PEFT format): {adapter}\nMerge it:  {merge}")
 
 
 def entrypoint(argv: list[str]) -> None:

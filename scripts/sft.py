@@ -267,11 +267,14 @@ def closing_words(config: Config, checkpoint: str, report: Path, seconds: float)
         model_name=model,
         checkpoint_paths=[adapter],
     )
-    return (
+    words = (
         f"\n{seconds:.0f} s in all. Adapter (PEFT format): {adapter}\n"
         f"Report: {shown_path(report)}\n\n"
         f"Talk to it:  {talk}\nJudge it:    {judge}"
     )
+    if config.backend == "local":
+        words += f"\nMerge it:    {command('export', checkpoint_path=adapter, output_dir='XXXX')}"
+    return words
 
 
 if __name__ == "__main__":

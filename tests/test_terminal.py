@@ -145,7 +145,7 @@ def test_what_scripts_tell_to_do_next(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("my runs/first (1)")
-    config: Any = Given(model_name="my models/tiny")
+    config: Any = Given(model_name="my models/tiny", backend="local")
     text = sft.closing_words(config, f"{path}/000001", path / "report.html", 1.0)
     assert commands_in(text) == [
         [
@@ -155,6 +155,10 @@ def test_what_scripts_tell_to_do_next(
         [
             *("uv", "run", "scripts/eval.py", "eval_file=evals/XXXX.eval.yaml"),
             *("model_name=my models/tiny", f'checkpoint_paths=["{path}/000001"]'),
+        ],
+        [
+            *("uv", "run", "scripts/export.py", f"checkpoint_path={path}/000001"),
+            "output_dir=XXXX",
         ],
     ]
     run = RunDir.open("x", path, {})

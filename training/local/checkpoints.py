@@ -63,6 +63,19 @@ def read_state(path: str | Path) -> State:
     return State(folder, state["base_model"], state["fingerprint"], seed=seed)
 
 
+def base_model_of(state: State, base_model: str | None) -> str:
+    """The name that is given, else the folder's own; ValueError where that does not say which."""
+    name = base_model or state.base_model
+    if name is None:
+        raise ValueError(f"{state.folder} does not name its base model; pass base_model")
+    if base_model is None and state.revision not in (None, "main"):
+        raise ValueError(
+            f"{state.folder}: its base model is {name!r} at revision={state.revision!r}; download "
+            "that revision and pass its folder as base_model"
+        )
+    return name
+
+
 def save_adapter(
     folder: Path,
     config: AdapterConfig,
@@ -177,10 +190,27 @@ def export_merged(
         delta = (low_rank.b.cpu() @ low_rank.a.cpu()) * low_rank.scale
         if type(module).__name__ == "Conv1D":
             delta = delta.T
-        module.weight += delta.to(module.weight.dtype)
+        # rounded once, not the delta and then the sum
+        module.weight.copy_(module.weight.float() + delta)
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+    write_folder(folder, write, overwrite=False)
+
+
+def copy_peft_folder(state: State, folder: Path, base_model: str) -> None:
+    """PEFT's two files, with `base_model` as the name that PEFT opens. Raises FileExistsError where
+    there is such a folder, FileNotFoundError for missing weights."""
+    weights = state.folder / PEFT_WEIGHTS
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights}: no such file; an adapter folder has {PEFT_WEIGHTS}")
+    config = read_json_object(state.folder / PEFT_CONFIG)
+    config["base_model_name_or_path"] = base_model
+
+    def write(temporary: Path) -> None:
+        shutil.copyfile(weights, temporary / PEFT_WEIGHTS)
+        (temporary / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     write_folder(folder, write, overwrite=False)

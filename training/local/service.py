@@ -43,7 +43,7 @@ from training.local.adapters import (
     targets_for_peft,
 )
 from training.local.checkpoints import (
-    State,
+    base_model_of,
     export_merged,
     load_adapter,
     read_state,
@@ -179,7 +179,7 @@ class LocalServiceClient:
             assert base_model is not None
             return LocalSamplingClient(self.engine(base_model), None)
         state = read_state(model_path)
-        engine = self.engine(_base_of(state, base_model))
+        engine = self.engine(base_model_of(state, base_model))
         adapter = load_adapter(state, engine.decoder, with_optimizer=False)
         return LocalSamplingClient(engine, adapter.snapshot())
 
@@ -209,7 +209,7 @@ class LocalServiceClient:
         self, path: str, base_model: str | None, *, with_optimizer: bool
     ) -> "LocalTrainingClient":
         state = read_state(path)
-        engine = self.engine(_base_of(state, base_model))
+        engine = self.engine(base_model_of(state, base_model))
         adapter = load_adapter(state, engine.decoder, with_optimizer=with_optimizer)
         return self._training_client(engine, adapter)
 
@@ -511,18 +511,6 @@ class LocalSamplingClient(_Ready):
         tokens = frozenset(s for s in stops if not isinstance(s, str))
         strings = tuple(s for s in stops if isinstance(s, str))
         return tokens | self._engine.eos_tokens, strings
-
-
-def _base_of(state: State, base_model: str | None) -> str:
-    name = base_model or state.base_model
-    if name is None:
-        raise ValueError(f"{state.folder} does not name its base model; pass base_model")
-    if base_model is None and state.revision not in (None, "main"):
-        raise ValueError(
-            f"{state.folder}: its base model is {name!r} at revision={state.revision!r}; download "
-            "that revision and pass its folder as base_model"
-        )
-    return name
 
 
 def _check_tokens(where: str, tokens: list[int], decoder: Decoder) -> None:

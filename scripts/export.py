@@ -1,0 +1,84 @@
+"""A trained adapter as a folder that other programs take.
+
+    uv run scripts/export.py checkpoint_path=runs/sft/XXXX/checkpoints/weights/50 output_dir=mine
+    uv run scripts/export.py checkpoint_path=... output_dir=adapter merged=false
+
+merged=true writes the base model with the adapter added into its weights, in float32, with its
+tokenizer and generation config: what transformers, vLLM and our own model_name= open. It is right
+where PEFT's own merge is not: an adapted output head that is tied to the embeddings is untied.
+merged=false writes the adapter alone, in PEFT's format, its base model named so that PEFT finds it.
+"""
+
+import contextlib
+import logging
+from pathlib import Path
+
+import chz
+from dotenv import load_dotenv
+
+from training.models import resolve_model
+from utils.config import as_config_errors, config_entrypoint, raise_problems
+from utils.files import shown_path
+from utils.terminal import command
+
+
+@chz.chz(typecheck=True)
+class Config:
+    checkpoint_path: str = chz.field(doc="the adapter: a checkpoint of ours or a PEFT folder")
+    output_dir: Path = chz.field(doc="the new folder; it must not exist")
+    merged: bool = chz.field(default=True, doc="base model and adapter as one; false: the adapter")
+    model_name: str | None = chz.field(
+        default=None, doc="embedded, a folder or a hub id; default: what the checkpoint names"
+    )
+
+    @chz.validate
+    def _check(self) -> None:
+        problems = []
+        if "://" in self.checkpoint_path:
+            problems.append(
+                f"checkpoint_path={self.checkpoint_path!r}: only adapter folders of the local "
+                "backend can be exported; a service's weights have to be downloaded first"
+            )
+        elif not Path(self.checkpoint_path).expanduser().is_dir():
+            problems.append(f"checkpoint_path={self.checkpoint_path!r}: no such file or folder")
+        if self.output_dir.expanduser().exists():
+            problems.append(
+                f"output_dir={str(self.output_dir)!r} exists; choose another name, nothing is "
+                "overwritten"
+            )
+        raise_problems(problems)
+
+
+def main(config: Config) -> None:
+    load_dotenv()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    checkpoint = Path(config.checkpoint_path).expanduser()
+    output_dir = config.output_dir.expanduser()
+    # torch comes with these
+    if config.merged:
+        from training.local.service import LocalServiceClient
+
+        # on the CPU, where the engine computes in float32
+        service = LocalServiceClient(device="cpu")
+        with contextlib.closing(service), as_config_errors():
+            trainer = service.create_training_client_from_state(str(checkpoint), config.model_name)
+            trainer.export_merged(output_dir).result()
+        shown = shown_path(output_dir)
+        talk = command("chat", model_name=shown)
+        print(f"\nModel, adapter and tokenizer: {shown}\n\nTalk to it:  {talk}")
+    else:
+        from training.local.checkpoints import base_model_of, copy_peft_folder, read_state
+
+        with as_config_errors():
+            state = read_state(checkpoint)
+            base = resolve_model(base_model_of(state, config.model_name))
+            # PEFT takes a relative name from wherever it is started
+            name = str(base.resolve()) if isinstance(base, Path) else base
+            copy_peft_folder(state, output_dir, name)
+        print(f"\nAdapter (PEFT format): {shown_path(output_dir)}\nIts base model: {name}")
+
+
+if __name__ == "__main__":
+    config_entrypoint(main)
