@@ -94,11 +94,12 @@ def test_the_merged_folder_is_the_model_that_was_served(
     run(f"checkpoint_path={adapter}", f"output_dir={merged}")
     assert f"scripts/chat.py model_name={merged}" in capsys.readouterr().out
 
-    before, after = load_tokenizer(tied), AutoTokenizer.from_pretrained(merged)
+    before: Any = load_tokenizer(tied)
+    after: Any = AutoTokenizer.from_pretrained(merged)
     tokens = before.encode(TEXT)
     assert after.encode(TEXT) == tokens
     messages = [{"role": "user", "content": TEXT}]
-    assert render_prompt(after, messages) == render_prompt(before, messages)  # pyrefly: ignore
+    assert render_prompt(after, messages) == render_prompt(before, messages)
     generation = GenerationConfig.from_pretrained(merged)
     assert (generation.eos_token_id, generation.temperature) == (before.eos_token_id, 0.3)
 
@@ -203,10 +204,11 @@ def test_the_embedded_model(tmp_path: Path, connect_local: Callable[..., Any]) -
     merged = str(tmp_path / "merged")
     run(f"checkpoint_path={adapter}", f"output_dir={merged}")
     run(f"checkpoint_path={adapter}", f"output_dir={tmp_path / 'plain'}", "merged=false")
-    before, after = load_tokenizer("embedded"), load_tokenizer(merged)
+    before: Any = load_tokenizer("embedded")
+    after: Any = load_tokenizer(merged)
     messages = [{"role": "user", "content": TEXT}]
-    tokens = render_prompt(before, messages)  # pyrefly: ignore
-    assert render_prompt(after, messages) == tokens  # pyrefly: ignore
+    tokens = render_prompt(before, messages)
+    assert render_prompt(after, messages) == tokens
     assert after.eos_token == before.eos_token == "<|im_end|>"
     assert GenerationConfig.from_pretrained(merged).eos_token_id == after.eos_token_id
     engine = served(service, tokens, model_path=adapter)

@@ -46,7 +46,7 @@ def test_readme_commands_are_valid(tmp_path: Path) -> None:
     found = commands()
     assert len(found) >= 15
     assert {Path(command[0]).stem for command in found} >= {
-        *("rl_loop", "generate", "gen_eval", "ttt", "icl_train", "icl_eval", "sweep"),
+        *("rl_loop", "generate", "gen_eval", "ttt", "icl_train", "icl_eval", "sweep", "export"),
     }
     with ThreadPoolExecutor(2) as pool:
         told = dict(zip(map(shlex.join, found), pool.map(problems, found), strict=True))

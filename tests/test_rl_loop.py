@@ -134,7 +134,11 @@ def test_only_evaluation(
 ) -> None:
     run = gym(tmp_path, "num_steps=0")
     assert [m["step"] for m in read_jsonl(run / "metrics.jsonl")] == [0]
-    assert "after 0 updates" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "after 0 updates" in out
+    assert re.search(
+        r"Merge it:  uv run scripts/export.py checkpoint_path=\S+ output_dir=XXXX", out
+    )
 
 
 def test_dry_run_leaves_nothing_behind(
