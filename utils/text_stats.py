@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+import regex
 
 SHINGLE_WORDS = 5
 SHINGLE_CHARACTERS = 5
@@ -20,6 +21,27 @@ SHINGLE_CHARACTERS = 5
 SHORT_WORDS = 40
 NEAR_DUPLICATE = 0.7
 _APOSTROPHES = "'\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}"
+
+
+# Scripts that are written without blanks have one word per character (with its marks): telling
+# words apart there takes a dictionary. Katakana is left in runs, as in Unicode's word rules.
+_PIECE = regex.compile(
+    r"(?=[\p{Han}\p{Hiragana}\p{Line_Break=SA}])\X"
+    r"|(?:(?![\s\p{Han}\p{Hiragana}\p{Line_Break=SA}])\X)+"
+)
+# What two short texts may not differ in and say the same: numbers with their signs, and negations,
+# in some languages; texts in others are compared by their shingles alone.
+_NUMBER = regex.compile(r"(?<![\w)])[-\N{MINUS SIGN}]?\d+(?:[.,]\d+)*|\d+(?:[.,]\d+)*")
+_NUMBER_WORD = regex.compile(
+    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|billion)\b"
+)
+_NEGATION = regex.compile(
+    r"\b(?:no|not|never|none|nor|neither|nobody|nothing|nowhere|without|cannot"
+    r"|\w+n['\N{RIGHT SINGLE QUOTATION MARK}]t"
+    r"|(?:do|does|did|is|are|was|were|wo|ca|could|should|would|have|has|had)nt"
+    r"|nicht|nichts|nie|kein\w{0,2}|pas|jamais|sans|nunca|jamás|sin)\b|[不没沒無无非未]"
+)
 
 
 class _Strip(dict[int, str | int]):
@@ -47,6 +69,19 @@ def normalise(text: str) -> str:
     return " ".join(stripped.split())
 
 
+def words(normalised: str) -> list[str]:
+    """The words of a text as `normalise` gives it. Where a script has no blanks (Chinese, Japanese,
+    Thai, Lao, Khmer, Burmese) each character is one."""
+    return normalised.split() if normalised.isascii() else _PIECE.findall(normalised)
+
+
+def _facts(text: str) -> tuple[tuple[str, ...], int]:
+    """The numbers of a text, in order of their size as text, and how often it negates."""
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
+    numbers = [n.replace(",", "") for n in _NUMBER.findall(folded)]
+    return tuple(sorted(numbers + _NUMBER_WORD.findall(folded))), len(_NEGATION.findall(folded))
+
+
 def jaccard(first: str, second: str) -> float:
     """Shared shingles over all shingles of two texts, 0..1.
 
@@ -57,24 +92,25 @@ def jaccard(first: str, second: str) -> float:
 
 
 def exact_duplicates(texts: Sequence[str]) -> list[list[int]]:
-    """Groups of indices whose texts are equal once normalised; texts without a double are in
-    none."""
-    return [group for group in _by_text(map(normalise, texts)).values() if len(group) > 1]
+    """Groups of indices whose texts are equal once normalised, and in their numbers and negations;
+    texts without a double are in none."""
+    return [group for group in _by_text(_compared(texts)).values() if len(group) > 1]
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> list[list[int]]:
     """Groups of indices joined by pairs whose `jaccard` is at least `threshold` (0 < threshold
-    <= 1), exact duplicates included.
+    <= 1), exact duplicates included. Two short texts (see `jaccard`) with other numbers, or negated
+    another number of times, are none, however alike: they say something else.
 
     A chain of pairs is one group, so its ends may be less alike. Groups and indices ascend.
     """
     _require_threshold(threshold)
-    indices_by_text = _by_text(map(normalise, texts))
+    indices_by_text = _by_text(_compared(texts))
     distinct = list(indices_by_text)
-    index = _Index(distinct, any_short_query=any(map(_is_short, distinct)))
+    index = _Duplicates(distinct)
     group_of = np.arange(len(distinct))
-    for place, text in enumerate(distinct):
-        linked = np.unique(group_of[index.similarities(text) >= threshold])
+    for place in range(len(distinct)):
+        linked = np.unique(group_of[index.similarities(place) >= threshold])
         if len(linked):
             group_of[np.isin(group_of, linked)] = linked[0]
             group_of[place] = linked[0]
@@ -100,17 +136,17 @@ class Unrepeated(NamedTuple):
 
 
 def remove_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> Unrepeated:
-    """Keeps a text unless its `jaccard` with one kept before it is at least `threshold`.
+    """Keeps a text unless its `jaccard` with one kept before it is at least `threshold`, and no
+    number or negation tells the two apart (see `near_duplicates`).
 
     So no two kept texts are that alike, and each dropped one is that like the text it is said to
     repeat: of the kept ones before it the most alike, the first among equals.
     """
     _require_threshold(threshold)
-    normalised = list(map(normalise, texts))
-    index = _Index(normalised, any_short_query=any(map(_is_short, normalised)))
+    index = _Duplicates(_compared(texts))
     result = Unrepeated([], {})
-    for place, text in enumerate(normalised):
-        match = _best(index.similarities(text))
+    for place in range(len(texts)):
+        match = _best(index.similarities(place))
         if match.jaccard >= threshold:
             result.repeats[place] = match
         else:
@@ -134,7 +170,7 @@ def distinct_n(texts: Iterable[str], n: int) -> float | None:
     None if there is no n-gram. It falls with the amount of text: compare like amounts."""
     if n < 1:
         raise ValueError(f"n={n}: an n-gram has at least one word")
-    return _distinct([normalise(text).split() for text in texts], n)
+    return _distinct([words(normalise(text)) for text in texts], n)
 
 
 @dataclass(frozen=True)
@@ -166,7 +202,7 @@ def diversity(texts: Sequence[str], *, seed: int = 0, max_pairs: int = 2000) -> 
                 drawn[min(first, second), max(first, second)] = None
         pairs = list(drawn)
     normalised = list(map(normalise, texts))
-    words_N = [text.split() for text in normalised]
+    words_N = list(map(words, normalised))
     similarities = [_jaccard(normalised[first], normalised[second]) for first, second in pairs]
     return Diversity(
         n_texts=n,
@@ -183,7 +219,7 @@ def diversity(texts: Sequence[str], *, seed: int = 0, max_pairs: int = 2000) -> 
 
 
 def _is_short(text: str) -> bool:
-    return text.count(" ") + 1 < SHORT_WORDS
+    return len(words(text)) < SHORT_WORDS
 
 
 def _grams(words: list[str], n: int) -> Iterator[tuple[str, ...]]:
@@ -201,7 +237,7 @@ def _distinct(words_N: list[list[str]], n: int) -> float | None:
 
 def _words(text: str) -> list[str]:
     """The shingles of a text that is not short, each once, in order."""
-    return list(dict.fromkeys(map(" ".join, _grams(text.split(), SHINGLE_WORDS))))
+    return list(dict.fromkeys(map(" ".join, _grams(words(text), SHINGLE_WORDS))))
 
 
 def _characters(text: str) -> list[str]:
@@ -216,8 +252,19 @@ def _jaccard(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def _by_text(texts: Iterable[str]) -> dict[str, list[int]]:
-    indices: dict[str, list[int]] = {}
+class _Text(NamedTuple):
+    """As duplicates are looked for."""
+
+    normalised: str
+    facts: tuple[tuple[str, ...], int]
+
+
+def _compared(texts: Iterable[str]) -> list[_Text]:
+    return [_Text(normalise(text), _facts(text)) for text in texts]
+
+
+def _by_text(texts: Iterable[_Text]) -> dict[_Text, list[int]]:
+    indices: dict[_Text, list[int]] = {}
     for index, text in enumerate(texts):
         indices.setdefault(text, []).append(index)
     return indices
@@ -259,6 +306,26 @@ class _Index:
         long = self.long_characters if _is_short(text) else self.words
         # each text is in one of the two
         return self.short_characters.similarities(text) + long.similarities(text)
+
+
+class _Duplicates:
+    """`jaccard` of one of `texts` with those added so far, 0 where their facts tell them apart."""
+
+    def __init__(self, texts: Sequence[_Text]) -> None:
+        self.texts = [text.normalised for text in texts]
+        self.short = np.array([_is_short(text) for text in self.texts], dtype=bool)
+        self.index = _Index(self.texts, any_short_query=bool(self.short.any()))
+        ids: dict[tuple[tuple[str, ...], int], int] = {}
+        self.facts = np.array([ids.setdefault(text.facts, len(ids)) for text in texts], dtype=int)
+
+    def add(self, place: int) -> None:
+        self.index.add(place)
+
+    def similarities(self, place: int) -> np.ndarray:
+        """[texts]; in a long text a changed number is a small part of what is said."""
+        both_short = self.short & self.short[place]
+        same = ~both_short | (self.facts == self.facts[place])
+        return self.index.similarities(self.texts[place]) * same
 
 
 class _Shared:
