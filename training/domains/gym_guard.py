@@ -6,6 +6,7 @@ words followed by others). Partial scores are theirs; a full one has to hold aga
 """
 
 import ast
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -156,7 +157,8 @@ def doubt(answer: str, entry: dict[str, Any], keys_read: set[str], task: str) ->
         return None
     wanted = list(_numbers(gold))
     # in a list the comma stands between two numbers
-    given = list(_numbers(_THOUSANDS.sub("", answer) if len(wanted) == 1 else answer))
+    plain = _THOUSANDS.sub("", answer) if len(wanted) == 1 else answer
+    given = list(itertools.islice(_numbers(plain), len(wanted) + 1))
     why = _numbers_doubt(given, wanted, entry["question"])
     if why is not None or ("metadata" in keys_read and not (copied and not wanted)):
         return why
@@ -203,7 +205,7 @@ def _numbers(text: str) -> Iterator[_Number]:
 
 def _numbers_doubt(given: list[_Number], wanted: list[_Number], question: str) -> str | None:
     if len(given) > len(wanted):
-        return f"it states {len(given)} numbers, not {len(wanted)}"
+        return f"it states more numbers than {len(wanted)}"
     unused = Counter(number.value for number in wanted)
     inexact = []
     for number in given:
