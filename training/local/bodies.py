@@ -9,6 +9,7 @@ needs is found out when it is loaded (comparison.py).
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -93,6 +94,13 @@ class PackedBody:
 
     def new_cache(self) -> PackedCache:
         return PackedCache()
+
+
+def limits_time_steps(body: Any) -> bool:
+    """Whether layers of Mamba 2 bound their time steps (Nemotron-H). transformers does that for
+    whole sequences and not for single tokens: too little a difference to be seen in a few."""
+    limits = [getattr(module, "time_step_limit", None) for module in body.modules()]
+    return any(limit and tuple(limit) != (0.0, math.inf) for limit in limits)
 
 
 class RowsBody:

@@ -202,9 +202,24 @@ def _difference(
     while True:
         try:
             use(mode)
-            return largest_difference(decoder, probe)
+            worst = largest_difference(decoder, probe)
+            _require_gradient(decoder, probe)
+            return worst
         except NotAdaptableError as error:
             leave_out(error.name)
+
+
+def _require_gradient(decoder: Any, probe: Probe) -> None:
+    """Raises ValueError where the model's own code keeps gradients from its layers."""
+    packing = _packing([probe.sequences[0]] * 3, shares=False)
+    tokens, positions = (
+        torch.from_numpy(array).to(decoder.device) for array in (packing.tokens, packing.positions)
+    )
+    plan = SegmentAttention(packing.segments)
+    with torch.enable_grad():
+        hidden = decoder.hidden(tokens, positions, plan, LoraPass(training=True))
+    if not hidden.requires_grad:
+        raise ValueError("no gradient comes to its layers")
 
 
 def _first_line(error: Exception) -> str:

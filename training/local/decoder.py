@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from training.local.attention import AttentionPlan
-from training.local.bodies import Body, PackedBody, RowsBody
+from training.local.bodies import Body, PackedBody, RowsBody, limits_time_steps
 from training.local.comparison import MODES, Mode, choose_mode
 from training.local.linear import (
     LoraLinear,
@@ -91,7 +91,8 @@ class Decoder:
 
     def _prepare_body(self, model: BaseModel) -> None:
         self._body: Body | None = None
-        if self.config.model_type in LLAMA_SHAPED:
+        # a text model inside of another one (GOT-OCR2) has its layers elsewhere
+        if self.config.model_type in LLAMA_SHAPED and hasattr(model.body, "embed_tokens"):
             kinds = [model.kinds[i] for i in range(len(model.kinds))]
             self._body = llama = LlamaBody(model.body, self.holder, kinds)
             linears = llama.linears
@@ -120,6 +121,8 @@ class Decoder:
                 return
             if not model.use_attention(mode):
                 raise ValueError("its attention cannot be exchanged")
+            if mode.cached and not mode.packed and limits_time_steps(model.body):
+                raise ValueError("its step from token to token leaves out time_step_limit")
             if mode.packed:
                 self._body = PackedBody(model.body, rotaries)
             else:
@@ -152,7 +155,7 @@ class Decoder:
     def _prepare_head(self, head: Any) -> None:
         self.head_weight: torch.Tensor = head.weight.detach().float()
         self.head_bias = None if head.bias is None else head.bias.detach().float()
-        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        self.softcap = _softcap(self.config)
         self.logit_scale = _logit_scale(self.config)
         self.head_tied = bool(getattr(self.config, "tie_word_embeddings", False))
         self.vocab_size, width = self.head_weight.shape
@@ -329,12 +332,20 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _logit_scale(config: Any) -> float:
-    """Of models that scale what their head gives: Cohere, Falcon-H1, Granite."""
-    for name in ("logit_scale", "lm_head_multiplier"):
-        if (factor := getattr(config, name, None)) is not None:
-            return float(factor)
-    divisor = getattr(config, "logits_scaling", None)
-    return 1.0 if divisor is None else 1.0 / float(divisor)
+    """Of models that scale what their head gives: Cohere, Falcon-H1, Granite, Inkling, MiniCPM3."""
+    multiplies = ["logit_scale", "lm_head_multiplier"]
+    divides = ["logits_scaling", "logits_mup_width_multiplier"]
+    if config.model_type == "hyperclovax":
+        multiplies += [divides.pop(0)]
+    factor = next((f for f in (getattr(config, name, None) for name in multiplies) if f), 1.0)
+    divisor = next((f for f in (getattr(config, name, None) for name in divides) if f), 1.0)
+    return float(factor) / float(divisor)
+
+
+def _softcap(config: Any) -> float | None:
+    """Gemma's, RecurrentGemma's and xLSTM's names for it."""
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return next((cap for cap in (getattr(config, name, None) for name in names) if cap), None)
 
 
 def _restore_linear(body: nn.Module, linear: LoraLinear) -> None:
