@@ -290,9 +290,9 @@ def _read_by_peft(client: Any, model: str, rng: np.random.Generator) -> str:
     """How far PEFT's reading of the exported adapter is from the engine's, in words."""
     from peft import PeftModel
 
-    path = client.save_weights_for_sampler("peft").result().path
     data = [_datum(rng, tokens) for tokens in _sequences(rng)]
     outputs = _logprobs(client.forward(data, "cross_entropy").result())
+    path = client.save_weights_for_sampler("peft").result().path
     try:
         twin = Reference(model, wrap=lambda hf: PeftModel.from_pretrained(hf, path))
         wanted = [twin.logprobs(_tokens(d), _targets(d)).detach().numpy() for d in data]

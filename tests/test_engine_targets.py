@@ -2,17 +2,21 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from tiny_models import hf_logprobs, hf_model, random_tokens, randomise
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from training.api import Datum, ModelInput
 from training.local.llama import LLAMA_SHAPED
+from training.local.peft_names import takes_adapters
 
 # each with layers that PEFT renames, or a linear layer beside its layers, or experts
 FAMILIES = (
@@ -92,6 +96,20 @@ def test_peft_and_a_merged_export_compute_what_the_engine_does(
 
 def test_peft_renames_nothing_of_the_families_it_is_not_asked_about():
     assert all(get_checkpoint_conversion_mapping(family) is None for family in LLAMA_SHAPED)
+
+
+def test_layers_that_peft_refuses_are_those_it_says():
+    """It has no public list; its check is asked for every causal LM of transformers."""
+    config = LoraConfig()
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        model: Any = SimpleNamespace(config=SimpleNamespace(model_type=model_type))
+        for leaf in ("in_proj", "o_proj", "out_proj", "x_proj"):
+            try:
+                _check_lora_target_modules_mamba(config, model, leaf)
+            except ValueError:
+                assert not takes_adapters(model_type, leaf), (model_type, leaf)
+            else:
+                assert takes_adapters(model_type, leaf), (model_type, leaf)
 
 
 def test_what_peft_cannot_read_is_not_trained(tiny, service):

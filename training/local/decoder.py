@@ -34,6 +34,7 @@ from training.local.linear import (
 from training.local.llama import LLAMA_SHAPED, LlamaBody
 from training.local.loading import BaseModel, note_comparison, open_model
 from training.local.notes import Note
+from training.local.peft_names import takes_adapters
 from training.local.rotary import Rotaries, frequency_switches
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Decoder:
             self._body = llama = LlamaBody(model.body, self.holder, kinds)
             linears = llama.linears
         else:
-            linears = _replace_linears(model.body, self.holder)
+            linears = _replace_linears(model.body, self.holder, self.config.model_type)
         if not linears:
             raise ValueError(f"{self.model_path}: no linear layers found to adapt")
         for linear, paths in linears:
@@ -297,15 +298,18 @@ class Decoder:
             yield slice(start, stop), lora.rows(start, stop)
 
 
-def _replace_linears(body: Any, holder: PassHolder) -> list[tuple[LoraLinear, list[str]]]:
-    """Those that text runs through; towers for images and sound keep their layers."""
+def _replace_linears(
+    body: Any, holder: PassHolder, model_type: str
+) -> list[tuple[LoraLinear, list[str]]]:
+    """Those that text runs through and that PEFT can adapt too; towers for images and sound keep
+    their layers."""
     inside = _text_modules(body)
     found = [
         (parent, child_name, f"{parent_name}.{child_name}".removeprefix("."), child)
         for parent_name, parent in body.named_modules()
         if parent in inside
         for child_name, child in parent.named_children()
-        if _is_linear(child)
+        if _is_linear(child) and takes_adapters(model_type, child_name)
     ]
     linears = []
     for parent, child_name, path, child in found:

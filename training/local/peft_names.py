@@ -21,6 +21,9 @@ from safetensors.torch import save_file
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+# Model types with Mamba layers in which PEFT refuses adapters on modules of this name.
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_NOT_IN_MAMBA = "out_proj"
 
 
 class PeftTargets(NamedTuple):
@@ -28,6 +31,11 @@ class PeftTargets(NamedTuple):
 
     modules: list[str]
     parameters: list[str]
+
+
+def takes_adapters(model_type: str, leaf: str) -> bool:
+    """Whether PEFT takes adapters on layers with this last name; then they can be saved."""
+    return model_type not in _MAMBA or leaf != _NOT_IN_MAMBA
 
 
 def peft_targets(
@@ -57,7 +65,14 @@ def _targets(
             f"{type(model).__name__}, so the adapter could not be written for it; use "
             "lora_dropout=0 or leave these layers out"
         )
-    wrong = _misread(model, dict(shapes), targets)
+    try:
+        wrong = _misread(model, dict(shapes), targets)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"PEFT refuses an adapter on these layers of {type(model).__name__} ({reason}), so it "
+            "could not be saved; leave such layers out (train_attn, train_mlp, target_modules)"
+        ) from error
     if wrong:
         raise ValueError(
             f"PEFT would put the adapters of {len(wrong)} layers of {type(model).__name__} "
