@@ -52,7 +52,7 @@ _PRELOADED = (
 )
 _VERDICTS = {
     "right": "Right",
-    "refused": "Refused when loaded",
+    "refused": "Refused",
     "wrong": "Wrong",
     "crash": "Crash",
     "not built": "Not tried",
@@ -501,7 +501,7 @@ one sequence at a time, without a cache."""
 _EXPLANATIONS = {
     "right": f"Every difference is at most {TOLERANCE:g} (nats; gradients: parts of the largest). "
     "Where PEFT reads the exported adapter otherwise than the engine, the last column says how.",
-    "refused": "With this one sentence, before anything is computed.",
+    "refused": "With this one sentence, when the model is opened or an adapter is made for it.",
     "wrong": "The differences above the tolerance.",
     "crash": "The last line of the error.",
     "not built": "No tiny model could be made or run by transformers itself.",
