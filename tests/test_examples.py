@@ -276,3 +276,11 @@ def test_where_the_template_wants_the_user_first_it_is_told(tmp_path: Path) -> N
     # no prompt asks for the first message here
     with pytest.raises(ConfigError, match=r"line 1: messages\[0\]: the conversation begins with"):
         learned(TOKENIZERS["mistral"], example)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_rows_is_called_so(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"empty\.jsonl: no examples in it; needed is"):
+        load_examples(path, [])

@@ -82,6 +82,8 @@ def load_examples(path: Path, labels: Sequence[str]) -> list[Example]:
         except ValueError as error:
             problems.append(f"{name}: {error}")
     raise_problems(problems, at_most=MAX_PROBLEMS)
+    if not examples:
+        raise ValueError(f"{path}: no examples in it; needed is {FORMATS}")
     found = sorted({example.label for example in examples if example.label is not None})
     chosen = [e for e in examples if e.label is None or e.label in labels]
     if not chosen:

@@ -11,8 +11,9 @@ MAX_NUMBER_CHARS = 200
 
 _BOX = r"\\(?:f?boxed|fbox)"
 _BOXED = re.compile(rf"{_BOX}\s*\{{")
-# TeX takes the next token where there are no braces; people mean the next word
-_BOXED_WORD = re.compile(rf"{_BOX}(?![A-Za-z])\s*([^\s{{}}$]+)")
+# TeX takes the next token where there are no braces; people mean the next number. A word is prose
+# about \boxed, and must not hide an answer that stands elsewhere.
+_BOXED_WORD = re.compile(rf"{_BOX}(?![A-Za-z])\s*([-+]?\.?\d[^\s{{}}$]*)")
 _BRACE = re.compile(r"[{}]")
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -35,7 +36,7 @@ _UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])\s*(?:\^\s*\{?\d\}?|[²³])")
 
 def extract_boxed(text: str) -> str | None:
     r"""What stands in the last complete \boxed{...} (or \fbox), nested braces included, or is the
-    word behind one without braces; None without one."""
+    number behind one without braces; None without one."""
     starts = {match.end() - 1 for match in _BOXED.finditer(text)}
     opened: list[int] = []
     best: tuple[int, int] | None = None
