@@ -135,9 +135,7 @@ class Decoder:
                     length_kind=self.length_kind,
                 )
 
-        modes = MODES
-        if self._body is not None:
-            modes = MODES[:1]
+        modes = MODES[:1] if rotaries is None else MODES
         if model.probe is None:
             for name in model.note.left_out:
                 leave_out(name)
