@@ -20,7 +20,8 @@ from training.domains.gsm8k import Gsm8kConfig, Gsm8kDomain
 from training.domains.gym import GymConfig, GymDomain
 from training.domains.gym_guard import doubt, extract_answer, is_safe
 from training.domains.registry import domain_config_class, make_domain
-from training.grading import parse_number, same_answer
+from training.grading import same_answer
+from training.number_text import parse_number
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason=f"{GSM8K} is absent")

@@ -4,34 +4,19 @@ Nothing is evaluated: a model's answer is data, and expressions such as 9**9**9 
 """
 
 import re
-from fractions import Fraction
 
-# longer than any number that a person would write; int() of millions of digits takes minutes
-MAX_NUMBER_CHARS = 200
+from training.number_text import FRACTION, parse_number
 
 _BOX = r"\\(?:f?boxed|fbox)"
 _BOXED = re.compile(rf"{_BOX}\s*\{{")
-# TeX takes the next token where there are no braces; people mean the next number. A word is prose
-# about \boxed, and must not hide an answer that stands elsewhere.
-_BOXED_WORD = re.compile(rf"{_BOX}(?![A-Za-z])\s*([-+]?\.?\d[^\s{{}}$]*)")
+# TeX takes the next token where there are no braces; people mean the next number, which may be a
+# fraction. A word is prose about \boxed, and must not hide an answer that stands elsewhere.
+_NUMBER = r"\.?\d[^\s{}$\\]*"
+_BOXED_WORD = re.compile(
+    rf"{_BOX}(?![A-Za-z])\s*"
+    rf"([-+]?(?:(?:{_NUMBER})?{FRACTION.pattern}|{_NUMBER}(?:\\[^\s{{}}$]*)?))"
+)
 _BRACE = re.compile(r"[{}]")
-_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_SPACING = re.compile(r"\\(?:[,;:!> ]|quad|qquad|left|right|displaystyle)")
-_DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|°")
-_POWER_OF_TEN = re.compile(
-    r"(?<=\d)\s*(?:\\times|\\cdot|[\N{MULTIPLICATION SIGN}\N{MIDDLE DOT}*])\s*10"
-    r"\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3}))"
-)
-# digits with or without thousands separators, then decimals; or decimals alone
-_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-_NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?:(?P<whole>\d+)\s+(?=\d+\s*/))?"
-    rf"(?P<numerator>{_DECIMAL})(?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\w|\.\d))?"
-    rf"(?:\s*/\s*(?P<denominator>{_DECIMAL}))?"
-)
-# a unit's exponent is no second number: m^2, cm^{3}, ft²
-_UNIT_EXPONENT = re.compile(r"(?<=[A-Za-z])\s*(?:\^\s*\{?\d\}?|[²³])")
 
 
 def extract_boxed(text: str) -> str | None:
@@ -63,55 +48,12 @@ def extract_final_answer(text: str) -> str | None:
     return found[-1].strip() if found else None
 
 
-def parse_number(text: str) -> Fraction | None:
-    r"""The one number that `text` states: 1,234.50 · $12 · 50\% · \frac{3}{4} · 1 1/2 · x = 7 cm ·
-    1.5e3 · 1.5 \times 10^3 · 180^\circ.
-
-    None where it states no number, or several without an equals sign before the last one.
-    """
-    if len(text) > MAX_NUMBER_CHARS:
-        return None
-    text = (
-        text.strip("*_` \n")
-        .replace("\N{MINUS SIGN}", "-")
-        .replace("\N{EN DASH}", "-")
-        .replace("{,}", ",")
-    )
-    text = _SPACING.sub(" ", _TEXT.sub(r" \1 ", text))
-    text = _POWER_OF_TEN.sub(r"e\1\2", _DEGREES.sub(" ", text))
-    text = _FRACTION.sub(r" \1\2/\3\4", text)
-    text = text.replace("\\", " ").replace("$", " ").replace("{", " ").replace("}", " ")
-    text = _UNIT_EXPONENT.sub("", text.rpartition("=")[2])
-    found = list(_NUMBER.finditer(text))
-    if len(found) != 1:
-        return None
-    number = found[0]
-    # 2^x, 3!, 4*y and x2 are expressions, not numbers
-    before, after = text[: number.start()].rstrip(), text[number.end() :].lstrip()
-    if after[:1] in set("^!*/²³") or before[-1:] in set("^*/+-_"):
-        return None
-    if text[: number.start()][-1:].isalpha():
-        return None
-    value = _fraction(number["numerator"])
-    if number["denominator"]:
-        denominator = _fraction(number["denominator"])
-        if denominator == 0:
-            return None
-        value /= denominator
-    value = value * Fraction(10) ** int(number["exponent"] or 0) + int(number["whole"] or 0)
-    return -value if number["sign"] == "-" else value
-
-
 def same_answer(answer: str, gold: str) -> bool:
     """Exactly equal as numbers; as text, but for case and spaces, where `gold` is no number."""
     expected = parse_number(gold)
     if expected is not None:
         return parse_number(answer) == expected
     return _plain(answer) == _plain(gold)
-
-
-def _fraction(digits: str) -> Fraction:
-    return Fraction(digits.replace(",", "").replace(" ", ""))
 
 
 def _plain(text: str) -> str:
