@@ -34,8 +34,21 @@ SEEDS = [0, 1, 2, 3]
 def random_texts(seed: int, n: int = 70) -> list[str]:
     """Texts of 0 to 60 words around the border of 40, many of them edits of earlier ones."""
     rng = random.Random(seed)
-    words = ["the", "a", "cat", "DOG", "café", "straße", "日本", "don't", "x,y", "🙂", "run", "is"]
-    words += ["".join(rng.choices("abcde", k=rng.randint(1, 7))) for _ in range(30)]
+    words = [
+        "the",
+        "an",
+        "cat",
+        "DOG",
+        "café",
+        "straße",
+        "日本",
+        "don't",
+        "ab,cd",
+        "🙂",
+        "run",
+        "is",
+    ]
+    words += ["".join(rng.choices("abcde", k=rng.randint(2, 7))) for _ in range(30)]
     texts: list[str] = []
     for _ in range(n):
         if texts and rng.random() < 0.6:
@@ -63,7 +76,7 @@ def brute_jaccard(first: str, second: str) -> float:
 
 
 def brute_likeness(first: str, second: str) -> float:
-    """Of duplicates: `random_texts` has no numbers, and one negation, "don't"."""
+    """Of duplicates: `random_texts` has no numbers, no lone letters, and one negation, "don't"."""
     short = max(len(words(normalise(text))) for text in (first, second)) < 40
     negations = {text.casefold().count("don't") for text in (first, second)}
     return 0.0 if short and len(negations) > 1 else brute_jaccard(first, second)
@@ -212,9 +225,21 @@ def test_no_texts_and_empty_texts() -> None:
         ("The door of the house is locked", "The door of the house isn't locked"),
         ("我喜欢在早上去公园里面跑步锻炼身体", "我不喜欢在早上去公园里面跑步锻炼身体"),
         ("Das ist eine sehr gute Idee von dir", "Das ist keine sehr gute Idee von dir"),
+        ("The answer is A.", "The answer is B."),
+        ("The answer is (A).", "The answer is (E)."),
+        ("The right one is option C", "The right one is option D"),
+        ("I would choose option A here", "I would choose option E here"),
+        ("A is what I would choose here", "E is what I would choose here"),
+        ("The door with the sign A\nis open", "The door with the sign E\nis open"),
+        ("Much more vitamin C is needed there", "Much more vitamin D is needed there"),
+        ("The flat that we live in is 12B", "The flat that we live in is 12C"),
+        ("What comes after World War I?", "What comes after World War II?"),
+        ("We write down the value of x first", "We write down the value of z first"),
+        ("我觉得这道选择题的正确答案是A。", "我觉得这道选择题的正确答案是B。"),
+        ("Правильный ответ здесь: \u0410", "Правильный ответ здесь: Б"),
     ],
 )
-def test_numbers_and_negations_matter_in_short_texts(first: str, second: str) -> None:
+def test_numbers_letters_and_negations_matter_in_short_texts(first: str, second: str) -> None:
     for texts in ([first, second], [second, first]):
         assert near_duplicates(texts, 0.4) == exact_duplicates(texts) == []
         assert remove_duplicates(texts, 0.4) == Unrepeated([0, 1], {})
@@ -227,9 +252,30 @@ def test_numbers_and_negations_matter_in_short_texts(first: str, second: str) ->
     assert near_duplicates([f"{first} {rest}", f"{second} {rest}"]) == [[0, 1]]
 
 
-def test_the_same_numbers_and_negations_are_near_duplicates() -> None:
-    texts = ["We do not sell 1,200 of these apples", "We don't sell 1200 of these apples"]
-    assert near_duplicates(texts, 0.4) == [[0, 1]]
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("We do not sell 1,200 of these apples", "We don't sell 1200 of these apples"),
+        ("A dog runs.", "The dog runs."),
+        ("I think a dog ran over there", "We think the dog ran over there"),
+        ("The answer is A.", "The answer is (A)"),
+        ("OPTION C IS RIGHT", "Option C is right!"),
+        ("Please meet us there at 5 p.m. sharp", "Please meet us there at 5 pm sharp"),
+        ("Send me an e-mail about it tomorrow", "Send me an email about it tomorrow"),
+        ("Bevo l'acqua e mangio il pane", "Bevo acqua, mangio il pane"),
+        ("Tengo dos perros y un gato negro", "Tengo dos perros, un gato negro"),
+    ],
+)
+def test_the_same_numbers_letters_and_negations_are_near_duplicates(
+    first: str, second: str
+) -> None:
+    assert near_duplicates([first, second], 0.4) == [[0, 1]]
+
+
+def test_punctuation_alone_tells_no_texts_apart() -> None:
+    texts = ["A. Bird", "a bird", "A: bird!"]
+    assert exact_duplicates(texts) == near_duplicates(texts) == [[0, 1, 2]]
+    assert remove_duplicates(texts).kept == [0]
 
 
 def test_a_chain_is_one_group_but_keeps_both_ends() -> None:

@@ -7,7 +7,7 @@ MinHash, and no order that Python's randomised string hashes could change.
 import math
 import random
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -29,13 +29,25 @@ _PIECE = regex.compile(
     r"(?=[\p{Han}\p{Hiragana}\p{Line_Break=SA}])\X"
     r"|(?:(?![\s\p{Han}\p{Hiragana}\p{Line_Break=SA}])\X)+"
 )
-# What two short texts may not differ in and say the same: numbers with their signs, and negations,
-# in some languages; texts in others are compared by their shingles alone.
+# What two short texts may not differ in and say the same: numbers with their signs, letters that
+# stand for something (option C, vitamin D, x), and negations, in some languages; texts in others
+# are compared by their shingles alone.
 _NUMBER = regex.compile(r"(?<![\w)])[-\N{MINUS SIGN}]?\d+(?:[.,]\d+)*|\d+(?:[.,]\d+)*")
 _NUMBER_WORD = regex.compile(
     r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen"
     r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|billion)\b"
 )
+_ALPHABETS = r"[\p{Latin}\p{Greek}\p{Cyrillic}]"
+# Lone letters are names. Some are words too (a dog; Spanish y, Polish w, Russian и): names only
+# where no word follows on the line, or one that they cannot stand before as words. What is part of
+# a word (e-mail, l'eau) or of an abbreviation (p.m.) is none.
+_LETTER = regex.compile(
+    rf"(?<!{_ALPHABETS}|[\p{{M}}_'\N{{RIGHT SINGLE QUOTATION MARK}}]|{_ALPHABETS}\.)"
+    rf"(?:(?![aeikosuvwyzàáèéíóôú\u0430\u0432\u0438\u043a\u043e\u0441\u0443\u044f\u0456]){_ALPHABETS}|{_ALPHABETS}"
+    r"(?:(?![^\S\n]+\w)|(?<=\b(?:option|choice)\s+\w)|(?=\s+(?:is|are|was|were|and|or)\b)))"
+    rf"(?!{_ALPHABETS}|[\p{{M}}_'\N{{RIGHT SINGLE QUOTATION MARK}}]|[.-]\w)"
+)
+_ROMAN = regex.compile(r"\b(?:i{2,3}|iv|vi{1,3}|ix|xi{1,3})\b")
 _NEGATION = regex.compile(
     r"\b(?:no|not|never|none|nor|neither|nobody|nothing|nowhere|without|cannot"
     r"|\w+n['\N{RIGHT SINGLE QUOTATION MARK}]t"
@@ -77,9 +89,13 @@ def words(normalised: str) -> list[str]:
 
 def _facts(text: str) -> tuple[tuple[str, ...], int]:
     """The numbers of a text, in order of their size as text, and how often it negates."""
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
-    numbers = [n.replace(",", "") for n in _NUMBER.findall(folded)]
-    return tuple(sorted(numbers + _NUMBER_WORD.findall(folded))), len(_NEGATION.findall(folded))
+    numbers = [n.replace(",", "") for n in _NUMBER.findall(text)]
+    return tuple(sorted(numbers + _NUMBER_WORD.findall(text))), len(_NEGATION.findall(text))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Those of one letter and Roman numerals, in order."""
+    return tuple(sorted(_LETTER.findall(text) + _ROMAN.findall(text)))
 
 
 def jaccard(first: str, second: str) -> float:
@@ -99,14 +115,16 @@ def exact_duplicates(texts: Sequence[str]) -> list[list[int]]:
 
 def near_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> list[list[int]]:
     """Groups of indices joined by pairs whose `jaccard` is at least `threshold` (0 < threshold
-    <= 1), exact duplicates included. Two short texts (see `jaccard`) with other numbers, or negated
-    another number of times, are none, however alike: they say something else.
+    <= 1), exact duplicates included. Two short texts (see `jaccard`) with other numbers or lone
+    letters (option C), or negated another number of times, are none, however alike: they say
+    something else.
 
     A chain of pairs is one group, so its ends may be less alike. Groups and indices ascend.
     """
     _require_threshold(threshold)
-    indices_by_text = _by_text(_compared(texts))
-    distinct = list(indices_by_text)
+    compared = _compared(texts)
+    indices_by_text = _by_text(compared)
+    distinct = [compared[indices[0]] for indices in indices_by_text.values()]
     index = _Duplicates(distinct)
     group_of = np.arange(len(distinct))
     for place in range(len(distinct)):
@@ -137,7 +155,7 @@ class Unrepeated(NamedTuple):
 
 def remove_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> Unrepeated:
     """Keeps a text unless its `jaccard` with one kept before it is at least `threshold`, and no
-    number or negation tells the two apart (see `near_duplicates`).
+    number, letter or negation tells the two apart (see `near_duplicates`).
 
     So no two kept texts are that alike, and each dropped one is that like the text it is said to
     repeat: of the kept ones before it the most alike, the first among equals.
@@ -253,21 +271,35 @@ def _jaccard(first: str, second: str) -> float:
 
 
 class _Text(NamedTuple):
-    """As duplicates are looked for."""
+    """As duplicates are looked for. `names` depend on punctuation (A. Bird / a bird), and say
+    nothing of texts that are equal without it."""
 
     normalised: str
     facts: tuple[tuple[str, ...], int]
+    names: tuple[str, ...]
 
 
 def _compared(texts: Iterable[str]) -> list[_Text]:
-    return [_Text(normalise(text), _facts(text)) for text in texts]
+    return [
+        _Text(normalise(text), _facts(folded), _names(folded))
+        for text in texts
+        for folded in [
+            unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
+        ]
+    ]
 
 
-def _by_text(texts: Iterable[_Text]) -> dict[_Text, list[int]]:
-    indices: dict[_Text, list[int]] = {}
+def _by_text(texts: Iterable[_Text]) -> dict[Hashable, list[int]]:
+    indices: dict[Hashable, list[int]] = {}
     for index, text in enumerate(texts):
-        indices.setdefault(text, []).append(index)
+        indices.setdefault((text.normalised, text.facts), []).append(index)
     return indices
+
+
+def _labels(values: Iterable[Hashable]) -> np.ndarray:
+    """Equal numbers for equal values."""
+    ids: dict[Hashable, int] = {}
+    return np.array([ids.setdefault(value, len(ids)) for value in values], dtype=int)
 
 
 def _best(similarities: np.ndarray) -> Match:
@@ -315,8 +347,9 @@ class _Duplicates:
         self.texts = [text.normalised for text in texts]
         self.short = np.array([_is_short(text) for text in self.texts], dtype=bool)
         self.index = _Index(self.texts, any_short_query=bool(self.short.any()))
-        ids: dict[tuple[tuple[str, ...], int], int] = {}
-        self.facts = np.array([ids.setdefault(text.facts, len(ids)) for text in texts], dtype=int)
+        self.facts = _labels(text.facts for text in texts)
+        self.names = _labels(text.names for text in texts)
+        self.equal = _labels(self.texts)
 
     def add(self, place: int) -> None:
         self.index.add(place)
@@ -324,7 +357,8 @@ class _Duplicates:
     def similarities(self, place: int) -> np.ndarray:
         """[texts]; in a long text a changed number is a small part of what is said."""
         both_short = self.short & self.short[place]
-        same = ~both_short | (self.facts == self.facts[place])
+        named = (self.names == self.names[place]) | (self.equal == self.equal[place])
+        same = ~both_short | ((self.facts == self.facts[place]) & named)
         return self.index.similarities(self.texts[place]) * same
 
 
