@@ -23,6 +23,7 @@ from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClie
 from training.chat import parse_response, render_prompt, stop_sequences
 from training.domains.base import Message
 from training.models import resolve_model
+from training.running_response import RunningResponse
 from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
 
 if TYPE_CHECKING:
@@ -172,21 +173,22 @@ def show_answer(
 ) -> str:
     """Prints the answer while it is written; the whole of it, or what there was at Ctrl-C."""
     tokenizer = sampler.get_tokenizer()
+    running = RunningResponse(tokenizer, template=template)
     tokens: list[int] = []
-    shown = ""
+    shown: list[str] = []
     with (
         contextlib.suppress(KeyboardInterrupt),
         contextlib.closing(_pieces(sampler, prompt, params)) as pieces,
     ):
         for piece in pieces:
             tokens += piece
-            text = parse_response(tokenizer, tokens, template=template)
-            # the last character may be half there
-            if not text.endswith("�") and text.startswith(shown):
-                print(text[len(shown) :], end="", flush=True)
-                shown = text
+            new = running.add(piece)
+            print(new, end="", flush=True)
+            shown.append(new)
     text = parse_response(tokenizer, tokens, template=template)
-    print(text[len(shown) :] if text.startswith(shown) else "")
+    # what was held back: a character that is cut off, blanks
+    begun = "".join(shown)
+    print(text[len(begun) :] if text.startswith(begun) else "")
     return text
 
 

@@ -78,6 +78,19 @@ def test_a_message_that_does_not_fit_alone_is_not_sent(talk) -> None:
     assert "Write another message, or /new)" in told
 
 
+def test_an_answer_is_read_whole_once(talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    parse_response = chat.parse_response
+
+    def spied(tokenizer, tokens, *, template):
+        lengths.append(len(tokens))
+        return parse_response(tokenizer, tokens, template=template)
+
+    monkeypatch.setattr(chat, "parse_response", spied)
+    talk(b"first", b"second", settings=("max_tokens=40",))
+    assert lengths == [40, 40]
+
+
 def test_broken_bytes_are_replaced(talk) -> None:
     shown, _ = talk(b"a\xffb \xed\xa0\xbd", "é 🙂".encode())
     messages = [m["content"] for m in shown[1] if m["role"] == "user"]

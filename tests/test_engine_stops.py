@@ -4,34 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_chat import chat_tokenizer, save_chat_model
-from tokenizers import Tokenizer, decoders, normalizers
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from tiny_chat import chat_tokenizer, save_chat_model, sentencepiece_tokenizer
 
 from training.api import ModelInput, SamplingParams
 from training.local.stops import StopStrings
-
-
-def sentencepiece_tokenizer() -> Any:
-    """Words with their blank, single bytes for what it does not know; decoding strips one leading
-    blank, as Llama 2's and Gemma's do."""
-    pieces = ["\u2581yes", "\u2581no", "\u2581", "y", "e", "s", "n", "o", "."]
-    vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
-    vocab |= {piece: len(vocab) + i for i, piece in enumerate(pieces)}
-    merges = [("y", "e"), ("ye", "s"), ("\u2581", "yes"), ("n", "o"), ("\u2581", "no")]
-    vocab |= {piece: len(vocab) + i for i, piece in enumerate(["ye", "yes", "no"])}
-    tokenizer = Tokenizer(BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("\u2581", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def tokens_until(stop: str, answer: str, tokenizer: Any, prompt: str = "ask:") -> str | None:

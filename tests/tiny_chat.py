@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -28,6 +28,27 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     )
     made.chat_template = CHATML
     return made
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """Words with their blank, single bytes for what it does not know; decoding strips one leading
+    blank, as Llama 2's and Gemma's do."""
+    pieces = ["\u2581yes", "\u2581no", "\u2581", "y", "e", "s", "n", "o", "."]
+    vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    vocab |= {piece: len(vocab) + i for i, piece in enumerate(pieces)}
+    merges = [("y", "e"), ("ye", "s"), ("\u2581", "yes"), ("n", "o"), ("\u2581", "no")]
+    vocab |= {piece: len(vocab) + i for i, piece in enumerate(["ye", "yes", "no"])}
+    tokenizer = Tokenizer(BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @torch.no_grad()

@@ -183,12 +183,12 @@ def parse_response(
     if _is_role_colon(tokenizer, template):
         eos = tokenizer.eos_token_id
         kept = tokens[:-1] if tokens and tokens[-1] == eos else tokens
-        return _decode(tokenizer, kept).split(ROLE_COLON_END)[0].strip()
+        return decode(tokenizer, kept).split(ROLE_COLON_END)[0].strip()
     stop_ids = _stop_ids(tokenizer)
     length = len(tokens)
     while length and tokens[length - 1] in stop_ids:
         length -= 1
-    return _decode(tokenizer, tokens[:length])
+    return decode(tokenizer, tokens[:length])
 
 
 def datum_from_tokens(tokens: Sequence[int], weights: Sequence[float]) -> Datum:
@@ -229,7 +229,8 @@ def _is_role_colon(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     return template == "role_colon" or tokenizer.chat_template is None
 
 
-def _decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
+def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
+    """The text of `tokens`, control tokens included, as it stands."""
     text = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
@@ -420,10 +421,10 @@ def _end_of_turn(
     last = end
     while last > start and tokens[last - 1] not in stop_ids:
         last -= 1
-    if last == start or _decode(tokenizer, tokens[last:end]).strip():
+    if last == start or decode(tokenizer, tokens[last:end]).strip():
         raise ValueError(
             "the model's chat template does not end this assistant message with its end token: "
-            f"the turn closes with {_decode(tokenizer, tokens[max(start, end - 8) : end])!r}, the "
+            f"the turn closes with {decode(tokenizer, tokens[max(start, end - 8) : end])!r}, the "
             f"end tokens are {sorted(stop_ids)}; use template=role_colon"
         )
     while last - 1 > start and tokens[last - 2] in stop_ids:
@@ -447,7 +448,7 @@ def _encode_turns(
         for first, last in zip([0, *cuts], [*cuts, len(text)], strict=True):
             tokens += encoder.encode(text[first:last])
             positions.append(len(tokens))
-        if _decode(tokenizer, tokens) != _decode(tokenizer, whole):
+        if decode(tokenizer, tokens) != decode(tokenizer, whole):
             raise ValueError(
                 "the tokenizer writes other text when the conversation is cut between prompt and "
                 "answer, so the answer's tokens cannot be told exactly: "
