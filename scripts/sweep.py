@@ -22,7 +22,6 @@ import datetime
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Generator, Sequence
@@ -47,7 +46,7 @@ from utils.sweeps import (
     open_manifest,
 )
 from utils.tables import text_table
-from utils.terminal import argument_text, print_anything, setting
+from utils.terminal import argument_text, print_anything, setting, shell_word
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +230,7 @@ def dry_run_text(plan: Plan, manifest: Manifest, cells: Sequence[Cell]) -> str:
         rows.append([*values, cell.folder, status])
     labels = axis_labels(list(manifest.axes)).values()
     table = text_table([*labels, "folder", "status"], rows, max_width=LONGEST_NAME)
-    command = shlex.join(["python", *plan.argv(cells[0])[1:]])
+    command = " ".join(map(shell_word, ["python", *plan.argv(cells[0])[1:]]))
     return (
         f"\n{table}\n\n{len(cells)} cells, in {shown_path(plan.folder)}. The first one:\n"
         f"{command}\n\nNothing was written."

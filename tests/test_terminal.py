@@ -122,6 +122,45 @@ def test_a_command_is_what_the_shell_makes_of_it(text: str) -> None:
     assert told.stdout.decode() == f"name={text}"
 
 
+UNUSUAL = [
+    *("Grüße", "東京 x", "it's é", "back\\slash ü", "é9", "$HOME é"),
+    *("tab\there", "two\nlines", "\udce9 of Latin-1"),
+]
+SHOW = """
+import os, sys
+from utils.terminal import print_anything, setting
+print_anything()
+for text in sys.argv[1:]:
+    for stream in (sys.stdout, sys.stderr):
+        print(setting("name", os.fsdecode(bytes.fromhex(text))), file=stream)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_command_is_right_in_any_encoding(encoding: str) -> None:
+    """What is shown is pasted into bash, which has to come to the very bytes of the file's name."""
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", SHOW, *(os.fsencode(t).hex() for t in UNUSUAL)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == done.stderr
+    # as it is where that can be shown
+    assert ("Grüße".encode() in done.stdout) == (encoding == "utf-8")
+    assert done.stdout.isascii() == (encoding != "utf-8")
+    for text, line in zip(UNUSUAL, done.stdout.splitlines(), strict=True):
+        pasted = subprocess.run(
+            ["bash", "-c", b"printf %s " + line], capture_output=True, check=True
+        )
+        assert pasted.stdout == b"name=" + os.fsencode(text)
+
+
+def test_a_command_of_what_the_file_system_cannot_hold_is_told_all_the_same() -> None:
+    assert setting("name", "\ud83d") == r"$'name=\xed\xa0\xbd'"
+
+
 def test_values_are_what_the_command_line_reads() -> None:
     assert setting("a", True) == "a=true" and setting("a", None) == "a=None"
     assert setting("a", 1e-4) == "a=0.0001" and setting("a", "") == "a="

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -48,7 +49,35 @@ def setting(name: str, value: Any) -> str:
     # JSON's double quotes are easier to read than Python's inside the shell's single ones
     is_texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
     text = json.dumps(value, ensure_ascii=False) if is_texts else argument_text(value)
-    return shlex.quote(f"{name}={text}")
+    return shell_word(f"{name}={text}")
+
+
+def shell_word(text: str) -> str:
+    """`text` quoted for a shell: as it is where stdout and stderr show it as it is, else as the
+    ASCII of bash's and zsh's $'...', which stands for the bytes that a file's name has."""
+    sent = _bytes_of(text)
+    if text.isprintable() and all(_shown(text, s) == sent for s in (sys.stdout, sys.stderr)):
+        return shlex.quote(text)
+    quoted = {ord("\\"): "\\\\", ord("'"): "\\'"}
+    # a shell reads two digits at most
+    escaped = (quoted.get(b, chr(b) if 32 <= b < 127 else f"\\x{b:02x}") for b in sent)
+    return f"$'{''.join(escaped)}'"
+
+
+def _bytes_of(text: str) -> bytes:
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        # no name of a file here, whatever the shell makes of it
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _shown(text: str, stream: object) -> bytes | None:
+    """What a terminal gets of it; None where the stream has to write something else."""
+    try:
+        return text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return None
 
 
 def command(script: str, **settings: Any) -> str:
