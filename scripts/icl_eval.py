@@ -52,10 +52,12 @@ from training.icl.config import (
 from utils.config import (
     as_config_errors,
     config_entrypoint,
+    exit_on_config_error,
+    given_value,
     raise_problems,
 )
 from utils.devices import choose_device
-from utils.files import shown_path
+from utils.files import expanded, shown_path
 from utils.interrupts import exit_when_stopped
 from utils.presets import has_preset
 from utils.runs import RunDir
@@ -219,14 +221,16 @@ def name_of_runs(argv: Sequence[str]) -> list[str]:
     given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
     name = given.get("experiment", "")
     if name and "name" not in given and not has_preset(name):
-        runs_dir = given.get("runs_dir", chz.Blueprint(Config).make().runs_dir)
-        if (Path(runs_dir) / name).is_dir():
+        said = given_value(Config, argv, "runs_dir")
+        runs_dir = chz.Blueprint(Config).make().runs_dir if said is None else said.value
+        if (expanded(str(runs_dir)) / name).is_dir():
             return [f"name={name}" if a == f"experiment={name}" else a for a in argv]
     return list(argv)
 
 
 def entrypoint(argv: list[str]) -> None:
-    argv = name_of_runs(argv)
+    with exit_on_config_error(argv), as_config_errors():
+        argv = name_of_runs(argv)
 
     def run(config: Config) -> None:
         main(config, argv)

@@ -550,6 +550,18 @@ def test_a_preset_of_training_finds_its_runs(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_an_experiment_is_found_in_a_runs_dir_named_anywhere(monkeypatch: pytest.MonkeyPatch):
+    make_run(RUNS / "a")
+    RUNS.parent.rename("elsewhere")
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    metrics = Path("elsewhere", RUNS.name, "a", "checkpoints", "2", "metrics.pt")
+    Path("x.yaml").write_text("runs_dir: ~/elsewhere\n")
+    for given in ("runs_dir=~/elsewhere", "config_file=x.yaml"):
+        run_script("experiment=e", given, "evaluation.num_sequences=20")
+        metrics.unlink()
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_an_experiment_without_a_preset_is_found_by_its_runs(capsys: pytest.CaptureFixture[str]):
     make_run(RUNS / "a")
     run_script("experiment=e", "evaluation.num_sequences=20")
