@@ -20,6 +20,7 @@ from training.api import ServiceClient, TrainingClient
 from training.icl.config import LLM, Bayes, Evaluation, Model, run_folder_name
 from training.icl.settings import Setting
 from training.local.checkpoints import read_state
+from training.loop import require_models
 from training.models import context_length, load_tokenizer
 from utils.config import as_config_errors, dump_yaml, load_yaml, raise_problems, to_plain
 from utils.progress import progress
@@ -69,8 +70,11 @@ def evaluate_once(
     if isinstance(config.model, LLM):
         assert items is not None
         extra = {"items": items._asdict()}
+        model = config.model
+        adapters = {} if model.checkpoint is None else {"model.checkpoint": model.checkpoint}
+        require_models(run, service, {"model.model_name": model.model_name}, adapters)
         with as_config_errors():
-            client = _text_client(service, config.model)
+            client = _text_client(service, model)
         answers = text_answers(TextModel(client, items))
     else:
         assert isinstance(config.model, Bayes)

@@ -10,8 +10,8 @@ from typing import Any
 
 import chz
 
-from training.endpoints import Endpoints, LocalEndpoint, adapter_fingerprint
-from training.models import EMBEDDED
+from training.endpoints import Endpoints, LocalEndpoint
+from training.models import EMBEDDED, adapter_fingerprint
 from utils.config import problems_of
 from utils.llm_api import Endpoint, Role
 from utils.llm_roles import LOCAL, RoleConfig

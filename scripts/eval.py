@@ -75,6 +75,10 @@ def main(config: Config) -> None:
         Endpoints(device=config.device) as endpoints,
     ):
         describe_roles(*(target.role for target in plan.targets[:1]), *plan.judges)
+        models = {f"{role.name}.model": role for role in plan.judges}
+        if plan.targets:
+            models["model_name"] = plan.targets[0].role
+        endpoints.require_models(run, models)
         opened = open_targets(plan.targets, endpoints, template=config.template)
         opened += [endpoints.endpoint(role) for role in plan.judges]
         outcome = asyncio.run(answer_and_judge(config, plan, opened, run.path / "calls.jsonl"))

@@ -212,6 +212,7 @@ def main(config: Config) -> None:
             exit_unfinished(run.path),
         ):
             describe_roles(*task.roles)
+            endpoints.require_models(run, {f"{role.name}.model": role for role in task.roles})
             client = LLMClient(
                 endpoints.open(task.roles),
                 cache_path=run.path / "calls.jsonl",

@@ -22,7 +22,7 @@ from dotenv import load_dotenv
 
 from training.domains.base import Split
 from training.domains.registry import make_domain, with_domain_fields
-from training.loop import Recorder, connect_for_run, exit_on_interrupt
+from training.loop import Recorder, connect_for_run, exit_on_interrupt, require_models
 from training.models import resolve_model
 from training.policy import texts
 from training.rl import check_loss, grpo_update, problem_batch, rest_em_update, reward_metrics
@@ -174,6 +174,7 @@ def main(config: Any) -> None:
         sinks=config.sinks,
     )
     with run, exit_on_interrupt(run), contextlib.closing(service):
+        require_models(run, service, {"model_name": config.model_name})
         recorder = Recorder(run)
         state = recorder.load()
         domain.load_state(state.domain)

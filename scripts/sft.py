@@ -27,11 +27,12 @@ from training.loop import (
     connect_for_run,
     exit_on_interrupt,
     learning_rate_factor,
+    require_models,
 )
 from training.models import context_length, load_tokenizer, resolve_model
 from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
 from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
-from utils.files import read_jsonl, shown_path
+from utils.files import expanded, read_jsonl, shown_path
 from utils.inputs import MUST_EXIST
 from utils.interrupts import uninterrupted
 from utils.progress import Stopwatch, progress
@@ -51,8 +52,11 @@ class Config:
         default_factory=lambda: ["positive"], doc="examples with another label are not learned"
     )
     model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
-    checkpoint_path: Path | None = chz.field(
-        default=None, doc="an adapter to go on from, with a new optimizer"
+    # no Path: of tinker://... it would lose a slash
+    checkpoint_path: str | None = chz.field(
+        default=None,
+        munger=lambda _, path: path if not path or "://" in path else str(expanded(path)),
+        doc="an adapter to go on from, with a new optimizer",
     )
     backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
@@ -151,6 +155,10 @@ def main(config: Config) -> None:
     may_change = ("sinks", "dry_run", "save_every", "keep_checkpoints")
     run = RunDir.open("sft", log_path, config, resume_fields_ignored=may_change, sinks=config.sinks)
     with run, exit_on_interrupt(run), contextlib.closing(service):
+        adapters = {}
+        if config.checkpoint_path is not None and run.last_checkpoint() is None:
+            adapters = {"checkpoint_path": config.checkpoint_path}
+        require_models(run, service, {"model_name": config.model_name}, adapters)
         recorder = Recorder(run)
         state = recorder.load()
         with as_config_errors():
@@ -200,9 +208,7 @@ def make_trainer(config: Config, service: Any, checkpoint: str | None) -> Traini
             checkpoint, config.model_name
         )
     if config.checkpoint_path is not None:
-        return service.create_training_client_from_state(
-            str(config.checkpoint_path), config.model_name
-        )
+        return service.create_training_client_from_state(config.checkpoint_path, config.model_name)
     options: dict[str, Any] = {"rank": config.lora_rank, "seed": config.seed}
     if config.lora_alpha is not None:
         options["lora_alpha"] = config.lora_alpha

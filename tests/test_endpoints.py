@@ -15,8 +15,8 @@ from tiny_models import randomise
 
 import training.endpoints
 from training.api import SamplingClient
-from training.endpoints import Endpoints, LocalEndpoint, adapter_fingerprint
-from training.models import load_tokenizer
+from training.endpoints import Endpoints, LocalEndpoint
+from training.models import adapter_fingerprint, load_tokenizer
 from utils.config import ConfigError
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Message, Reply, Request, Role, Usage

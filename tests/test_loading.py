@@ -49,6 +49,7 @@ def logits(decoder: Decoder) -> torch.Tensor:
 def assert_same(one: Decoder, other: Decoder) -> None:
     assert torch.equal(logits(one), logits(other))
     assert one.fingerprint == other.fingerprint
+    assert one.weights_digest == other.weights_digest
     assert list(one.layers) == list(other.layers)
     for name in ("body_name", "head_name", "eos_token_ids", "context_length", "head_tied"):
         assert getattr(one, name) == getattr(other, name)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from utils.config import ConfigError, load_config, load_yaml
+from utils.inputs import Input
 from utils.runs import RunDir, git_state, run_meta
 
 
@@ -89,6 +90,32 @@ def test_a_field_of_another_version_is_refused(tmp_path: Path):
     RunDir.open("sft", tmp_path / "run", {"a": 1, "old": 2})
     with pytest.raises(ConfigError, match=r"old: stored 2, given '\(absent\)'"):
         RunDir.open("sft", tmp_path / "run", {"a": 1})
+
+
+def test_models_are_what_the_run_began_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, other = Input("model", "a" * 64), Input("model", "b" * 64)
+    with RunDir.open("sft", tmp_path, Config()) as run:
+        run.require_models({"model_name": first})
+        run.require_models({"model_name": first, "judge.model": other})
+    stored = (tmp_path / "config.yaml").read_bytes()
+    assert load_yaml(tmp_path / "config.yaml")["meta"]["models"] == {
+        "model_name": first._asdict(),
+        "judge.model": other._asdict(),
+    }
+    with RunDir.open("sft", tmp_path, Config()) as run:
+        # one that is not asked for now says nothing
+        run.require_models({"model_name": first})
+        with pytest.raises(ConfigError) as caught:
+            run.require_models({"model_name": other})
+    assert (tmp_path / "config.yaml").read_bytes() == stored
+    assert caught.value.problems == [
+        f"{tmp_path} was started with another model; resume needs the same",
+        "model_name: model holds something else than at the start (sha256 aaaaaaaaaaaa then, "
+        "bbbbbbbbbbbb now); bring back what it held, or start a new run",
+    ]
+    assert "goes on with no other" not in caplog.text
 
 
 WRITER = """

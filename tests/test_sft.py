@@ -22,7 +22,7 @@ from training.examples import load_examples
 from training.local.service import LocalServiceClient
 from training.models import context_length, load_tokenizer
 from training.supervised import hold_out, make_batches, to_datums
-from utils.config import ConfigError, config_entrypoint, dump_yaml
+from utils.config import ConfigError, config_entrypoint, dump_yaml, load_config
 from utils.files import read_jsonl
 from utils.runs import RunDir
 
@@ -348,6 +348,19 @@ def test_goes_on_from_another_adapter(train: Callable[..., Path], tmp_path: Path
         return [m["heldout/loss"] for m in read_jsonl(run / "metrics.jsonl") if "heldout/loss" in m]
 
     assert heldout(second)[0] == pytest.approx(heldout(first)[-1], rel=1e-6)
+
+
+def test_a_checkpoint_of_a_service_keeps_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    for given, read in (
+        ("tinker://run/weights/000010", "tinker://run/weights/000010"),
+        # as it was stored while it was a Path
+        ("./a//b/", "a/b"),
+        ("~/a", "/somewhere/a"),
+        ("None", None),
+    ):
+        arguments = ["examples_file=.", f"checkpoint_path={given}"]
+        assert load_config(sft.Config, arguments).checkpoint_path == read
 
 
 def test_the_end_says_what_to_do_next(

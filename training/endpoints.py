@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
 
 from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient, connect
 from training.chat import parse_response, render_prompt, stop_sequences
 from training.domains.base import Message
+from training.loop import require_models
 from training.models import resolve_model
 from utils.config import as_config_errors, problems_of, raise_problems
-from utils.files import expanded
 from utils.llm_api import Endpoint, LLMError, Reply, Request, Role, Usage
+from utils.runs import RunDir
 
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -92,6 +92,15 @@ class Endpoints:
             return [f"device={device!r}: cpu, cuda or cuda:N is needed"]
         return problems_of(self._connected)
 
+    def require_models(self, run: RunDir, roles: Mapping[str, Role]) -> None:
+        """Loads what runs in this process; ConfigError where `run` began with another model. The
+        keys are the settings that name the roles' models."""
+        names = {setting: role.model for setting, role in roles.items() if role.base_url is None}
+        if names:
+            with as_config_errors():
+                service = self._connected()
+            require_models(run, service, names)
+
     def open(self, roles: Sequence[Role]) -> list[Endpoint]:
         """Raises a ConfigError with all that is wrong before any model is loaded."""
         raise_problems(self.check(roles))
@@ -133,16 +142,6 @@ class Endpoints:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def adapter_fingerprint(checkpoint_path: str | Path) -> str:
-    """Tells apart adapters that lie, or lay, at the same path: a hash of the folder's files."""
-    digest = hashlib.sha256()
-    for path in sorted(expanded(checkpoint_path).rglob("*")):
-        if path.is_file() and path.name.startswith("adapter"):
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _seed(seed: int | None, prompt: Sequence[int]) -> int | None:

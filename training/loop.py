@@ -13,7 +13,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from training.api import ServiceClient, TrainingClient, connect
+from training.models import adapter_fingerprint
+from utils.config import as_config_errors
 from utils.files import atomic_write_text
+from utils.inputs import Input
 from utils.interrupts import exit_when_stopped, uninterrupted
 from utils.json_files import read_json_object
 from utils.runs import RunDir
@@ -29,6 +32,25 @@ def connect_for_run(
     """connect(), where the local backend keeps its checkpoints inside the run."""
     checkpoint_dir = log_path.resolve() / "checkpoints" if backend == "local" else None
     return connect(backend, base_url=base_url, device=device, checkpoint_dir=checkpoint_dir)
+
+
+def require_models(
+    run: RunDir,
+    service: ServiceClient,
+    names: Mapping[str, str],
+    adapters: Mapping[str, str] | None = None,
+) -> None:
+    """Loads the models, `names` by setting, and raises a ConfigError where the run began with
+    others, or with other `adapters`. A remote service tells nothing of its weights, so nothing is
+    held against it."""
+    told = getattr(service, "base_model_input", None)
+    if told is None:
+        return
+    with as_config_errors():
+        models = {key: told(name) for key, name in names.items()}
+        for name, path in (adapters or {}).items():
+            models[name] = Input(path, adapter_fingerprint(path))
+        run.require_models(models)
 
 
 @dataclass

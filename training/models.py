@@ -1,12 +1,28 @@
 """What a model name means: `embedded`, a local folder or a Hugging Face hub id."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from utils.files import expanded
+from utils.json_files import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+# the files beside the weights that decide what goes in and out
+SETTINGS_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer*.json",
+    "vocab.*",
+    "*.model",
+    "*.tiktoken",
+)
 FORMS = (
     "a model name is 'embedded' (a small model that needs no network), a local folder in "
     "transformers' format, or a Hugging Face hub id such as 'HuggingFaceTB/SmolLM2-360M-Instruct'"
@@ -67,6 +83,49 @@ def check_rank(model_name: str, name: str, rank: int) -> None:
         raise ValueError(
             f"{name}={rank}: at most {width} is allowed, the width of {model_name}'s layers"
         )
+
+
+def model_files(model_name: str) -> tuple[str, list[str]]:
+    """Where a model lies, for people (with a hub's revision), and a digest of each file beside its
+    weights that counts. Nothing is fetched. Raises what resolve_model() raises.
+
+    Of the embedded model there are none: it is always the same, whatever version wrote its files.
+    """
+    if model_name == EMBEDDED:
+        return model_name, []
+    source = resolve_model(model_name)
+    folder = Path(source)
+    if not isinstance(source, Path):
+        folder = _snapshot(model_name)
+    digests = []
+    for name in SETTINGS_FILES:
+        if (folder / name).is_file():
+            settings = read_json_object(folder / name)
+            # a model that is saved again by another version is still the same
+            settings.pop("transformers_version", None)
+            digests.append(f"{name} {settings}")
+    for path in sorted({path for form in TOKENIZER_FILES for path in folder.glob(form)}):
+        digests.append(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    return (model_name if folder == source else f"{model_name} at {folder.name}"), digests
+
+
+def adapter_fingerprint(checkpoint_path: str | Path) -> str:
+    """Tells apart adapters that lie, or lay, at the same path: a hash of the folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(expanded(checkpoint_path).rglob("*")):
+        if path.is_file() and path.name.startswith("adapter"):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _snapshot(model_name: str) -> Path:
+    """The folder in the hub's cache, named by its revision."""
+    from transformers.utils import cached_file
+
+    config = cached_file(model_name, "config.json", local_files_only=True)
+    assert config is not None
+    return Path(config).parent
 
 
 def _text_config(model_name: str) -> "PretrainedConfig":

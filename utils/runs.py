@@ -146,6 +146,25 @@ class RunDir:
         # the folder may have another name by now; to the sinks it is the same run
         return cls(path, resumed=True, run_id=stored_meta.get("run_id"), claim=claim)
 
+    def require_models(self, models: Mapping[str, Input]) -> None:
+        """Stores the models that the run computes with, by the setting that names them, when they
+        are loaded. Raises ConfigError, before anything of the run has changed, where one is not
+        what the run began with. Runs that began without (older versions') take them up."""
+        stored = load_yaml(self.path / "config.yaml")
+        known = stored["meta"].setdefault("models", {})
+        before = {name: Input(**known[name]) for name in models if name in known}
+        problems = input_problems(before, {name: models[name] for name in before})
+        if problems:
+            told = f"{self.path} was started with another model; resume needs the same"
+            raise ConfigError([told, *problems])
+        new = {name: held._asdict() for name, held in models.items() if name not in known}
+        if not new:
+            return
+        if self.resumed:
+            logger.info("%s: from now on it goes on with no other %s", self.path, " or ".join(new))
+        known.update(new)
+        dump_yaml(self.path / "config.yaml", stored)
+
     def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; numbers of numpy and torch become plain ones."""
         if "step" in values:

@@ -22,6 +22,7 @@ from training.bbh.results import (
     write_log,
 )
 from training.bbh.tasks import BY_NAME
+from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from utils.config import as_config_errors, problems_of, raise_problems
 from utils.inputs import Input, data_input
@@ -93,6 +94,8 @@ class BBHTestTime:
                 context=context_length(config.model_name) or math.inf,
                 num_tasks=len(self._data),
             )
+            if len(done) < len(self._data):
+                require_models(run, service, {"model_name": config.model_name})
             if config.method in TRAINED and len(done) < len(self._data):
                 require_adapters(service, config.model_name, settings.adapt)
         if done:

@@ -83,6 +83,8 @@ class Decoder:
         self._prepare_head(model.head)
         # tells base models of one shape apart, and is the same on all devices
         self.fingerprint = self._take_fingerprint()
+        # what no adapter touches included: embeddings, norms, experts
+        self.weights_digest = model.weights_digest
         self._choose_mode(model)
         # the weights beside embeddings that no adapter can be added to, by name
         plain = isinstance(self._body, LlamaBody)

@@ -23,7 +23,14 @@ from training.local.batching import Segment
 from training.local.comparison import MODES, Mode, Probe, take_probe
 from training.local.embedded import is_embedded_dir
 from training.local.llama import LLAMA_SHAPED
-from training.local.notes import Note, comparison_key, read_note, versions, write_note
+from training.local.notes import (
+    Note,
+    comparison_key,
+    read_note,
+    versions,
+    weights_digest,
+    write_note,
+)
 from utils.files import atomic_write_text
 from utils.json_files import read_json, read_json_object
 
@@ -39,6 +46,7 @@ class BaseModel:
     `kinds` [layer] is what the attention of a Llama-shaped model does. `use_attention(mode)` sets
     the attention that its own code calls and says whether that is possible. `probe` is to be
     compared with; it is None where an earlier start did that, and `note` says what came of it.
+    `weights_digest` is of all the weights.
     """
 
     config: Any
@@ -53,6 +61,7 @@ class BaseModel:
     probe: Probe | None
     note: Note
     key: str
+    weights_digest: str
 
 
 def open_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
@@ -114,7 +123,8 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
             f"{path}: {architecture} has no body and output head that can be told apart; it is "
             "not supported by the local engine"
         )
-    key = comparison_key(path, model, device, dtype)
+    weights = weights_digest(model.parameters())
+    key = comparison_key(path, model.config, weights, device, dtype)
     note = read_note(key)
     probe = take_probe(model, len(head.weight), device) if note is None else None
     if probe is not None and not probe.finite:
@@ -141,6 +151,7 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
         probe=probe,
         note=note or Note(MODES[0].name, ()),
         key=key,
+        weights_digest=weights,
     )
 
 
@@ -221,6 +232,7 @@ def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseM
         probe=None,
         note=Note(MODES[0].name, ()),
         key="",
+        weights_digest=weights_digest(weights.values()),
     )
 
 

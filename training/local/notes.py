@@ -8,6 +8,7 @@ own source included.
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,17 +47,25 @@ def _engine_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def comparison_key(path: str | Path, model: Any, device: torch.device, dtype: torch.dtype) -> str:
+def comparison_key(
+    path: str | Path, config: Any, weights: str, device: torch.device, dtype: torch.dtype
+) -> str:
+    """`weights` is their digest."""
     stats = [(file.name, file.stat()) for file in sorted(Path(path).glob("*.*")) if file.is_file()]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    config = model.config.to_json_string()
-    digest = hashlib.sha256()
-    digest.update(json.dumps([config, files, device.type, str(dtype), versions()]).encode())
-    for name, weight in model.named_parameters():
+    parts = [config.to_json_string(), files, weights, device.type, str(dtype), versions()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def weights_digest(weights: Iterable[torch.Tensor]) -> str:
+    """Of a few values of each, as a GPU has them: the same on all devices. Their order and names do
+    not count, versions of transformers differ in them."""
+    digests = []
+    for weight in weights:
         flat = weight.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 64)].float().cpu()
-        digest.update(name.encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:32]
+        sample = flat[:: max(1, len(flat) // 64)].bfloat16().float().cpu()
+        digests.append(hashlib.sha256(sample.numpy().tobytes()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
 
 
 def notes_file() -> Path:

@@ -54,8 +54,9 @@ from training.local.engine import Engine, EngineOptions
 from training.local.sampler import SampleJob
 from training.local.stops import StopStrings
 from training.local.trainer import TrainJob
-from training.models import EMBEDDED, resolve_model
+from training.models import EMBEDDED, model_files, resolve_model
 from utils.devices import choose_device
+from utils.inputs import Input, data_input
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,16 @@ class LocalServiceClient:
                     lambda: Decoder(source, self._device), base_model, self._options
                 )
             return self._engines[base_model]
+
+    def base_model_input(self, base_model: str) -> Input:
+        """Local extension: what tells a base model apart that lies at the same place: its weights,
+        by the decoder's two digests, its settings, its tokenizer and its template. Loads it."""
+        engine = self.engine(base_model)
+        # brings a hub's files here
+        _ = engine.tokenizer
+        source, files = model_files(base_model)
+        weights = [engine.decoder.fingerprint, engine.decoder.weights_digest]
+        return data_input(source, [*weights, files])
 
     def create_lora_training_client(
         self,

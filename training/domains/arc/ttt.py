@@ -34,6 +34,7 @@ from training.domains.arc.ttt_results import (
     write_report,
     write_submission_of,
 )
+from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer
 from utils.config import as_config_errors, problems_of, raise_problems
 from utils.files import shown_path
@@ -227,6 +228,8 @@ class ArcTestTime:
         done = [record.task for record in records]
         with as_config_errors():
             settings, tokenizer = self._settings(), load_tokenizer(config.model_name)
+            if len(done) < len(self._tasks):
+                require_models(run, service, {"model_name": config.model_name})
             if settings.method in TRAINED and len(done) < len(self._tasks):
                 require_adapters(service, config.model_name, settings.adapt)
         if done:
