@@ -17,13 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import self_edit
 from kills import kill_again_and_again
 from rl_loop import entrypoint
 from run_results import Results, results
 
 from training.api import SampledSequence, SampleResponse
-from training.domains.base import Problem, Reward, Stateless
+from training.chat import render_prompt
+from training.domains.base import Problem, Reward, Split, Stateless
+from training.domains.gsm8k import Gsm8kConfig, Gsm8kDomain
+from training.domains.gym import GymConfig, GymDomain
+from training.models import load_tokenizer
 from training.policy import Policy
+from utils.config import config_entrypoint, load_config
 from utils.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +222,151 @@ def test_nothing_but_prompts_over_the_context_is_refused(
     assert "2 of 2 train problems have prompts of more than 4095 tokens" in error
     assert "gsm8k/train/0, gsm8k/train/1; use a model with a longer context" in error
     assert not run.exists()
+
+
+def test_the_longest_prompt_that_fits_is_trained_on(model: str, tmp_path: Path) -> None:
+    """A context of 4096 tokens holds 4095 of a prompt, and one of an answer."""
+    data = gsm8k_files(tmp_path / "data", 1)
+    config: Any = load_config(Gsm8kConfig, [f"data_path={data}"])
+    [problem] = Gsm8kDomain(config).problems("train")
+    others = len(render_prompt(load_tokenizer(model), problem.messages)) - len("word")
+    rows = [{"question": "w" * (4095 - others + i), "answer": "#### 1"} for i in range(2)]
+    for split in ("train", "test"):
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (data / f"{split}.jsonl").write_text(text)
+    run = tmp_path / "run"
+    entrypoint(
+        [
+            *("domain=gsm8k", f"data_path={data}", f"model_name={model}", f"log_path={run}"),
+            *("num_steps=1", "groups_per_batch=1", "group_size=2", "max_tokens=5", "lora_rank=2"),
+        ]
+    )
+    samples = read_jsonl(run / "samples.jsonl")
+    assert {s["problem"] for s in samples} == {"gsm8k/train/0", "gsm8k/test/0"}
+    assert [m["step"] for m in batches(run)] == [1]
+
+
+def arc_files(folder: Path, *sides: int) -> list[str]:
+    """Both splits with a task for each length of their square grids' sides, and the settings."""
+    folder.mkdir()
+    settings = []
+    for split, prefix in (("train", ""), ("test", "test_")):
+        tasks, solutions = {}, {}
+        for side in sides:
+            grid = [[1] * side] * side
+            name = f"{split}-{side}"
+            pairs = [{"input": grid, "output": grid}] * 2
+            tasks[name] = {"train": pairs, "test": [{"input": grid}]}
+            solutions[name] = [grid]
+        for what, content in (("challenges", tasks), ("solutions", solutions)):
+            path = folder / f"{split}-{what}.json"
+            path.write_text(json.dumps(content))
+            settings.append(f"{prefix}{what}_file={path}")
+    return settings
+
+
+ARC = (
+    *("domain=arc", "grid_format=digits", "evaluation=greedy", "max_tokens=300", "cap=2"),
+    *("inner_rank=2", "max_inner_steps=4", "min_epochs=1", "max_epochs=1", "max_answer_tokens=4"),
+)
+# a question of as many words as it likes, up to 6000 letters and more
+LONG_WORDS = ("domain=gym", "task=letter_counting", "train_size=8", "test_size=4", "max_tokens=1")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("domain", ["arc", "gym"])
+def test_every_domain_leaves_out_prompts_over_the_context(
+    domain: str,
+    dry_run: bool,
+    model: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    if domain == "arc":
+        settings = [*ARC, *arc_files(tmp_path / "data", 30, 3, 28, 2)]
+        wanted = ["train-30", "train-28"], ["test-30", "test-28"]
+    else:
+        settings = [*LONG_WORDS, 'task_config={"min_words": 1, "max_words": 1500}']
+        wanted = too_long_gym(settings, model)
+    settings += [f"model_name={model}", f"log_path={run}", "num_steps=2", "groups_per_batch=2"]
+    settings += ["group_size=2", "lora_rank=2", "eval_size=2", f"dry_run={str(dry_run).lower()}"]
+    with caplog.at_level("WARNING"):
+        entrypoint(settings)
+    told = [r.message for r in caplog.records if "and are left out" in r.message]
+    for message, ids in zip(told, wanted, strict=True):
+        assert "more than 4095 tokens" in message
+        assert message.rpartition(": ")[2].split(", ") == ids
+    left_out = {problem for ids in wanted for problem in ids}
+    if dry_run:
+        out = capsys.readouterr().out
+        assert re.search(f"^left out +{len(left_out)} whose prompts", out, re.MULTILINE)
+        assert not run.exists()
+        return
+    assert [m["step"] for m in batches(run)] == [1, 2]
+    asked = {s["problem"] for s in read_jsonl(run / "samples.jsonl")}
+    assert len(asked) >= 4 and not asked & left_out
+
+
+def too_long_gym(settings: list[str], model: str) -> tuple[list[str], list[str]]:
+    """The ids that cannot be asked, of what is looked at: of the test split up to the second that
+    can. A letter is a token."""
+    config: Any = load_config(GymConfig, settings[1:])
+    domain = GymDomain(config, None)
+    tokenizer = load_tokenizer(model)
+    found: list[list[str]] = []
+    sizes: dict[Split, int | None] = {"train": None, "test": 2}
+    for split, size in sizes.items():
+        ids: list[str] = []
+        fitting = 0
+        for problem in domain.problems(split):
+            if fitting == size:
+                break
+            if len(render_prompt(tokenizer, problem.messages)) > 4095:
+                ids.append(problem.id)
+            else:
+                fitting += 1
+        found.append(ids)
+    train, test = found
+    assert train and test, "change the seed: nothing is too long"
+    return train, test
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("domain", ["arc", "gym"])
+def test_every_domain_refuses_where_no_prompt_is_left(
+    domain: str,
+    dry_run: bool,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    if domain == "arc":
+        settings = [*ARC, *arc_files(tmp_path / "data", 30, 28)]
+        ids = "train-30, train-28"
+    else:
+        settings = [*LONG_WORDS, 'task_config={"min_words": 1500, "max_words": 1500}']
+        ids = ", ".join(f"gym/letter_counting/train/{i}" for i in range(8))
+    error = refused(
+        [*settings, f"model_name={model}", f"log_path={run}", f"dry_run={str(dry_run).lower()}"],
+        capsys,
+    )
+    assert "train problems have prompts of more than 4095 tokens" in error
+    assert f"{ids}; use a model with a longer context" in error
+    assert not run.exists()
+
+
+def test_a_single_self_edit_is_refused_by_its_task(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # a task of 30x30 grids
+    with pytest.raises(SystemExit):
+        config_entrypoint(self_edit.main, ["task_id=3631a71a", f"model_name={model}"])
+    error = capsys.readouterr().err
+    assert "1 of 1 tasks have prompts of more than 4095 tokens" in error
+    assert "3631a71a; use a model with a longer context" in error
 
 
 # ------------------------------------------------------------------------------------------ resume
