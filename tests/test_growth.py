@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+from pydantic import BaseModel
 
 from training.bbh.scoring import read_answer
 from training.bbh.tasks import TASKS
@@ -19,6 +20,8 @@ from training.domains.arc.self_edit import Bounds, SelfEditError, parse_self_edi
 from training.domains.arc.text import GridParseError, parse_grid
 from training.domains.gym_guard import doubt, extract_answer, is_safe
 from training.grading import extract_boxed, extract_final_answer, same_answer
+from utils.llm_answers import require_model
+from utils.llm_api import LLMError, Reply
 from utils.properties import PROPERTIES
 from utils.text_stats import normalise, remove_duplicates, words
 
@@ -50,8 +53,20 @@ PIECES = [
     ),
     *("[[1]", "] ", "```", "```a", "a", "a ", "a-", "a'", "?", "? ", "! ", "Hope that helps!", "'"),
     *('"', '{"a":', '{"a":1,', "\\u", "Black ", "\N{COMBINING ACUTE ACCENT}", "a\u0301", "\u0e01"),
-    *("**", ")**", "x**2", "<", "<a", "<think>", "日"),
+    *("**", ")**", "x**2", "<", "<a", "<think>", "</think>", "日"),
+    *('{"', '{"a', '{"\\"', '\\"', '{"a":{', '{"a":1}', '{"a":[', "~~~", "[THINK]"),
 ]
+
+
+class Answer(BaseModel):
+    a: int
+
+
+def structured(text: str) -> object:
+    try:
+        return require_model(Reply(f"Well {text}", "stop"), "judge", Answer)
+    except LLMError:
+        return None
 
 
 def unless(error: type[ValueError], read: Callable[[str], object]) -> Callable[[str], object]:
@@ -81,6 +96,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "gym doubt": unless(ValueError, in_doubt),
     **{f"is_safe {task}": partial(is_safe, task=task) for task in ("countdown", "n_queens")},
     "is_safe integration": partial(is_safe, task="simple_integration"),
+    "structured answer": structured,
     "self-edit": unless(SelfEditError, partial(parse_self_edit, bounds=Bounds())),
     **{
         f"grid {name}": unless(GridParseError, partial(parse_grid, grid_format=name))

@@ -114,3 +114,10 @@ def test_all_rows_of_gsm8k_that_are_wrong_are_told(tmp_path: Path) -> None:
         "line 5, byte 2: no JSON",
     ):
         assert wrong in told
+
+
+def test_a_key_that_stands_twice_is_told_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    read, problems = lines_of(path, b'{"a": 1, "b": [{"c": 1, "c": 1}]}', b'[{"a": 1}, {"a": 2}]')
+    assert [value for _, value in read] == [[{"a": 1}, {"a": 2}]]
+    assert problems == [f"{path}, line 1: no JSON (repeated keys ['c'])"]

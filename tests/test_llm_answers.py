@@ -40,6 +40,23 @@ def read(text: str) -> Verdict:
         "hm, ```\n{OTHER}\n```?\n</think>\n{}",
         "<think></think>```json\n{}\n```",
         " <think>{OTHER}</think>My verdict:\n```JSON\n{}\n```",
+        "```json\n{}\n```\nLet me know if you need more!",
+        "Here is the JSON: {}",
+        "My verdict is {} and nothing else.",
+        "Of `x` and `y` this is the verdict:\n```json\n{}\n```",
+        "~~~json\n{}\n~~~",
+        "````\n{}\n````",
+        "```c++\n{}\n```",
+        "```JSON5?\n{}\n```",
+        "`{}`",
+        "```json\n{}",
+        "\ufeff{}",
+        "\ufeff<think>{OTHER}</think>{}",
+        "<thinking>Is {OTHER} right?</thinking>\n{}",
+        "[THINK]{OTHER}[/THINK]{}",
+        "<think>a <thinking>{OTHER}</thinking></think>{}",
+        "Of the set {1, 2}, \\frac{1}{2} is meant: {}",
+        "{}\n\nTo repeat it:\n\n{}",
     ],
 )
 def test_json_in_its_wrapping(wrapping: str, json_text: str) -> None:
@@ -52,15 +69,23 @@ def test_json_in_its_wrapping(wrapping: str, json_text: str) -> None:
     [
         # which of them is meant?
         f"```json\n{OTHER}\n```\nor\n```json\n{GOOD}\n```",
+        f"{GOOD}\nor rather {OTHER}",
+        f"Not {{rationale: 'draft', score: 1}} but {GOOD}",
+        GOOD + GOOD.replace("7", "7.0"),
+        f"[{GOOD}, NaN]",
+        # a part of what was meant
+        f'"verdict": {GOOD}}}',
+        f"It says {{ but {GOOD}",
+        f"{{{GOOD}}}",
+        # only thought of
+        f"<reasoning>{OTHER}</reasoning>no",
+        f"<think>{OTHER}</think>no",
+        f"<thinking>a</think>{GOOD}",
         f"<think>a</think><think>b</think>{GOOD}",
         f"{OTHER}\n{GOOD}",
-        # what follows may take it back
-        f"```json\n{GOOD}\n```\nBut on second thought, 3.",
         f"{GOOD}</think>no",
-        f"My verdict is {GOOD}",
         f"Well. <think>a</think>{GOOD}",
         f"<think>a{GOOD}",
-        f"```json\n{GOOD}",
         f"```json\n{GOOD[:-1]}\n```",
         "```json\n```",
         "```",
@@ -74,6 +99,13 @@ def test_what_is_asked_for_again(text: str) -> None:
     with pytest.raises(LLMError) as error:
         read(text)
     assert error.value.kind == "invalid_json" and error.value.reply is not None
+
+
+@pytest.mark.parametrize("wrapping", ["{}", "Sure: {}", "<think>a</think>```\n{}\n```"])
+def test_a_key_that_stands_twice_is_asked_for_again(wrapping: str) -> None:
+    twice = '{"rationale": "plain", "score": 1, "score": 7}'
+    with pytest.raises(LLMError, match=r"repeated keys \['score'\]"):
+        read(wrapping.replace("{}", twice))
 
 
 def test_wrapped_answers_are_held_to_the_model() -> None:

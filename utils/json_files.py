@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def parse_json(data: bytes, name: str, *, line: int = 1) -> Any:
     # some editors open a file with a byte order mark
     start = int(line == 1 and text.startswith("\ufeff"))
     try:
-        return json.loads(text[start:] if start else text)
+        return json.loads(text[start:] if start else text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         position = len(text[: start + error.pos].encode())
         # what ends too early is missed at its end, not on the next line
@@ -70,8 +71,17 @@ def parse_json(data: bytes, name: str, *, line: int = 1) -> Any:
     except RecursionError as error:
         raise ValueError(f"{line_name(name, line)}: JSON nested too deep to be read") from error
     except ValueError as error:
-        # numbers of thousands of digits
+        # numbers of thousands of digits, keys that stand twice
         raise ValueError(f"{line_name(name, line)}: no JSON ({error})") from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json's `object_pairs_hook`: a ValueError names the keys that stand twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"repeated keys {sorted(key for key, n in counts.items() if n > 1)}")
+    return made
 
 
 def utf8_text(data: bytes, name: str, *, line: int = 1) -> str:

@@ -6,7 +6,6 @@ not valid is refused with a reason instead of being trained for zero epochs.
 
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +13,7 @@ from training.domains.arc.grids import Family
 from training.domains.arc.tasks import Task
 from training.domains.arc.text import GridFormat, format_grid
 from training.domains.base import Message
+from utils.json_files import unique_keys
 
 Strategy = Literal["train_using_output_tokens", "train_using_all_tokens"]
 
@@ -123,13 +123,6 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    repeated = sorted(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-    if repeated:
-        raise SelfEditError(f"repeated keys {_short(repeated)}")
-    return dict(pairs)
-
-
 def _section(data: Any, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SelfEditError(f"{name}: expected an object with {list(keys)}, got {_short(data)}")
@@ -152,9 +145,7 @@ def _short(value: Any) -> str:
 def parse_self_edit(text: str, bounds: Bounds) -> SelfEdit:
     """The self-edit written as JSON in `text`; SelfEditError names the field, got and allowed."""
     try:
-        data = json.loads(text, object_pairs_hook=_unique)
-    except SelfEditError:
-        raise
+        data = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise SelfEditError(f"not JSON ({error}): {_short(text)}") from None
 
