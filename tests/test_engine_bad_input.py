@@ -217,6 +217,21 @@ def test_bad_prompts(sampler: Any):
         sampler.sample(ModelInput.from_ints([5]), 1, params, topk_prompt_logprobs=-1)
 
 
+def test_stop_tokens_are_ones_of_the_vocabulary(sampler: Any):
+    """What no model can write would stop nowhere."""
+    prompt = ModelInput.from_ints([5, 6, 7])
+    assert sampler.sample(prompt, 1, SamplingParams(max_tokens=2, stop=[VOCAB - 1])).result()
+    params = SamplingParams(max_tokens=2, stop=[3, VOCAB, 10**9])
+    for sample in (
+        lambda: sampler.sample(prompt, 1, params),
+        lambda: next(sampler.stream(prompt, params)),
+    ):
+        with pytest.raises(ValueError, match=rf"stop has .*\[{VOCAB}, {10**9}\].*0..{VOCAB - 1}"):
+            sample()
+    with pytest.raises(ValueError, match=r"stop=.*-1 is neither a text nor a token id"):
+        SamplingParams(stop=[-1])
+
+
 def test_what_a_request_lacks_is_said_to_it_alone(tiny_model, service, sampler: Any):
     """No tokenizer for stop strings, a bad schema: refused before others share a batch with it."""
     prompt = ModelInput.from_ints([5, 6, 7])

@@ -520,6 +520,9 @@ class LocalSamplingClient(_Ready):
         if not stops:
             return frozenset(), ()
         tokens = frozenset(s for s in stops if not isinstance(s, str))
+        vocab_size = self._engine.decoder.vocab_size
+        if unknown := sorted(token for token in tokens if token >= vocab_size):
+            raise ValueError(f"stop has token ids {unknown}; the vocabulary is 0..{vocab_size - 1}")
         strings = tuple(s for s in stops if isinstance(s, str))
         return tokens | self._engine.eos_tokens, strings
 
