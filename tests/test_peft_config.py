@@ -23,6 +23,7 @@ from peft.tuners.lora.config import (
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.eva import initialize_lora_eva_weights
 from peft.tuners.lora.loraga import preprocess_loraga
+from safetensors.torch import load_file, save_file
 from tiny_models import hf_logprobs, hf_model, peft_parts, random_tokens
 
 from training.api import ModelInput
@@ -100,6 +101,106 @@ def test_what_is_accepted_is_computed_as_by_peft(
     wanted = logprobs(model)
     assert (wanted - logprobs(hf_model(folder))).abs().max() > 0.01
     assert (loaded(service, tmp_path / "peft", folder) - wanted).abs().max() <= 1e-5
+
+
+# what was trained, what its adapter_config.json says, and what is wrong with that
+OTHER_LAYERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "fewer targets": (
+        {"target_modules": ALL},
+        {"target_modules": ["q_proj", "o_proj"]},
+        r"target_modules=\['q_proj', 'o_proj'\]: .* tensors that adapter_model.safetensors has for "
+        r"4 layers \(model.layers.0.mlp.*, \.\.\.\)",
+    ),
+    "more targets": (
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"target_modules": ["q_proj", "v_proj", "k_proj"]},
+        r"target_modules=.*an adapter on 2 layers \(model.layers.0.self_attn.k_proj, "
+        r"model.layers.1.self_attn.k_proj\) without tensors",
+    ),
+    "embeddings too": (
+        {},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        r"target_modules=.*1 layer \(model.embed_tokens\) without tensors",
+    ),
+    "other targets": (
+        {},
+        {"target_modules": ["k_proj"]},
+        r"target_modules=\['k_proj'\]: .*2 layers \(model.layers.0.self_attn.q_proj",
+    ),
+    "no such targets": (
+        {},
+        {"target_modules": ["query"]},
+        r"target_modules=\['query'\]: PEFT refuses that .*name the 2 layers that have tensors",
+    ),
+    "a pattern": (
+        {},
+        {"target_modules": r".*layers\.0.*q_proj"},
+        r"target_modules='.*1 layer \(model.layers.1.self_attn.q_proj\)",
+    ),
+    "not a pattern": ({}, {"target_modules": "*("}, r"target_modules='\*\(': PEFT refuses that"),
+    "not a name": ({}, {"target_modules": 3}, r"target_modules=3: PEFT refuses that"),
+    "excluded": (
+        {},
+        {"exclude_modules": ["layers.1.self_attn.q_proj"]},
+        r"json: exclude_modules=\['layers.1.self_attn.q_proj'\]: .*1 layer \(model.layers.1",
+    ),
+    "excluded no more": (
+        {"exclude_modules": r".*layers\.1.*"},
+        {"exclude_modules": None},
+        r"target_modules=.*an adapter on 1 layer \(model.layers.1.self_attn.q_proj\) without",
+    ),
+    "one layer of two": (
+        {},
+        {"layers_to_transform": [0]},
+        r"json: layers_to_transform=\[0\]: .*1 layer \(model.layers.1.self_attn.q_proj\)",
+    ),
+    "two layers of one": (
+        {"layers_to_transform": [1]},
+        {"layers_to_transform": None},
+        r"target_modules=.*an adapter on 1 layer \(model.layers.0.self_attn.q_proj\) without",
+    ),
+    "the other layer": (
+        {"layers_to_transform": 1},
+        {"layers_to_transform": 0},
+        r"json: layers_to_transform=0: .*1 layer \(model.layers.1.self_attn.q_proj\)",
+    ),
+    "another list of layers": (
+        {"layers_to_transform": [0, 1], "layers_pattern": "layers"},
+        {"layers_pattern": ["blocks"]},
+        r"layers_to_transform=\[0, 1\], layers_pattern=\['blocks'\]: PEFT refuses that",
+    ),
+    "parameters": (
+        {"target_modules": [], "target_parameters": ["mlp.down_proj.weight"]},
+        {"target_parameters": ["layers.1.mlp.down_proj.weight"]},
+        r"target_parameters=.*1 layer \(model.layers.0.mlp.down_proj\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_LAYERS)
+def test_a_config_that_names_other_layers_than_have_tensors_is_refused(
+    case: str, tiny_model, service, tmp_path: Path
+):
+    options, changes, message = OTHER_LAYERS[case]
+    folder = tiny_model("llama")
+    model: Any = get_peft_model(hf_model(folder), lora(**options))
+    move(model)
+    model.save_pretrained(str(tmp_path))
+    assert loaded(service, tmp_path, folder) is not None
+    edit(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        loaded(service, tmp_path, folder)
+
+
+def test_tensors_that_were_lost_are_missed(tiny_model, service, tmp_path: Path):
+    folder = tiny_model("llama")
+    model: Any = get_peft_model(hf_model(folder), lora(target_modules=ALL))
+    move(model)
+    model.save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "layers.1.mlp" not in k}, file)
+    with pytest.raises(ValueError, match=r"target_modules=.*on 2 layers \(model.layers.1.mlp.*"):
+        loaded(service, tmp_path, folder)
 
 
 def test_eva_is_computed_as_by_peft(tiny_model, service, tmp_path: Path):
@@ -227,7 +328,7 @@ def test_fields_of_other_versions(tmp_path: Path):
     lora().save_pretrained(str(tmp_path))
     file = tmp_path / "adapter_config.json"
     edit(tmp_path, new_flag=False, new_config=None, new_pattern={})
-    assert read_peft_config(file) == (4, 6.0, 0.0)
+    assert read_peft_config(file)[:3] == (4, 6.0, 0.0)
     edit(tmp_path, new_flag=True)
     with pytest.raises(ValueError, match="new_flag=True: a field of PEFT that is not known here"):
         read_peft_config(file)

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.local.peft_names import LAYER_FIELDS
 from utils.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
@@ -26,20 +27,18 @@ READ = frozenset(
         "lora_dropout",
         "use_rslora",
         "init_lora_weights",
+        # target_parameters is below
+        *(name for name in LAYER_FIELDS if name != "target_parameters"),
     }
 )
 
-# Which layers have tensors, how their values were first drawn, how others store or load them: what
-# the saved tensors compute does not depend on it.
+# How values were first drawn, how others store or load them: what the saved tensors compute does
+# not depend on it.
 WITHOUT_EFFECT = frozenset(
     {
         "auto_mapping",
         "peft_version",
         "inference_mode",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
         "fan_in_fan_out",
         # settings of an initialisation: init_lora_weights says whether it was used
         "loftq_config",
@@ -102,11 +101,13 @@ _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga")
 
 
 class PeftSettings(NamedTuple):
-    """`alpha / rank` is the adapter's scale, rsLoRA's too."""
+    """`alpha / rank` is the adapter's scale, rsLoRA's too; `layer_fields` are those that choose its
+    layers."""
 
     rank: int
     alpha: float
     dropout: float
+    layer_fields: dict[str, Any]
 
 
 def read_peft_config(file: Path) -> PeftSettings:
@@ -126,7 +127,8 @@ def read_peft_config(file: Path) -> PeftSettings:
     rank, alpha = config["r"], float(config["lora_alpha"])
     if config.get("use_rslora"):
         alpha *= math.sqrt(rank)
-    return PeftSettings(rank, alpha, float(config.get("lora_dropout") or 0.0))
+    layer_fields = {name: config.get(name) for name in LAYER_FIELDS}
+    return PeftSettings(rank, alpha, float(config.get("lora_dropout") or 0.0), layer_fields)
 
 
 def _is_harmless(name: str, value: Any) -> bool:
