@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from training.local.loading import open_model
 
 # what the engine says of the figures it compared when it loaded the model
 REFUSAL = re.compile(r"\w+ is not supported by the local engine.*\d nats.*when packed")
@@ -64,3 +67,11 @@ def test_right(found: Any) -> None:
 def test_refused_in_one_sentence(found: Any) -> None:
     assert found.verdict == "refused", found
     assert REFUSAL.search(found.text), found.text
+
+
+def test_a_model_whose_own_code_cannot_compute_in_the_dtype_is_refused(
+    load_benchmark: Any, tmp_path: Path
+) -> None:
+    path = load_benchmark("tiny_architectures").save_tiny_architecture(tmp_path, "xlnet", 0)
+    with pytest.raises(ValueError, match=r"own XLNetLMHeadModel cannot compute in bfloat16 on cpu"):
+        open_model(path, torch.device("cpu"), torch.bfloat16)

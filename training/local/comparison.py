@@ -173,7 +173,7 @@ def choose_mode(
             worst = _difference(decoder, probe, mode, use, leave_out)
         except Exception as error:
             # a model's own code may fail in any way where it meets what it was not written for
-            failures.append(f"{type(error).__name__} when {mode.name} ({_first_line(error)})")
+            failures.append(f"{type(error).__name__} when {mode.name} ({first_line(error)})")
             continue
         if worst <= tolerance:
             if failures:
@@ -222,5 +222,5 @@ def _require_gradient(decoder: Any, probe: Probe) -> None:
         raise ValueError("no gradient comes to its layers")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from training.local.attention import ATTENTION_NAME, AttentionPlan, Kind, SegmentAttention
 from training.local.attention import attention_forward as attend_packed
 from training.local.batching import Segment
-from training.local.comparison import MODES, Mode, Probe, take_probe
+from training.local.comparison import MODES, Mode, Probe, first_line, take_probe
 from training.local.embedded import is_embedded_dir
 from training.local.llama import LLAMA_SHAPED
 from training.local.notes import (
@@ -104,6 +104,17 @@ class _KindsOf:
         return self._plan.attend(layer, query, key, value, kind)
 
 
+def _take_probe(model: Any, head: Any, path: str | Path, dtype: torch.dtype) -> Probe:
+    try:
+        return take_probe(model, len(head.weight), head.weight.device)
+    except Exception as error:
+        # a model's own code may fail in any way; some have parts that know float32 only
+        raise ValueError(
+            f"{path}: transformers' own {type(model).__name__} cannot compute in "
+            f"{str(dtype).removeprefix('torch.')} on {head.weight.device} ({first_line(error)})"
+        ) from error
+
+
 @torch.no_grad()
 def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
@@ -126,7 +137,7 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
     weights = weights_digest(model.parameters())
     key = comparison_key(path, model.config, weights, device, dtype)
     note = read_note(key)
-    probe = take_probe(model, len(head.weight), device) if note is None else None
+    probe = _take_probe(model, head, path, dtype) if note is None else None
     if probe is not None and not probe.finite:
         raise ValueError(f"{path}: its own logits are not finite; are there NaN weights?")
     text_config = config.get_text_config()
