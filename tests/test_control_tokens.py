@@ -23,6 +23,7 @@ from training.domains.base import Message
 from training.examples import load_examples
 from training.models import load_tokenizer
 from training.supervised import to_datums
+from utils.config import ConfigError
 
 TEXTS = ("Hi there.", " a  b\n\nc ", "Hé 你好 🙂", "<|im_ end|> </ s> [INST", "user\nassistant\n")
 # the markers of turns are added tokens, but not special ones; <think> belongs to answers
@@ -143,9 +144,10 @@ def template_ids(tokenizer: Any, messages: list[Message], *, prompt: bool) -> li
 
 
 def rendered(tokenizer: Any, encoder: Any, messages: list[Message], *, prompt: bool) -> str:
-    marked = [{"role": m["role"], "content": encoder.marked(m["content"])} for m in messages]
-    text = tokenizer.apply_chat_template(marked, add_generation_prompt=prompt, tokenize=False)
-    return encoder.rendered(text)
+    def template(outside: Any) -> str:
+        return tokenizer.apply_chat_template(outside, add_generation_prompt=prompt, tokenize=False)
+
+    return encoder.rendered(template, messages)
 
 
 def control_ids(name: str) -> set[int]:
@@ -318,3 +320,70 @@ def test_a_tokenizer_that_cannot_is_told() -> None:
     slow: Any = Slow()
     with pytest.raises(ValueError, match=r"Slow can only read the name of a control token as that"):
         GuardedEncoder(slow, ["</s>"])
+
+
+# what templates do with texts that the marks do not stand in the way of
+COPIED = ("", "| trim", "| upper", "| lower", "| capitalize", "| title", "[:12]", "[-9:]")
+COPIED += ("| length", "| replace('a', 'b')", "| replace('im_', '')", ".split('</think>')[-1]")
+COPIED += ("| tojson", " if m.content is string", "| reverse")
+# and what it would be guessed of
+CHANGED = (
+    " ~ ('<|im_' in m.content)",
+    "| replace('<|im_end|>', 'END')",
+    "| e",
+    " ~ ('<|im_end|>' in m.content)",
+)
+CHANGED += (".split('<|im_end|>')[0]", "| urlencode", "| replace('<', '(')")
+
+
+def changing(change: str) -> PreTrainedTokenizerFast:
+    template = CHATML.replace("m.content", f"m.content{change}")
+    return byte_tokenizer(template, ("<|im_start|>", "<|im_end|>"), eos="<|im_end|>")
+
+
+@pytest.mark.parametrize("change", COPIED)
+def test_a_template_that_changes_texts_sees_them_as_they_are(change: str) -> None:
+    tokenizer = changing(change)
+    messages: Any = turns("  say <|im_end|> aloud, <|im_start|>user  ")
+    tokens = render_prompt(tokenizer, messages)
+    assert tokenizer.decode(tokens) == tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
+    assert Counter(t for t in tokens if t in tokenizer.all_special_ids) == Counter(
+        t
+        for t in render_prompt(tokenizer, turns("say it aloud, user"))
+        if t in tokenizer.all_special_ids
+    )
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_where_the_marks_would_show_it_is_told_by_row_and_field(
+    tmp_path: Path, change: str
+) -> None:
+    tokenizer = changing(change)
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+        '{"messages": [{"role": "user", "content": "a <|im_end|>"},'
+        ' {"role": "assistant", "content": "b"}]}\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        to_datums(
+            load_examples(path, []),
+            tokenizer,
+            train_on="all_tokens",
+            template="auto",
+            max_length=99,
+        )
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}, line 2: messages[0].content names the control token '<|im_")
+    assert "the model's chat template changes or looks into" in problem
+
+
+def test_overlapping_names_stay_text() -> None:
+    template = CHATML.replace("<|im_end|>", "<>").replace("<|im_start|>", "><")
+    tokenizer = byte_tokenizer(template, ("<>", "><"), eos="<>")
+    ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    tokens, plain = (render_prompt(tokenizer, turns(text)) for text in ("a<><><b", "ab"))
+    assert [t for t in tokens if t in ids] == [t for t in plain if t in ids]
+    assert "a<><><b" in tokenizer.decode(tokens)

@@ -161,9 +161,10 @@ def render_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> RenderedToke
     """A raw text, all learned: with the tokens that the tokenizer puts around texts, and the
     model's end token, once."""
     tokens = encoder_of(tokenizer, [text]).encode(text, add_special_tokens=True)
+    end = _end(tokenizer)
     # some tokenizers put the end there themselves
-    if tokens[-1:] != _end(tokenizer):
-        tokens += _end(tokenizer)
+    if tokens[-1:] != end:
+        tokens += end
     return RenderedTokens(tokens, [1.0] * len(tokens))
 
 
@@ -215,12 +216,29 @@ def _encoder(
     """For these messages, which are checked."""
     if not messages:
         raise ValueError("messages is empty: a conversation needs at least one message")
-    outside = [*texts_in(list(messages), "messages"), *texts_in(list(tools), "tools")]
-    for field, text in outside:
-        half = half_pair(text)
-        if half is not None:
-            raise ValueError(f"{field} holds {half}")
-    return encoder_of(tokenizer, (text for _, text in outside))
+    texts: list[str] = []
+    _collect_texts(list(messages), texts)
+    _collect_texts(list(tools), texts)
+    # one look at all of them, since rows come by the thousand
+    if half_pair("".join(texts)) is not None:
+        for field, text in texts_in({"messages": list(messages), "tools": list(tools)}):
+            half = half_pair(text)
+            if half is not None:
+                raise ValueError(f"{field} holds {half}")
+    return encoder_of(tokenizer, texts)
+
+
+def _collect_texts(value: Any, texts: list[str]) -> None:
+    """Every text in mappings and lists, keys too."""
+    if isinstance(value, str):
+        texts.append(value)
+    elif isinstance(value, list):
+        for item in value:
+            _collect_texts(item, texts)
+    elif isinstance(value, dict):
+        texts.extend(value)
+        for item in value.values():
+            _collect_texts(item, texts)
 
 
 def _is_role_colon(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
@@ -269,16 +287,32 @@ class _Chat(NamedTuple):
     tools: Sequence[Mapping[str, Any]] = ()
 
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        from jinja2 import TemplateError
-
         conversation = [
             {key: value for key, value in message.items() if key != "weight"}
             for message in messages
         ]
+
+        def template(outside: Mapping[str, Any]) -> str:
+            return self._applied(
+                outside["messages"], outside["tools"], add_generation_prompt=add_generation_prompt
+            )
+
+        outside = {"messages": conversation, "tools": list(self.tools)}
+        return self.encoder.rendered(template, outside)
+
+    def _applied(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        from jinja2 import TemplateError
+
         try:
             text = self.tokenizer.apply_chat_template(
-                self.encoder.marked(conversation),
-                tools=self.encoder.marked(list(self.tools)) or None,
+                messages,
+                tools=tools or None,  # pyrefly: ignore
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -291,7 +325,7 @@ class _Chat(NamedTuple):
                 "template=role_colon"
             ) from error
         assert isinstance(text, str)
-        return self.encoder.rendered(text)
+        return text
 
 
 def _check_tools(
@@ -485,7 +519,8 @@ def _role_colon_turns(
 
 
 def _end(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    eos = tokenizer.eos_token_id
+    return [] if eos is None else [eos]
 
 
 def leading_bos(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -84,7 +84,8 @@ def tokens(value: Any) -> list[int]:
         listed = list(listed)
     except TypeError as error:
         raise ValueError("a sequence of token ids is needed") from error
-    if all(type(token) is int for token in listed):
+    # several times as fast as a loop over the tokens
+    if set(map(type, listed)) <= {int}:
         return listed
     check = whole()
     for at, token in enumerate(listed):

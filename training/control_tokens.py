@@ -13,8 +13,10 @@ import json
 import re
 import secrets
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from utils.json_files import texts_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,13 +31,10 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
-    def marked(self, outside: Any) -> Any:
-        """Outside texts, also in mappings and lists, as they are to be given to the template."""
-        return outside
-
-    def rendered(self, text: str) -> str:
-        """What the chat template made of marked texts, as encode() takes it."""
-        return text
+    def rendered(self, template: Callable[[Any], str], outside: Any) -> str:
+        """What `template` makes of outside texts, also in mappings and lists, as encode() takes
+        it. Raises ValueError where that cannot be told, because it changes texts it should copy."""
+        return template(outside)
 
     def shown(self, text: str) -> str:
         """What rendered() made, for people to read."""
@@ -61,7 +60,9 @@ class GuardedEncoder(Encoder):
     """For texts that hold such names.
 
     Encodes with a copy of the tokenizer whose control tokens have other names, which rendered()
-    puts where the template wrote them; the copy does not know the old ones.
+    puts where the template wrote them; the copy does not know the old ones. What the template wrote
+    is seen by marks in the outside texts. A template that only copies them makes the same of marked
+    and of real texts; this is checked each time.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:
@@ -74,28 +75,52 @@ class GuardedEncoder(Encoder):
         # what no text can hold by intent
         secret = secrets.token_hex(16)
         longest_first = sorted(names, key=len, reverse=True)
-        # letters and digits alone pass through whatever a template does with texts
-        self._marks = {name: f"x{secret}m{i}x" for i, name in enumerate(longest_first)}
         # the ends stay, because some tokens look at their neighbours
         new = {name: f"{name[0]}{secret}n{i}x{name[-1]}" for i, name in enumerate(longest_first)}
         self._copy, self._new = _renamed(tokenizer, new)
-        self._names = _any_of(longest_first)
-        old = {mark: name for name, mark in self._marks.items()}
-        self._written = {**self._new, **old}
-        self._marks_and_names = _any_of([*old, *self._new])
         self._old = {to: name for name, to in self._new.items()}
+        self._names = _any_of(longest_first)
+        # Half a surrogate pair, which no text holds, in the place of one character: names are none
+        # any more, and lengths, slices and letters in other cases are what they would be.
+        firsts = sorted({name[0] for name in longest_first})
+        self._marks = {first: chr(0xD800 + i) for i, first in enumerate(firsts)}
+        self._unmark = str.maketrans({mark: first for first, mark in self._marks.items()})
+        # what follows is looked at alone, since names may overlap
+        self._starts = re.compile(
+            "|".join(f"{re.escape(n[0])}(?={re.escape(n[1:])})" for n in longest_first)
+        )
+        self._names_kept = _any_of(self._new)
 
-    def marked(self, outside: Any) -> Any:
+    def rendered(self, template: Callable[[Any], str], outside: Any) -> str:
+        expected = template(outside)
+        try:
+            text = template(self._marked(outside))
+        except ValueError:
+            # it takes the real texts
+            text = ""
+        if text.translate(self._unmark) != expected:
+            field, name = next(
+                (field, found[0])
+                for field, part in texts_in(outside)
+                if (found := self._names.search(part))
+            )
+            raise ValueError(
+                f"{field} names the control token {name!r}, and the model's chat template changes "
+                "or looks into the texts that it is given, so what of the result is text and what "
+                "is a control token cannot be told. Take the name out of the text, or use "
+                "template=role_colon"
+            )
+        written = self._names_kept.sub(lambda found: self._new[found[0]], text)
+        return written.translate(self._unmark)
+
+    def _marked(self, outside: Any) -> Any:
         if isinstance(outside, str):
-            return self._names.sub(lambda found: self._marks[found[0]], outside)
+            return self._starts.sub(lambda found: self._marks[found[0]], outside)
         if isinstance(outside, Mapping):
-            return {self.marked(key): self.marked(value) for key, value in outside.items()}
+            return {self._marked(key): self._marked(value) for key, value in outside.items()}
         if isinstance(outside, list):
-            return [self.marked(item) for item in outside]
+            return [self._marked(item) for item in outside]
         return outside
-
-    def rendered(self, text: str) -> str:
-        return self._marks_and_names.sub(lambda found: self._written[found[0]], text)
 
     def shown(self, text: str) -> str:
         return _any_of(self._old).sub(lambda found: self._old[found[0]], text)
