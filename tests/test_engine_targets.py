@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from tiny_models import hf_logprobs, hf_model, random_tokens, randomise
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from training.api import Datum, ModelInput
+from training.api import Datum, ModelInput, connect
 from training.local.llama import LLAMA_SHAPED
 from training.local.peft_names import takes_adapters
 
@@ -125,25 +125,65 @@ def test_what_peft_cannot_read_is_not_trained(tiny, service):
     )
 
 
-def test_only_the_text_model_gets_lora(tiny, service):
-    """Not the vision tower of a model for images too."""
-    folder = tiny("gemma3")
+# Linear layers of the body that text does not run through, as parts of their names.
+IDLE = {
+    "bart": ("encoder_attn",),
+    # without gradients: it chooses what is attended to
+    "deepseek_v32": ("indexer",),
+    "gemma3": ("vision_tower", "multi_modal_projector"),
+    "phi4_multimodal": ("embed_tokens_extend",),
+    "whisper": ("encoder_attn",),
+    # adapters of a shared layer's other places
+    "zamba2": ("gate_up_proj_adapter_list",),
+}
+
+
+@pytest.mark.parametrize("architecture", IDLE)
+def test_only_what_text_trains_gets_lora(architecture: str, tiny, service):
+    """Not towers, encoders or attention to them."""
+    folder = tiny(architecture)
     client = service.create_lora_training_client(folder, rank=2)
-    outside = [
-        name
-        for name, module in hf_model(folder).model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not name.startswith("language_model.")
-    ]
     targets = set(client._adapter.config.targets)
-    assert outside and not targets & set(outside)
-    assert all(path == "unembed" or path.startswith("language_model.") for path in targets)
-    # every one of them is on the way from tokens to logits: with A and B off zero all get gradients
+    body = hf_model(folder).base_model
+    outside = {
+        name
+        for name, module in body.named_modules()
+        if isinstance(module, torch.nn.Linear) and name not in targets
+    }
+    assert outside and all(any(part in name for part in IDLE[architecture]) for name in outside)
+    # every other is on the way from tokens to logits: with A and B off zero all get gradients
     randomise(client, 1)
     inputs = {"target_tokens": TARGETS, "weights": torch.ones(len(TARGETS))}
     datum = Datum(ModelInput.from_ints(TOKENS[:-1]), inputs)
     client.forward_backward([datum], "cross_entropy").result()
     idle = [p for p, layer in client._adapter.layers.items() if not layer.grad_b.abs().max() > 0]
     assert not idle
+    # a second start, which compares nothing, leaves out the same
+    with connect("local", device="cpu") as again:
+        assert set(again.create_lora_training_client(folder)._adapter.config.targets) == targets
+
+
+def test_adapters_that_peft_put_on_idle_layers(tiny, service, tmp_path: Path):
+    """Untrained they are nothing; trained, with an encoder say, they are refused."""
+    folder = tiny("bart")
+    model: Any = get_peft_model(
+        hf_model(folder),
+        LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "fc1"], init_lora_weights=True),
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name and "encoder_attn" not in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(str(tmp_path / "text"))
+    client = service.create_training_client_from_state(str(tmp_path / "text"), folder)
+    assert (engine_logprobs(client) - logprobs(model.eval())).abs().max() <= 1e-5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    model.save_pretrained(str(tmp_path / "all"))
+    with pytest.raises(ValueError, match=r"encoder_attn.q_proj' belongs to no linear layer"):
+        service.create_training_client_from_state(str(tmp_path / "all"), folder)
 
 
 def test_what_is_adapted_is_said_once(tiny, service, caplog):

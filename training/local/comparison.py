@@ -162,7 +162,7 @@ def choose_mode(
     architecture: str,
 ) -> Mode:
     """The first mode that is right; `use` sets the decoder to one. Layers that cannot have adapters
-    are given to `leave_out`.
+    are given to `leave_out`, and so are those that text does not run through.
 
     Raises ValueError with one sentence that says how far off the best one is.
     """
@@ -170,12 +170,14 @@ def choose_mode(
     failures: list[str] = []
     for mode in modes:
         try:
-            worst = _difference(decoder, probe, mode, use, leave_out)
+            worst, idle = _difference(decoder, probe, mode, use, leave_out)
         except Exception as error:
             # a model's own code may fail in any way where it meets what it was not written for
             failures.append(f"{type(error).__name__} when {mode.name} ({first_line(error)})")
             continue
         if worst <= tolerance:
+            for name in idle:
+                leave_out(name)
             if failures:
                 logger.info("%s runs %s: %s", architecture, mode.name, "; ".join(failures))
             if not mode.cached:
@@ -198,28 +200,43 @@ def _difference(
     mode: Mode,
     use: Callable[[Mode], None],
     leave_out: Callable[[str], None],
-) -> float:
+) -> tuple[float, list[str]]:
+    """In nats, and the layers that text does not run through."""
     while True:
         try:
             use(mode)
-            worst = largest_difference(decoder, probe)
-            _require_gradient(decoder, probe)
-            return worst
+            return largest_difference(decoder, probe), _idle_layers(decoder, probe)
         except NotAdaptableError as error:
             leave_out(error.name)
 
 
-def _require_gradient(decoder: Any, probe: Probe) -> None:
-    """Raises ValueError where the model's own code keeps gradients from its layers."""
+def _idle_layers(decoder: Any, probe: Probe) -> list[str]:
+    """Layers that text does not run through (encoders, cross-attention, towers), or only without
+    gradients (indexers): an adapter there could not be trained.
+
+    Raises ValueError where the model's own code keeps gradients from all of them.
+    """
     packing = _packing([probe.sequences[0]] * 3, shares=False)
     tokens, positions = (
         torch.from_numpy(array).to(decoder.device) for array in (packing.tokens, packing.positions)
     )
     plan = SegmentAttention(packing.segments)
-    with torch.enable_grad():
-        hidden = decoder.hidden(tokens, positions, plan, LoraPass(training=True))
+    reached: set[str] = set()
+
+    def note(layer: Any, _inputs: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            reached.add(layer.name)
+
+    hooks = [product.register_forward_hook(note) for product in decoder.products()]
+    try:
+        with torch.enable_grad():
+            hidden = decoder.hidden(tokens, positions, plan, LoraPass(training=True))
+    finally:
+        for hook in hooks:
+            hook.remove()
     if not hidden.requires_grad:
         raise ValueError("no gradient comes to its layers")
+    return [product.name for product in decoder.products() if product.name not in reached]
 
 
 def first_line(error: Exception) -> str:

@@ -147,7 +147,8 @@ class Decoder:
             note_comparison(self.model_path, model.key, Note(mode.name, tuple(left_out)))
         if left_out:
             logger.info(
-                "%s does not apply %d linear layers token by token; they get no adapters: %s",
+                "%s does not apply %d linear layers to every token of a text, or only to choose; "
+                "they get no adapters: %s",
                 model.architecture,
                 len(left_out),
                 ", ".join(left_out),
