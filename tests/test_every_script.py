@@ -5,6 +5,7 @@ uv run pytest tests/test_every_script.py
 """
 
 import contextlib
+import io
 import json
 import re
 import shutil
@@ -13,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chat
 import eval as eval_script
+import export
 import gen_eval
 import generate
 import icl_eval
@@ -28,7 +31,7 @@ from tiny_chat import save_chat_model
 
 from training import models
 from training.local.service import LocalSamplingClient, LocalServiceClient, LocalTrainingClient
-from training.models import model_files
+from training.models import adapter_fingerprint, model_files
 from utils.config import config_entrypoint, dump_yaml, load_yaml
 from utils.files import read_jsonl
 from utils.llm_api import LLMError
@@ -296,6 +299,55 @@ def test_the_adapter_that_a_run_starts_from_is_held_until_it_has_its_own(
     # from now on its own checkpoint is what counts
     shutil.rmtree(adapter)
     config_entrypoint(sft.main, given)
+
+
+def test_adapters_and_data_that_are_named_by_text_may_lie_in_the_home_folder(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft_run()
+    max(Path("runs/r/checkpoints").glob("*/weights/*")).rename("adapter")
+    start, given, *_ = SCRIPTS["ttt bbh"]
+    start([*given, "log_path=bbh-run"])
+    Path("gsm8k").mkdir()
+    for split in ("train", "test"):
+        row = {"question": split, "answer": "#### 1"}
+        Path("gsm8k", f"{split}.jsonl").write_text(json.dumps(row))
+    monkeypatch.setattr("evaluation.icl_plots.make_plots", lambda _frame: ([], {}))
+    monkeypatch.setenv("HOME", str(workplace))
+    elsewhere = workplace / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+
+    model = ("model_name=~/model", "log_path=runs/r")
+    start, *_ = SCRIPTS["eval"]
+    settings = ["eval_file=~/x.eval.yaml", "judge_kind=rule", "max_tokens=2"]
+    start([*model, *settings, 'checkpoint_paths=["~/adapter"]'])
+    results = load_yaml("eval_results/r.eval-results.yaml")
+    tuned = adapter_fingerprint(workplace / "adapter")
+    assert results["models"][1]["model"] == f"~/model@{tuned}"
+    shutil.rmtree("runs")
+    with pytest.raises(SystemExit):
+        twice = f'checkpoint_paths=["~/adapter", "{workplace / "adapter"}"]'
+        start([*model, *settings, twice, "log_path=runs/twice"])
+    assert f"names {workplace / 'adapter'} more than once" in capsys.readouterr().err
+
+    start, given, *_ = SCRIPTS["icl_eval"]
+    given = tuple(g.replace("=model", "=~/model") for g in given)
+    start([*given, "model.checkpoint=~/adapter", "log_path=runs/r"])
+    shutil.rmtree("runs")
+    rl_loop.entrypoint(
+        [*model, "domain=gsm8k", "data_path=~/gsm8k", "num_steps=0", "lora_rank=2", "max_tokens=2"]
+    )
+    shutil.rmtree("runs")
+    ttt.entrypoint(['compare=["~/bbh-run"]', "log_path=runs/r"])
+    chat_input = io.StringIO("hello\n")
+    monkeypatch.setattr("sys.stdin", chat_input)
+    talk = ["model_name=~/model", "checkpoint_path=~/adapter", "max_tokens=2"]
+    config_entrypoint(chat.main, talk)
+    given = ("checkpoint_path=~/adapter", "output_dir=~/exported", "model_name=~/model")
+    config_entrypoint(export.main, [*given, "merged=false"])
+    assert (workplace / "exported" / "adapter_config.json").is_file()
+    assert not list(Path().rglob("*~*"))
 
 
 def of(model: str = "model") -> Any:

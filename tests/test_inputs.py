@@ -11,7 +11,7 @@ import chz
 import pytest
 
 from utils.config import ConfigError, load_yaml
-from utils.inputs import INPUT, Input, data_input
+from utils.inputs import INPUT, Input, data_input, file_inputs
 from utils.runs import RunDir
 
 
@@ -104,6 +104,13 @@ def test_the_stored_config_says_what_was_read(config: Config, tmp_path: Path) ->
     # as sha256sum says of 1 and 2, a line each
     digest = "a6e2b7a040683432de03a18fd8a1939a2fdf82585b364bfc874bdd4095c4cae1"
     assert stored == {"source": str(tmp_path / "chats.jsonl"), "sha256": digest}
+
+
+def test_home_folders(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    typed = Config(examples_file=Path("~/chats.jsonl"), checkpoint_paths=["~/adapter"])
+    assert file_inputs(typed) == file_inputs(config)
+    assert set(file_inputs(typed)) == {"examples_file", "checkpoint_paths.0"}
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ WHERE = {
     (HUB, None): ((HUB, None), (HUB, OPENROUTER)),
     ("/no/such/folder", None): (("/no/such/folder", None), ("/no/such/folder", None)),
     ("./nowhere", None): (("./nowhere", None), ("./nowhere", None)),
+    ("~/nowhere", None): (("~/nowhere", None), ("~/nowhere", None)),
     (None, "local"): ((EMBEDDED, None), (EMBEDDED, None)),
     (HUB, "local"): ((HUB, None), (HUB, None)),
     (None, "openrouter"): ((OPENROUTER_MODEL, OPENROUTER), (OPENROUTER_MODEL, OPENROUTER)),

@@ -79,6 +79,8 @@ def test_a_key_in_the_environment_does_not_move_the_target(monkeypatch: pytest.M
         ("FOLDER/one", "FOLDER/one", False),
         ("FOLDER/one", "FOLDER/two/../one", False),
         ("FOLDER/one", "FOLDER/two", True),
+        ("FOLDER/one", "~/two", True),
+        ("~/one", "FOLDER/one", False),
         ("org/model-a", "org/model-b", True),
         ("org/model-a", "org/model-a", False),
         # only the weights can tell
@@ -89,8 +91,13 @@ def test_a_key_in_the_environment_does_not_move_the_target(monkeypatch: pytest.M
     ],
 )
 def test_whose_adapter_it_is(
-    tmp_path: Path, trained_on: str | None, model_name: str, differ: bool
+    tmp_path: Path,
+    trained_on: str | None,
+    model_name: str,
+    differ: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     base = None if trained_on is None else trained_on.replace("FOLDER", str(tmp_path))
