@@ -808,6 +808,19 @@ def test_what_yaml_takes_for_a_number_is_shown_as_written(
         assert load_config(Ids, [f"task_ids={given}"]).task_ids == given.split(",")
 
 
+def test_bytes_that_are_no_text_are_refused() -> None:
+    """As the command line has them of a file's name in Latin-1."""
+    name = os.fsdecode("é".encode("latin-1"))
+    with pytest.raises(ConfigError) as error:
+        load_config(Ids, [f"folder=a/{name}", f"config_file={name}"])
+    one, other = error.value.problems
+    assert one == (
+        "folder (from command line): 'a/\\udce9' has bytes that are no UTF-8; a run's files cannot "
+        "name it, so give it another name"
+    )
+    assert other.startswith("config_file (from command line): '\\udce9' has bytes")
+
+
 def test_home_folders_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.yaml").write_text("folder: ~/runs/a\nfiles: [~/b, c]\nname: ~/d\n")

@@ -181,10 +181,24 @@ def _parse_argv(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             problems.append(f"{argument!r}: write {argument.lstrip('-')}, without dashes")
         elif key.endswith("@"):
             arguments[key.removesuffix("@")] = Reference(value)
+        elif not _is_text(value):
+            problems.append(
+                f"{key} (from {COMMAND_LINE}): {value!r} has bytes that are no UTF-8; a run's "
+                "files cannot name it, so give it another name"
+            )
+            arguments[key] = Rejected()
         else:
             resolved = _resolved(value, key, COMMAND_LINE, problems)
             arguments[key] = "None" if resolved is None else resolved
     return arguments, problems
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _resolved(value: Any, key: str, place: str, problems: list[str]) -> Any:
