@@ -277,8 +277,13 @@ def test_gym_arithmetic_is_exact_and_uses_the_numbers() -> None:
     ("task", "answer"),
     [
         ("rubiks_cube", "R999999999"),
+        ("rubiks_cube", "R99 " * 30),
         ("rush_hour", "A+999999999"),
         ("coin_flip", "1e99999999"),
+        ("coin_flip", "1,e99999999"),
+        ("coin_flip", "1e9,9,9,9,9,9,9,9"),
+        ("coin_flip", "1e9_9_9_9_9_9_9_9"),
+        ("polynomial_multiplication", "exp(99999999*log(9))"),
         ("propositional_logic", "¬" * 20000 + "P"),
     ],
 )
@@ -325,6 +330,8 @@ def test_gym_plain_algebra_is_safe() -> None:
     for answer in ("x**2/2 + C", "-3*sin(2*x)**2", "exp(2*x)*(x - 1)**(1/2)", "0.5*X**(-2)"):
         assert is_safe(answer, "simple_integration")
     assert is_safe("anything(at all)", "chain_sum")
+    # the e is a digit
+    assert is_safe("0x1e12345", "bitwise_arithmetic")
 
 
 def test_gym_answer_prefix() -> None:

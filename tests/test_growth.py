@@ -18,6 +18,7 @@ from training.bbh.scoring import read_answer
 from training.bbh.tasks import TASKS
 from training.domains.arc.self_edit import Bounds, SelfEditError, parse_self_edit
 from training.domains.arc.text import GridParseError, parse_grid
+from training.domains.gym_algebra import is_antiderivative
 from training.domains.gym_guard import doubt, extract_answer, is_safe
 from training.grading import extract_boxed, extract_final_answer, same_answer
 from utils.llm_answers import require_model
@@ -53,23 +54,12 @@ PIECES = [
     ),
     *("[[1]", "] ", "```", "```a", "a", "a ", "a-", "a'", "?", "? ", "! ", "Hope that helps!", "'"),
     *('"', '{"a":', '{"a":1,', "\\u", "Black ", "\N{COMBINING ACUTE ACCENT}", "a\u0301", "\u0e01"),
-    *("**", ")**", "x**2", "<", "<a", "<think>", "</think>", "日"),
+    *("**", ")**", "x**2", "<", "<a", "<think>", "</think>", "null,", "e-", "日"),
     *('{"', '{"a', '{"\\"', '\\"', '{"a":{', '{"a":1}', '{"a":[', "~~~", "[THINK]"),
 ]
 
 
-class Answer(BaseModel):
-    a: int
-
-
-def structured(text: str) -> object:
-    try:
-        return require_model(Reply(f"Well {text}", "stop"), "judge", Answer)
-    except LLMError:
-        return None
-
-
-def unless(error: type[ValueError], read: Callable[[str], object]) -> Callable[[str], object]:
+def unless(error: type[Exception], read: Callable[[str], object]) -> Callable[[str], object]:
     def run(text: str) -> object:
         try:
             return read(text)
@@ -85,6 +75,14 @@ def in_doubt(text: str) -> str | None:
     return doubt(text, entry, {"answer"}, "chain_sum")
 
 
+class Answer(BaseModel):
+    a: int
+
+
+def structured(start: str, end: str, text: str) -> Answer:
+    return require_model(Reply(start + text + end, "stop"), "judge", Answer)
+
+
 READERS: dict[str, Callable[[str], object]] = {
     "extract_answer": extract_answer,
     "extract_answer, prefix": partial(extract_answer, prefix="Answer:"),
@@ -95,8 +93,19 @@ READERS: dict[str, Callable[[str], object]] = {
     # int() refuses thousands of digits
     "gym doubt": unless(ValueError, in_doubt),
     **{f"is_safe {task}": partial(is_safe, task=task) for task in ("countdown", "n_queens")},
+    **{f"is_safe {task}": partial(is_safe, task=task) for task in ("rubiks_cube", "coin_flip")},
+    "is_safe polynomial": partial(is_safe, task="polynomial_multiplication"),
+    "is_antiderivative": partial(is_antiderivative, integrand="2*x", variable="x"),
     "is_safe integration": partial(is_safe, task="simple_integration"),
-    "structured answer": structured,
+    **{
+        f"structured answer {start!r}": unless(LLMError, partial(structured, start, end))
+        for start, end in (
+            ("Well ", ""),
+            ("<think>", '</think>{"a":1}'),
+            ("```json\n", "\n```"),
+            ("[", "]"),
+        )
+    },
     "self-edit": unless(SelfEditError, partial(parse_self_edit, bounds=Bounds())),
     **{
         f"grid {name}": unless(GridParseError, partial(parse_grid, grid_format=name))

@@ -12,7 +12,7 @@ import chz
 
 from training.api import ServiceClient
 from training.domains.base import Algorithm, Message, Problem, Reward, Split, Stateless
-from training.domains.gym_guard import Consulted, doubt, extract_answer, is_safe
+from training.domains.gym_guard import Consulted, doubt, extract_answer, is_safe, own_score
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
@@ -131,7 +131,8 @@ class GymDomain(Stateless):
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
     ) -> list[list[Reward]]:
-        """reasoning-gym's scores, 0 to 1; solved is 1, where `gym_guard` agrees."""
+        """reasoning-gym's scores, 0 to 1; solved is 1, where `gym_guard` agrees. Of antiderivatives
+        they are `gym_algebra`'s, 0 or 1."""
         return [
             [self._score(answer, problem.data) for answer in answers_G]
             for problem, answers_G in zip(problems_P, answers_P_G, strict=True)
@@ -156,6 +157,10 @@ class GymDomain(Stateless):
         task = entry["metadata"].get("source_dataset", self.config.task)
         if not is_safe(answer, task):
             return Reward(0.0, False, f"answered {answer}, which its scorer cannot be given")
+        note = f"answered {answer}, an answer is {entry['answer']}"
+        own = own_score(answer, entry, task)
+        if own is not None:
+            return Reward(own, own == 1.0, note)
         consulted = Consulted(entry)
         why = None
         try:
@@ -169,7 +174,7 @@ class GymDomain(Stateless):
             return Reward(0.0, False, f"answered {answer}: {why}; an answer is {entry['answer']}")
         # sums of parts end a little above 1, and one that takes nan for a number scores nan
         value = 0.0 if math.isnan(value) else min(value, 1.0)
-        return Reward(value, value >= 1.0, f"answered {answer}, an answer is {entry['answer']}")
+        return Reward(value, value >= 1.0, note)
 
 
 def _create(config: GymConfig, *, seed: int, size: int) -> "ProceduralDataset":

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from training.domains.gym_algebra import FUNCTIONS, is_antiderivative, is_small
+
 # Some scorers evaluate the answer as Python or through sympy, which is the same. What a model
-# writes must never be run, nor hang on 9**9**9, so such answers are scored only if nothing is left
-# of them when these tokens are taken out.
+# writes must never be run, so such answers are scored only if nothing is left of them when these
+# tokens are taken out.
 _ARITHMETIC = re.compile(r"[-+()\s]|\*(?!\*)|/(?!/)|(?<!\d)\d{1,15}(?:\.\d{0,15})?(?!\d)")
 _ALGEBRA = re.compile(
     _ARITHMETIC.pattern
-    + r"|(?<![A-Za-z0-9_.])(?:sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|exp|log|ln"
-    r"|sqrt|pi|[a-zA-MPRT-Z])(?![A-Za-z0-9_.])"
+    + rf"|(?<![A-Za-z0-9_.])(?:{'|'.join(sorted(FUNCTIONS))}|pi|[a-zA-MPRT-Z])(?![A-Za-z0-9_.])"
     r"|\*\*\s*(?:\d{1,2}|\(\s*-?\d{1,2}\s*(?:/\s*\d{1,2}\s*)?\))(?![\d.]|\s*\*\*)"
 )
 _LIST = re.compile(r"(?!for\b)(?<!\w)\w+|[-\s\[\],.'\"#]")
-# these do a move as often as the number behind it says
 _MOVES = re.compile(r"[^\d]|(?<!\d)\d{1,2}(?!\d)")
 _SAFE_TOKENS = {
     "countdown": _ARITHMETIC,
@@ -40,12 +40,16 @@ _SAFE_TOKENS = {
     "rubiks_cube": _MOVES,
     "rush_hour": _MOVES,
 }
-# (((9**99)**99)**99)**99 has a hundred million digits
-MAX_NESTED_POWERS = 2
-# its parser's time grows with the square of the length: a third of a second here
+_INTEGRATIONS = {"simple_integration", "intermediate_integration"}
+# these do a move as often as the number behind it says; so many take a tenth of a second
+MAX_MOVES = 2000
+# sympy's time to read a sum grows with the square of its length
+TIMES_THE_ANSWER = 2
+SPARE_CHARS = 200
+# the parser's time grows with the square of the length: a third of a second here
 MAX_LENGTH = {"propositional_logic": 400}
-# Fraction("1e99999999") is written out
-_HUGE_EXPONENT = re.compile(r"\d\.?[eE][-+]?\d{4}")
+# Fraction("1e99999999") is written out, after the commas are taken out of it
+_HUGE_EXPONENT = re.compile(r"(?<![\w.,])[\d_,]*+(?:\.[\d_,]*+)?+[eE][-+]?[_,]*\d(?:[_,]*\d){3}")
 
 _TAG = re.compile(r"</?answer>")
 
@@ -80,9 +84,25 @@ def is_safe(answer: str, task: str) -> bool:
     tokens = _SAFE_TOKENS.get(task)
     if tokens is None:
         return True
-    return (
-        tokens.sub("", answer) == "" and len(re.findall(r"\)\s*\*\*", answer)) <= MAX_NESTED_POWERS
-    )
+    if tokens.sub("", answer) != "":
+        return False
+    if tokens is _MOVES:
+        return len(answer.split()) + sum(map(int, re.findall(r"\d+", answer))) <= MAX_MOVES
+    return tokens is not _ALGEBRA or is_small(answer)
+
+
+def own_score(answer: str, entry: dict[str, Any], task: str) -> float | None:
+    """The score of a safe answer, where the task's own scorer is not asked since it might never
+    end; None where it is to be asked."""
+    metadata = entry["metadata"]
+    if task in _INTEGRATIONS:
+        return float(is_antiderivative(answer, metadata["integrand"], metadata["variable"]))
+    # it has to be multiplied out, and is then as long as the stored one
+    if task == "polynomial_multiplication" and (
+        len(answer) > TIMES_THE_ANSWER * len(entry["answer"]) + SPARE_CHARS
+    ):
+        return 0.0
+    return None
 
 
 # --------------------------------------------------------------------------------- full scores
