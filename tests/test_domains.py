@@ -327,7 +327,13 @@ def test_gym_no_data_set_takes_near_misses_for_right() -> None:
 
 
 def test_gym_plain_algebra_is_safe() -> None:
-    for answer in ("x**2/2 + C", "-3*sin(2*x)**2", "exp(2*x)*(x - 1)**(1/2)", "0.5*X**(-2)"):
+    for answer in (
+        "x**2/2 + C",
+        "-3*sin(2*x)**2",
+        "exp(2*x)*(x - 1)**(1/2)",
+        "E**(2*x)*E ** x",
+        "0.5*X**(-2)",
+    ):
         assert is_safe(answer, "simple_integration")
     assert is_safe("anything(at all)", "chain_sum")
     # the e is a digit

@@ -16,6 +16,11 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+FUNCTIONS = frozenset(
+    {"sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh"}
+    | {"exp", "log", "ln", "sqrt"}
+)
+
 # Sizes that right answers stay well below. Terms: when multiplied out. Height: bits of the largest
 # number that can come up.
 MAX_CHARS = 1000
@@ -91,6 +96,16 @@ def _summands(node: ast.expr) -> list[tuple[int, ast.expr]]:
     return [(1, node), *reversed(found)]
 
 
+def _called(node: ast.expr) -> tuple[str, ast.expr] | None:
+    """A function and its argument, which E**x is too."""
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=[argument]) if name in FUNCTIONS:
+            return name, argument
+        case ast.BinOp(left=ast.Name(id="E"), op=ast.Pow(), right=argument):
+            return "exp", argument
+    return None
+
+
 def _exponent(node: ast.expr) -> Fraction:
     match node:
         case ast.Constant(value=int() as value):
@@ -104,6 +119,16 @@ def _exponent(node: ast.expr) -> Fraction:
 
 def _size(node: ast.expr, *, in_function: bool = False) -> _Size:
     size = functools.partial(_size, in_function=in_function)
+    called = _called(node)
+    if called is not None:
+        name, argument = called
+        if name == "sqrt":
+            return size(argument)
+        # exp(999999999*log(9)), exp(exp(exp(99)))
+        if in_function:
+            raise ValueError("a function of a function")
+        inner = _size(argument, in_function=True)
+        return _Size(inner.terms, max(1, inner.degree), inner.height)
     match node:
         case ast.Constant(value=int() | float() as value):
             number = Fraction(str(value))
@@ -127,21 +152,7 @@ def _size(node: ast.expr, *, in_function: bool = False) -> _Size:
                 raise ValueError("a power is too large")
             terms = math.comb(base.terms + power - 1, power)
             return _Size(terms, base.degree * power, base.height * power)
-        case ast.Call(func=ast.Name(id="sqrt"), args=[argument]):
-            return size(argument)
-        case ast.Call(func=ast.Name(id=name), args=[argument]) if name in FUNCTIONS:
-            # exp(999999999*log(9)), exp(exp(exp(99)))
-            if in_function:
-                raise ValueError("a function of a function")
-            inner = _size(argument, in_function=True)
-            return _Size(inner.terms, max(1, inner.degree), inner.height)
     raise ValueError(f"{ast.unparse(node)!r} is no algebra")
-
-
-FUNCTIONS = frozenset(
-    {"sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh"}
-    | {"exp", "log", "ln", "sqrt"}
-)
 
 
 class _Values:
@@ -186,6 +197,11 @@ class _Values:
 
     def jet(self, node: ast.expr, variable: str, names: dict[str, Any]) -> _Jet:
         jet = functools.partial(self.jet, variable=variable, names=names)
+        called = _called(node)
+        if called is not None:
+            name, u = called[0], jet(called[1])
+            value = getattr(self.context, name)(u.value)
+            return self._bounded(value, self.slopes[name](u.value, value) * u.slope)
         match node:
             case ast.Constant(value=int() | float() as value):
                 number = Fraction(str(value))
@@ -214,10 +230,6 @@ class _Values:
                 a, power = jet(node.left), _exponent(node.right)
                 n = self.context.mpf(power.numerator) / power.denominator
                 return self._bounded(a.value**n, n * a.value ** (n - 1) * a.slope)
-            case ast.Call(func=ast.Name(id=name), args=[argument]):
-                u = jet(argument)
-                value = getattr(self.context, name)(u.value)
-                return self._bounded(value, self.slopes[name](u.value, value) * u.slope)
         raise ValueError(f"{ast.unparse(node)!r} is no algebra")
 
     def _bounded(self, value: Any, slope: Any) -> _Jet:

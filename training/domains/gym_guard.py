@@ -21,7 +21,8 @@ from training.domains.gym_algebra import FUNCTIONS, is_antiderivative, is_small
 # tokens are taken out.
 _ARITHMETIC = re.compile(r"[-+()\s]|\*(?!\*)|/(?!/)|(?<!\d)\d{1,15}(?:\.\d{0,15})?(?!\d)")
 _ALGEBRA = re.compile(
-    _ARITHMETIC.pattern
+    r"(?<![A-Za-z0-9_.])E\s*\*\*(?=\s*[(A-Za-z])|"
+    + _ARITHMETIC.pattern
     + rf"|(?<![A-Za-z0-9_.])(?:{'|'.join(sorted(FUNCTIONS))}|pi|[a-zA-MPRT-Z])(?![A-Za-z0-9_.])"
     r"|\*\*\s*(?:\d{1,2}|\(\s*-?\d{1,2}\s*(?:/\s*\d{1,2}\s*)?\))(?![\d.]|\s*\*\*)"
 )
