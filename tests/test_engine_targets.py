@@ -159,7 +159,8 @@ def test_only_what_text_trains_gets_lora(architecture: str, tiny, service):
     idle = [p for p, layer in client._adapter.layers.items() if not layer.grad_b.abs().max() > 0]
     assert not idle
     # a second start, which compares nothing, leaves out the same
-    with connect("local", device="cpu") as again:
+    again: Any = connect("local", device="cpu")
+    with again:
         assert set(again.create_lora_training_client(folder)._adapter.config.targets) == targets
 
 
