@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +364,32 @@ def test_an_evaluation_that_is_cut_off_leaves_no_metrics(monkeypatch: pytest.Mon
             evaluate_run(run, SMALL)
     assert not list(run.glob("checkpoints/*/*metrics.pt*"))
     assert evaluate_run(run, SMALL) == [2, 4]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_sigterm_between_two_runs_is_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in "ab":
+        make_run(RUNS / name)
+    original = icl.evaluate_plan
+    evaluated: list[str] = []
+
+    def signalled(plan: Any, *given: Any, **named: Any) -> None:
+        if evaluated:
+            signal.raise_signal(signal.SIGTERM)
+        evaluated.append(plan.run.path.name)
+        original(plan, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(icl, "evaluate_plan", signalled)
+        with pytest.raises(SystemExit) as ended:
+            run_script("name=e", "evaluation.num_sequences=4")
+    assert ended.value.code == 143
+    assert "Stopped; what is evaluated is kept" in capsys.readouterr().err
+    assert evaluated == ["a"] and len(list(RUNS.glob("*/checkpoints/*/metrics.pt"))) == 2
+    run_script("name=e", "evaluation.num_sequences=4")
+    assert len(list(RUNS.glob("*/checkpoints/*/metrics.pt"))) == 4
 
 
 @pytest.mark.parametrize(
