@@ -121,6 +121,7 @@ def test_parse_number(text: str, expected: Fraction | int | None) -> None:
         ("5 more apples than pears", 5),
         ("5 dogs and cats", 5),
         ("6'", 6),
+        ("\N{LEFT DOUBLE QUOTATION MARK}18\N{RIGHT DOUBLE QUOTATION MARK}", 18),
         ("6-inch", 6),
         ("60 km/h", 60),
         ("$20/hour", 20),

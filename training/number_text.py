@@ -19,7 +19,9 @@ MAX_NUMBER_CHARS = 200
 # ------------------------------------------------------------------------------- ways of writing
 
 _PLAIN = str.maketrans(
-    "\N{MINUS SIGN}\N{EN DASH}\N{FRACTION SLASH}\N{RIGHT SINGLE QUOTATION MARK}", "--/'"
+    "\N{MINUS SIGN}\N{EN DASH}\N{FRACTION SLASH}\N{LEFT SINGLE QUOTATION MARK}"
+    "\N{RIGHT SINGLE QUOTATION MARK}\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}",
+    "--/''\"\"",
 )
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _RAISED_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
