@@ -4,6 +4,7 @@ uv run pytest tests/test_examples.py
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from test_chat import CHATML, GEMMA, TOKENIZERS, byte_tokenizer
 
 from training.chat import render_prompt
 from training.domains.base import Message
-from training.examples import Example, load_examples
+from training.examples import CHANGING, CHANGING_MESSAGE, Example, load_examples
 from training.supervised import to_datums
 from utils.config import ConfigError
 
@@ -199,8 +200,38 @@ WRONG: list[tuple[Any, str]] = [
     ({"messages": CHAT, "tools": "f"}, "tools must be a list of functions"),
     ({"messages": CHAT, "functions": [{"name": "f"}]}, "functions is not read"),
     (
-        {"conversations": [{"from": "observation", "value": "x"}]},
-        "conversations[0].role='observatio",
+        {"conversations": [{"from": "function_call", "value": "x"}]},
+        "conversations[0].role='function_c",
+    ),
+    ({"text": "a", "prompt": "b"}, "prompt is not read beside text, and changes what is meant"),
+    ({"text": "ab", "prompt": "a"}, "prompt is not read beside text"),
+    ({"text": "a", "system": "b"}, "system is not read beside text"),
+    ({"text": "a", "tools": [WEATHER]}, "tools is not read beside text"),
+    ({"text": "a", "weight": 0}, "weight is not read beside text"),
+    ({"prompt": "a", "completion": "b", "system": "c"}, "system is not read beside completion"),
+    ({"messages": CHAT, "weight": 0.5}, "weight is not read beside messages, and changes what is "),
+    ({"messages": CHAT, "weight": True}, "weight is not read"),
+    ({"messages": CHAT, "prompt": "c"}, "prompt is not read beside messages"),
+    ({"messages": CHAT, "system_prompt": "c"}, "system_prompt is not read beside messages, and"),
+    ({"messages": CHAT, "images": ["a.png"]}, "images is not read beside messages"),
+    ({"messages": CHAT, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs is not read"),
+    ({"instruction": "a", "output": "b", "context": "c"}, "context is not read beside instruction"),
+    ({"messages": CHAT, "history": [["c", "d"]]}, "history is not read beside messages"),
+    (
+        {"messages": [{**user("a"), "from": "gpt", "value": "b"}, *CHAT]},
+        "messages[0] has from, value, role, content: either from",
+    ),
+    ({"messages": [{**user("a"), "from": "gpt"}, *CHAT]}, "messages[0] has from, role, content"),
+    ({"messages": [user("a"), assistant("b", train=False)]}, "messages[1].train is not read; give"),
+    ({"messages": [user("a"), assistant("b", name=3)]}, "messages[1].name=3: text is needed"),
+    ({"messages": [{**user("a"), "weight": 1}, *CHAT]}, "messages[0].weight=1: 0 or 1 of an assi"),
+    (
+        {"messages": [user("a"), assistant("b", tool_call_id="c")]},
+        "messages[1].tool_call_id='c': only a tool's",
+    ),
+    (
+        {"messages": [assistant("", tool_calls=[{"name": "f", "arguments": '{"a":1,"a":2}'}])]},
+        "messages[0].tool_calls[0].function.arguments is no JSON (repeated keys ['a'])",
     ),
     ({"conversations": CHAT, "system": 1}, "system=1: text is needed"),
     ({"messages": [{"role": "system", "content": "a"}, *CHAT], "system": "b"}, "system: there is"),
@@ -221,6 +252,69 @@ def test_what_has_no_plain_meaning_is_told_by_line(tmp_path: Path, row: Any, tol
     (problem,) = caught.value.problems
     assert problem.startswith(f"{tmp_path}/a.jsonl, line 2: ")
     assert told in problem
+
+
+def test_what_data_sets_carry_beside_the_form_is_fine(tmp_path: Path) -> None:
+    """As in UltraChat, OpenHermes, SlimOrca, Alpaca, Dolly and what scripts/generate.py writes."""
+    more = {"id": 3, "source": "s", "metadata": {"a": 1}, "score": 0.5, "category": "qa"}
+    turns: list[Any] = [
+        {"from": "human", "value": "a", "weight": 0, "role": None, "content": None},
+        {"from": "gpt", "value": "b", "weight": 1, "train": None, "images": []},
+    ]
+    examples = read(
+        tmp_path,
+        {"messages": CHAT, **more, "prompt": "a", "prompt_id": "x", "chosen": CHAT, "images": []},
+        {"conversations": turns, **more, "system_prompt": None, "model": "m", "weight": 1.0},
+        {"instruction": "a", "output": "b", "input": "", "context": "", "history": None, **more},
+        {"messages": CHAT, "prompt": "a premise", "provenance": {"model": "m"}},
+        {"text": "a", "prompt": "a premise", "provenance": {"model": "m"}, **more},
+    )
+    said = [[(m["role"], m["content"]) for m in e.messages] for e in examples]
+    assert said == [[("user", "a"), ("assistant", "b")]] * 4 + [[]]
+    assert not any(e.prompt for e in examples)
+
+
+def test_the_docs_name_the_fields_that_are_refused() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "examples.md").read_text(encoding="utf-8")
+    of_row, of_message = (
+        set(re.findall(r"`(\w+)`", line.partition(". ")[0].partition("; and")[0]))
+        for line in text.splitlines()
+        if line.startswith("- of ")
+    )
+    assert (of_row, of_message) == (set(CHANGING), set(CHANGING_MESSAGE))
+
+
+def test_an_observation_is_what_a_tool_answers(tmp_path: Path) -> None:
+    turns = [("human", "a"), ("gpt", "<call>"), ("observation", "3"), ("gpt", "b")]
+    (example,) = read(tmp_path, {"conversations": [{"from": f, "value": v} for f, v in turns]})
+    tokenizer = TOKENIZERS["chatml"]
+    assert "<|im_start|>tool\n3<|im_end|>" in learned(tokenizer, example)[0]
+    without = byte_tokenizer(
+        CHATML.replace("for m in messages", "for m in messages if m.role != 'tool'"),
+        ("<|im_start|>", "<|im_end|>"),
+        eos="<|im_end|>",
+    )
+    with pytest.raises(ConfigError, match=r"line 1: the template leaves out messages with the rol"):
+        learned(without, example)
+
+
+def test_names_are_given_to_templates_that_write_them(tmp_path: Path) -> None:
+    (example,) = read(tmp_path, {"messages": [{**user("a"), "name": "Ann"}, assistant("b")]})
+    takes = byte_tokenizer(
+        CHATML.replace("{{ m.role }}", "{{ m.role }}{{ ' ' ~ m.name if m.name }}"),
+        ("<|im_start|>", "<|im_end|>"),
+        eos="<|im_end|>",
+    )
+    assert learned(takes, example)[0].startswith("<|im_start|>user Ann\na<|im_end|>")
+    for settings in ({}, {"template": "role_colon"}):
+        with pytest.raises(ConfigError, match=r"line 1: messages\[0\]\.name='Ann': the template l"):
+            learned(TOKENIZERS["chatml"], example, **settings)
+
+
+def test_a_system_text_beside_prompt_and_completion_opens_the_chat(tmp_path: Path) -> None:
+    row = {"prompt": [user("a")], "completion": [assistant("b")], "system": "S"}
+    (example,) = read(tmp_path, row)
+    assert [m["content"] for m in example.messages] == ["S", "a", "b"]
 
 
 def test_what_the_template_or_tokenizer_refuses_is_told_by_line(tmp_path: Path) -> None:

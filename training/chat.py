@@ -103,7 +103,7 @@ def render_training(
     the token that ends the turn, which is included; a message of weight 0 is not learned. `tools`
     are function descriptions for the template. Raises ValueError where a template rewrites earlier
     turns or does not end the turn, since the weights could not be exact then, and where it leaves
-    out tools or their calls.
+    out tools, their calls or the names of those who speak.
     """
     encoder = _encoder(tokenizer, messages, tools)
     if train_on not in TRAIN_ON:
@@ -120,6 +120,7 @@ def render_training(
     trained = learned[-1:] if train_on == "last_assistant" else learned
 
     _check_tools(tokenizer, messages, tools, template)
+    _check_names(tokenizer, messages, tools, template)
     if _is_role_colon(tokenizer, template):
         text, turns = _role_colon_turns(messages, trained)
         bos = leading_bos(tokenizer)
@@ -377,6 +378,35 @@ def _check_tools(
         raise ValueError(
             f"the template leaves out {' and '.join(left_out)}, so the model would not see them"
         )
+
+
+def _check_names(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    template: str,
+) -> None:
+    """Raises ValueError where the template leaves out the name of a message. A tool's is that of
+    its call, and may be left out."""
+    probes = {
+        i: f"{_PROBE}n{i}x"
+        for i, message in enumerate(messages)
+        if message.get("name") and message["role"] != "tool"
+    }
+    if not probes:
+        return
+    shown = ""
+    if not _is_role_colon(tokenizer, template):
+        probed: list[Message] = list(messages)
+        for i, probe in probes.items():
+            probed[i] = {**messages[i], "name": probe}
+        shown = _Chat(tokenizer, Encoder(tokenizer), tools).text(probed)
+    for i, probe in probes.items():
+        if probe not in shown:
+            raise ValueError(
+                f"messages[{i}].name={messages[i].get('name')!r}: the template leaves names out, "
+                "so the model would not see it; take it out, or write it into the content"
+            )
 
 
 def _opening(chat: _Chat, upto: str) -> str:

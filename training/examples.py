@@ -4,6 +4,10 @@ Chats: `messages` with role and content (OpenAI: tool calls, content parts, weig
 with from and value (ShareGPT), `instruction`, `input` and `output` (Alpaca), or `prompt` and
 `completion` as lists of messages. Raw text without a chat template: `text`, or `prompt` and
 `completion` as two texts. A null counts as absent; what has no plain meaning is told by its line.
+
+Columns beside these, such as id, source or metadata, are not read. Those that would change what a
+row means (CHANGING; of a message CHANGING_MESSAGE) are refused where its form does not read them,
+unless they are empty or say again what a message says.
 """
 
 import json
@@ -15,7 +19,7 @@ from typing import Any
 
 from training.domains.base import Message
 from utils.config import load_yaml, raise_problems
-from utils.json_files import read_json_lines
+from utils.json_files import read_json_lines, unique_keys
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +39,43 @@ _ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "tool": "tool",
+    "observation": "tool",
 }
-# what a message says besides its content, and would be lost
-_UNREAD = ("function_call", "refusal", "audio", "reasoning_content", "reasoning", "thinking")
+_AS_CONTENT = "write what the model is to say as content"
+_AS_TEXT = "only text is read"
+_AS_WEIGHT = "give the messages of assistants a weight, 0 or 1"
+_AS_MESSAGES = "take it out, or write it as messages"
+# fields of a row that its meaning depends on, and what to do where its form does not read them
+CHANGING = {
+    **dict.fromkeys(("prompt", "input", "output", "response", "context"), _AS_MESSAGES),
+    "history": "write the turns as messages",
+    "system": "write it as a message",
+    "system_prompt": "write it as `system`",
+    "tools": "write conversations as messages",
+    "functions": "write them as tools",
+    "function_call": "write it as tool_calls of a message",
+    "documents": _AS_MESSAGES,
+    "chat_template_kwargs": "the template is given messages and tools alone",
+    **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), _AS_CONTENT),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _AS_TEXT),
+    **dict.fromkeys(("weight", "weights"), _AS_WEIGHT),
+}
+# and of a message
+CHANGING_MESSAGE = {
+    "function_call": "write it as tool_calls",
+    **dict.fromkeys(("refusal", "reasoning", "reasoning_content", "thinking"), _AS_CONTENT),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _AS_TEXT),
+    **dict.fromkeys(("train", "training", "trainable", "loss", "mask"), _AS_WEIGHT),
+    "prefix": "take it out",
+}
+_CHAT_READS = ("system", "tools")
+_READS = {
+    "messages": _CHAT_READS,
+    "conversations": _CHAT_READS,
+    "instruction": ("input", "output", *_CHAT_READS),
+    "completion": ("prompt", *_CHAT_READS),
+    "text": (),
+}
 
 
 @dataclass(frozen=True)
@@ -108,6 +146,7 @@ def _example(record: Any, where: str) -> Example:
         raise ValueError(f"held_out={held_out!r}: true or false is needed")
     label, subtype, group = (_optional_text(record, key) for key in ("label", "subtype", "group"))
     messages, prompt, text = _content(record, forms[0])
+    _check_nothing_lost(record, forms[0], messages)
     return Example(
         where=where,
         messages=messages,
@@ -120,10 +159,29 @@ def _example(record: Any, where: str) -> Example:
     )
 
 
-def _optional_text(record: Mapping[str, Any], key: str) -> str | None:
+def _check_nothing_lost(record: Mapping[str, Any], form: str, messages: list[Message]) -> None:
+    reads = _READS[form] if messages or form != "completion" else ("prompt",)
+    for key, advice in CHANGING.items():
+        value = record.get(key)
+        # scripts/generate.py notes there what it asked its model for
+        noted = key == "prompt" and isinstance(record.get("provenance"), Mapping)
+        if key in reads or noted or _is_empty(value):
+            continue
+        if key == "weight" and value == 1 and not isinstance(value, bool):
+            continue
+        if isinstance(value, str) and any(value.strip() in m["content"] for m in messages):
+            continue
+        raise ValueError(f"{key} is not read beside {form}, and changes what is meant; {advice}")
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
+def _optional_text(record: Mapping[str, Any], key: str, owner: str = "") -> str | None:
     value = record.get(key)
     if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise ValueError(f"{key}={value!r}: text is needed, or nothing")
+        raise ValueError(f"{owner}{key}={value!r}: text is needed, or nothing")
     return value
 
 
@@ -149,33 +207,33 @@ def _content(record: Mapping[str, Any], form: str) -> tuple[list[Message], str, 
             )
         asked, answered = _messages(prompt, "prompt"), _messages(completion, "completion")
         given: list[Message] = [{**message, "weight": 0} for message in asked]
-        return _with_something_to_learn([*given, *answered]), "", ""
+        return _with_something_to_learn(_with_system(record, [*given, *answered])), "", ""
     if form == "instruction":
         return _instruction(record), "", ""
     messages = _messages(record[form], form)
+    return _with_something_to_learn(_with_system(record, messages)), "", ""
+
+
+def _with_system(record: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """After the row's own system message."""
     system = _optional_text(record, "system")
-    if system is not None:
-        if any(message["role"] == "system" for message in messages):
-            raise ValueError("system: there is a system message too")
-        opening: list[Message] = [{"role": "system", "content": system}]
-        messages = [*opening, *messages]
-    return _with_something_to_learn(messages), "", ""
+    if system is None:
+        return messages
+    if any(message["role"] == "system" for message in messages):
+        raise ValueError("system: there is a system message too")
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _instruction(record: Mapping[str, Any]) -> list[Message]:
-    if record.get("history"):
-        raise ValueError("history is not read; write the turns as messages")
     given = record.get("input")
     if given is not None and not isinstance(given, str):
         raise ValueError(f"input={given!r}: text is needed, or nothing")
     parts = [_text(record, "instruction").strip(), (given or "").strip()]
-    system = _optional_text(record, "system")
-    opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    return [
-        *opening,
-        {"role": "user", "content": "\n\n".join(part for part in parts if part)},
-        {"role": "assistant", "content": _text(record, "output")},
-    ]
+    asked = "\n\n".join(part for part in parts if part)
+    answer = _text(record, "output")
+    return _with_system(
+        record, [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    )
 
 
 def _messages(turns: Any, name: str) -> list[Message]:
@@ -194,13 +252,21 @@ def _with_something_to_learn(messages: list[Message]) -> list[Message]:
 def _message(turn: Any, name: str) -> Message:
     if not isinstance(turn, Mapping):
         raise ValueError(f"{name} needs role and content, got {turn!r:.80}")
-    if {"from", "value"} <= set(turn):
+    forms = [
+        [key for key in keys if not _is_empty(turn.get(key))]
+        for keys in (("from", "value"), ("role", "content"))
+    ]
+    if all(forms):
+        both = ", ".join(key for keys in forms for key in keys)
+        raise ValueError(f"{name} has {both}: either from and value are needed or role and content")
+    if {"from", "value"} <= set(turn) and forms[0]:
         turn = {**turn, "role": turn["from"], "content": turn["value"]}
     elif "role" not in turn or not ("content" in turn or turn.get("tool_calls")):
         raise ValueError(f"{name} needs role and content, got {turn!r:.80}")
-    for key in _UNREAD:
-        if turn.get(key):
-            raise ValueError(f"{name}.{key} is not read; write what the model is to say as content")
+    for key, advice in CHANGING_MESSAGE.items():
+        # null, [] and false say nothing; false of a flag to learn by does
+        if turn.get(key) or (turn.get(key) is not None and advice == _AS_WEIGHT):
+            raise ValueError(f"{name}.{key} is not read; {advice}")
     said = turn["role"]
     role = _ROLES.get(said) if isinstance(said, str) else None
     if role is None:
@@ -220,14 +286,19 @@ def _message(turn: Any, name: str) -> Message:
         ]
     weight = turn.get("weight")
     if weight is not None:
-        if isinstance(weight, bool) or weight not in (0, 1) or role != "assistant":
+        # what is not an assistant's is never learned
+        allowed = (0, 1) if role == "assistant" else (0,)
+        if isinstance(weight, bool) or weight not in allowed:
             raise ValueError(f"{name}.weight={weight!r}: 0 or 1 of an assistant is needed")
-        message["weight"] = int(weight)
-    if role == "tool":
-        for key in ("name", "tool_call_id"):
-            value = _optional_text(turn, key)
-            if value is not None:
-                message[key] = value
+        if role == "assistant":
+            message["weight"] = int(weight)
+    for key in ("name", "tool_call_id"):
+        value = _optional_text(turn, key, f"{name}.")
+        if value is None:
+            continue
+        if key == "tool_call_id" and role != "tool":
+            raise ValueError(f"{name}.{key}={value!r}: only a tool's message has one")
+        message[key] = value
     return message
 
 
@@ -254,7 +325,7 @@ def _tool_call(call: Any, name: str) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json.loads(arguments, object_pairs_hook=unique_keys)
         except ValueError as error:
             raise ValueError(f"{name}.function.arguments is no JSON ({error})") from error
     if not isinstance(arguments, Mapping):
@@ -265,8 +336,6 @@ def _tool_call(call: Any, name: str) -> dict[str, Any]:
 
 def _tools(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     tools = record.get("tools")
-    if record.get("functions"):
-        raise ValueError("functions is not read; write them as tools")
     if tools is None:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
