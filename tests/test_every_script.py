@@ -251,7 +251,7 @@ def models_of_run() -> Any:
 def test_a_run_of_before_takes_its_model_up_once(caplog: pytest.LogCaptureFixture) -> None:
     sft_run()
     stored = load_yaml("runs/r/config.yaml")
-    known = stored["meta"].pop("models")
+    known = stored.pop("meta")["models"]
     dump_yaml("runs/r/config.yaml", stored)
     with caplog.at_level("INFO"):
         sft_run()

@@ -10,7 +10,7 @@ from pathlib import Path
 import chz
 import pytest
 
-from utils.config import ConfigError, load_yaml
+from utils.config import ConfigError, dump_yaml, load_yaml
 from utils.inputs import INPUT, Input, data_input, file_inputs
 from utils.runs import RunDir
 
@@ -96,6 +96,17 @@ def test_data_from_elsewhere_is_told_apart_by_its_items(config: Config, tmp_path
     append(tmp_path / "chats.jsonl")
     [_, problem] = refused(tmp_path, config, problems=data_input("a copy", rows[::-1]))
     assert problem.startswith("examples_file: ")
+
+
+def test_a_run_of_before_takes_its_data_up(config: Config, tmp_path: Path) -> None:
+    open_run(tmp_path, config)
+    path = tmp_path / "run" / "config.yaml"
+    known = load_yaml(path)
+    dump_yaml(path, {k: v for k, v in known.items() if k != "meta"})
+    open_run(tmp_path, config)
+    assert load_yaml(path)["meta"]["inputs"] == known["meta"]["inputs"]
+    append(tmp_path / "chats.jsonl")
+    assert "examples_file: " in refused(tmp_path, config)[1]
 
 
 def test_the_stored_config_says_what_was_read(config: Config, tmp_path: Path) -> None:

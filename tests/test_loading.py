@@ -13,6 +13,7 @@ from training.local.attention import SegmentAttention
 from training.local.batching import Segment
 from training.local.decoder import Decoder
 from training.local.linear import LoraPass
+from training.local.notes import weights_digest
 
 CPU = torch.device("cpu")
 
@@ -59,6 +60,14 @@ def test_files_give_what_transformers_gives(folder: Path, opened: list[str]) -> 
     first, second = Decoder(folder, CPU), Decoder(folder, CPU)
     assert opened == ["_open_transformers", "_open_files"]
     assert_same(first, second)
+
+
+def test_the_digest_of_weights_is_of_what_every_device_has() -> None:
+    weights = [torch.randn(40, 30, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    digest = weights_digest(weights)
+    assert digest == weights_digest([weight.bfloat16() for weight in reversed(weights)])
+    weights[1] = weights[1] * 1.01
+    assert digest != weights_digest(weights)
 
 
 def test_other_versions_are_compared_again(folder: Path, opened: list[str]) -> None:

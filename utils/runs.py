@@ -113,8 +113,8 @@ class RunDir:
                 run = cls._resume(path, plain, files, others, resume_fields_ignored, claim)
             else:
                 run = cls(path, resumed=False, claim=claim)
-                inputs = {name: held._asdict() for name, held in {**files, **others}.items()}
-                meta = {"script": script, "run_id": run.run_id, **run_meta(), "inputs": inputs}
+                meta = {"script": script, "run_id": run.run_id, **run_meta()}
+                meta["inputs"] = _plain_inputs(files, others)
                 dump_yaml(path / "config.yaml", {**plain, "meta": meta})
                 logger.info("new run in %s", path)
             run._sinks = [make(script, run, plain) for make in open_sinks]
@@ -136,7 +136,13 @@ class RunDir:
         stored = load_yaml(path / "config.yaml")
         stored_meta = stored.pop("meta", {})
         _require_same(path, stored, plain, {"log_path", *ignored})
-        _require_same_inputs(path, stored_meta.get("inputs", {}), files, others)
+        if "inputs" in stored_meta:
+            _require_same_inputs(path, stored_meta["inputs"], files, others)
+        else:
+            # an older version's
+            logger.info("%s: from now on it goes on with no other data", path)
+            stored_meta["inputs"] = _plain_inputs(files, others)
+            dump_yaml(path / "config.yaml", {**stored, "meta": stored_meta})
         meta = run_meta()
         for key in ("git_revision", "packages"):
             if meta[key] != stored_meta.get(key):
@@ -151,7 +157,7 @@ class RunDir:
         are loaded. Raises ConfigError, before anything of the run has changed, where one is not
         what the run began with. Runs that began without (older versions') take them up."""
         stored = load_yaml(self.path / "config.yaml")
-        known = stored["meta"].setdefault("models", {})
+        known = stored.setdefault("meta", {}).setdefault("models", {})
         before = {name: Input(**known[name]) for name in models if name in known}
         problems = input_problems(before, {name: models[name] for name in before})
         if problems:
@@ -351,6 +357,12 @@ def _require_same(
         raise ConfigError(
             [f"{path} was started with other settings; resume needs the same", *problems]
         )
+
+
+def _plain_inputs(
+    files: Mapping[str, Input], others: Mapping[str, Input]
+) -> dict[str, dict[str, str]]:
+    return {name: held._asdict() for name, held in {**files, **others}.items()}
 
 
 def _require_same_inputs(
