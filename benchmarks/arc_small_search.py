@@ -29,6 +29,7 @@ from training.domains.arc.tasks import SMALL_FILE, Task, load_tasks
 from training.domains.arc.text import task_messages
 from training.models import load_tokenizer
 from utils.files import append_jsonl, atomic_write_text, read_jsonl
+from utils.terminal import print_anything
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    print_anything()
     deadline = time.monotonic() + 60 * config.max_minutes
     tokenizer = load_tokenizer("embedded")
     loop = InnerLoop(connect(), tokenizer, ArcConfig(task_set="small").inner())

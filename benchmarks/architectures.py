@@ -36,6 +36,7 @@ from utils.files import append_jsonl, atomic_write_text
 from utils.progress import progress
 from utils.runs import package_versions, run_meta
 from utils.tables import text_table
+from utils.terminal import print_anything
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    print_anything()
     started = time.perf_counter()
     findings = run_all(config.only or architectures(), config.processes, config.seconds)
     print(summary_table(findings))

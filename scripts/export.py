@@ -4,8 +4,9 @@
     uv run scripts/export.py checkpoint_path=... output_dir=adapter merged=false
 
 merged=true writes the base model with the adapter added into its weights, in float32, with its
-tokenizer and generation config: what transformers, vLLM and our own model_name= open. It is right
-where PEFT's own merge is not: an adapted output head that is tied to the embeddings is untied.
+tokenizer (where it has one) and generation config: what transformers, vLLM and our own model_name=
+open. It is right where PEFT's own merge is not: an adapted output head that is tied to the
+embeddings is untied.
 merged=false writes the adapter alone, in PEFT's format, its base model named so that PEFT finds it.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 import chz
 from dotenv import load_dotenv
 
-from training.models import resolve_model
+from training.models import lacks_tokenizer, load_tokenizer, resolve_model
 from utils.config import as_config_errors, config_entrypoint, raise_problems
 from utils.files import shown_path
 from utils.terminal import command
@@ -57,23 +58,33 @@ def main(config: Config) -> None:
     checkpoint = Path(config.checkpoint_path).expanduser()
     output_dir = config.output_dir.expanduser()
     # torch comes with these
+    from training.local.checkpoints import base_model_of, copy_peft_folder, read_state
+
+    with as_config_errors():
+        state = read_state(checkpoint)
+        base_name = base_model_of(state, config.model_name)
     if config.merged:
         from training.local.service import LocalServiceClient
 
+        with as_config_errors():
+            has_tokenizer = not lacks_tokenizer(base_name)
+            if has_tokenizer:
+                # one that is broken is to be known before the weights are loaded
+                load_tokenizer(base_name)
         # on the CPU, where the engine computes in float32
         service = LocalServiceClient(device="cpu")
         with contextlib.closing(service), as_config_errors():
             trainer = service.create_training_client_from_state(str(checkpoint), config.model_name)
             trainer.export_merged(output_dir).result()
         shown = shown_path(output_dir)
-        talk = command("chat", model_name=shown)
-        print(f"\nModel, adapter and tokenizer: {shown}\n\nTalk to it:  {talk}")
+        if has_tokenizer:
+            talk = command("chat", model_name=shown)
+            print(f"\nModel, adapter and tokenizer: {shown}\n\nTalk to it:  {talk}")
+        else:
+            print(f"\nModel and adapter: {shown}\nNo tokenizer: {base_name} has none")
     else:
-        from training.local.checkpoints import base_model_of, copy_peft_folder, read_state
-
         with as_config_errors():
-            state = read_state(checkpoint)
-            base = resolve_model(base_model_of(state, config.model_name))
+            base = resolve_model(base_name)
             # PEFT takes a relative name from wherever it is started
             name = str(base.resolve()) if isinstance(base, Path) else base
             copy_peft_folder(state, output_dir, name)

@@ -14,7 +14,7 @@ from tiny_models import hf_logprobs, hf_model, random_tokens, randomise
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from training.api import Datum, ModelInput, connect
+from training.api import Datum, ModelInput
 from training.local.llama import LLAMA_SHAPED
 from training.local.peft_names import takes_adapters
 
@@ -69,11 +69,6 @@ def logprobs(model: Any) -> torch.Tensor:
         return hf_logprobs(model, TOKENS[:-1], TARGETS)
 
 
-class _NoTokenizer:
-    def save_pretrained(self, folder: Path) -> None:
-        (folder / "tokenizer_stand_in").write_text("")
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_peft_and_a_merged_export_compute_what_the_engine_does(
@@ -86,7 +81,6 @@ def test_peft_and_a_merged_export_compute_what_the_engine_does(
     base = logprobs(hf_model(folder))
     path = client.save_weights_for_sampler(architecture).result().path
     twin = PeftModel.from_pretrained(hf_model(folder), path).eval()
-    client._engine.tokenizer = _NoTokenizer()
     merged = hf_model(client.export_merged(tmp_path / "merged").result())
     assert (got - base).abs().max() > 0.1
     assert (got - logprobs(twin)).abs().max() <= 2e-5
@@ -139,7 +133,7 @@ IDLE = {
 
 
 @pytest.mark.parametrize("architecture", IDLE)
-def test_only_what_text_trains_gets_lora(architecture: str, tiny, service):
+def test_only_what_text_trains_gets_lora(architecture: str, tiny, service, connect_local):
     """Not towers, encoders or attention to them."""
     folder = tiny(architecture)
     client = service.create_lora_training_client(folder, rank=2)
@@ -159,9 +153,8 @@ def test_only_what_text_trains_gets_lora(architecture: str, tiny, service):
     idle = [p for p, layer in client._adapter.layers.items() if not layer.grad_b.abs().max() > 0]
     assert not idle
     # a second start, which compares nothing, leaves out the same
-    again: Any = connect("local", device="cpu")
-    with again:
-        assert set(again.create_lora_training_client(folder)._adapter.config.targets) == targets
+    again = connect_local().create_lora_training_client(folder)
+    assert set(again._adapter.config.targets) == targets
 
 
 def test_adapters_that_peft_put_on_idle_layers(tiny, service, tmp_path: Path):

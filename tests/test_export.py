@@ -5,6 +5,7 @@ uv run pytest tests/test_export.py
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,30 @@ def test_the_merged_folder_is_the_model_that_was_served(
     ]
     first, second = (answer.result().sequences[0].tokens for answer in answers)
     assert first == second
+
+
+def test_a_base_without_a_tokenizer(
+    tiny_model: Callable[..., str], service: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its merged model has none either, which is said; a broken one is an error before loading."""
+    base = tiny_model("llama")
+    adapter, merged = checkpoint(service, base), tmp_path / "merged"
+    run(f"checkpoint_path={adapter}", f"output_dir={merged}")
+    said = capsys.readouterr().out
+    assert f"No tokenizer: {base} has none" in said and "chat.py" not in said
+    tokens = list(range(5, 40))
+    engine = served(service, tokens, model_path=adapter)
+    model: Any = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert wanted(model, tokens) == pytest.approx(engine, abs=1e-4)
+    assert served(service, tokens, base_model=str(merged)) == pytest.approx(engine, abs=1e-4)
+
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    (broken / "tokenizer_config.json").write_text("{}")
+    (broken / "model.safetensors").write_bytes(b"not read")
+    arguments = (f"checkpoint_path={adapter}", f"output_dir={tmp_path / 'more'}")
+    said = refusal(capsys, *arguments, f"model_name={broken}")
+    assert f"model_name='{broken}': no tokenizer could be loaded" in said
 
 
 def test_the_plain_folder_loads_with_peft_from_anywhere(

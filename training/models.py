@@ -69,6 +69,15 @@ def load_tokenizer(model_name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def lacks_tokenizer(model_name: str) -> bool:
+    """Whether it is a local folder in which no file belongs to a tokenizer. Raises what
+    resolve_model() raises."""
+    source = resolve_model(model_name)
+    return isinstance(source, Path) and not any(
+        path.is_file() for form in TOKENIZER_FILES for path in source.glob(form)
+    )
+
+
 def context_length(model_name: str) -> int | None:
     """The most tokens the model takes, or None where its config names no limit; no weights are
     loaded. Raises what resolve_model() raises, or ValueError for a config that cannot be read."""

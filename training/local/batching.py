@@ -4,6 +4,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 # Below this many shared tokens the bookkeeping costs more than it saves.
 MIN_SHARED = 16
@@ -169,3 +170,7 @@ def pack(trees: Sequence[Tree]) -> Packing:
         else:
             owner_slices.append((tree.owner, start, len(tokens)))
     return Packing(np.array(tokens), np.array(positions), segments, owner_slices, index)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array).to(device)

@@ -195,7 +195,8 @@ def export_merged(
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
 
     write_folder(folder, write, overwrite=False)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from training.local.attention import DecodeAttention, SegmentAttention
-from training.local.batching import Packing, Tree, pack
+from training.local.batching import Packing, Tree, pack, to_device
 from training.local.linear import LoraPass, NotAdaptableError
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _packing(sequences: list[list[int]], shares: bool) -> Packing:
 
 def _hidden(decoder: Any, packing: Packing, cache: Any = None) -> torch.Tensor:
     tokens, positions = (
-        torch.from_numpy(array).to(decoder.device) for array in (packing.tokens, packing.positions)
+        to_device(array, decoder.device) for array in (packing.tokens, packing.positions)
     )
     return decoder.hidden(tokens, positions, SegmentAttention(packing.segments, cache), LoraPass())
 
@@ -128,7 +128,7 @@ def _decoded(
     """(sequence, position, hidden state [hidden]) of rows that go on along their sequences: one
     from each of the first two prompts, and a group of two from the third, which loses one."""
     device = decoder.device
-    index = [torch.from_numpy(packing.index[i]).to(device) for i in range(3)]
+    index = [to_device(packing.index[i], device) for i in range(3)]
     shared = _SHARED if decoder.shares_prefixes else 0
     singles = cache.single_blocks(
         index[0][:shared] if shared else None, [index[0][shared:], index[1][shared:]]
@@ -218,7 +218,7 @@ def _idle_layers(decoder: Any, probe: Probe) -> list[str]:
     """
     packing = _packing([probe.sequences[0]] * 3, shares=False)
     tokens, positions = (
-        torch.from_numpy(array).to(decoder.device) for array in (packing.tokens, packing.positions)
+        to_device(array, decoder.device) for array in (packing.tokens, packing.positions)
     )
     plan = SegmentAttention(packing.segments)
     reached: set[str] = set()

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -391,7 +390,3 @@ def _other_matrices(body: Any) -> tuple[str, ...]:
         if parameter.ndim > 1
     )
     return tuple(dict.fromkeys(names))
-
-
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(array).to(device)

@@ -18,10 +18,10 @@ from training.api import (
 )
 from training.local.adapters import AdapterWeights
 from training.local.attention import DecodeAttention, SegmentAttention
-from training.local.batching import build_trees, micro_batches, pack
+from training.local.batching import build_trees, micro_batches, pack, to_device
 from training.local.bodies import DecodeBlock, RowStarts
 from training.local.constraint import Constraint
-from training.local.decoder import HEAD_CHUNK, Decoder, to_device
+from training.local.decoder import HEAD_CHUNK, Decoder
 from training.local.linear import LoraPass, LoraSlice, Stacked
 from training.local.stops import StopStrings
 

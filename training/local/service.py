@@ -54,7 +54,7 @@ from training.local.engine import Engine, EngineOptions
 from training.local.sampler import SampleJob
 from training.local.stops import StopStrings
 from training.local.trainer import TrainJob
-from training.models import EMBEDDED, model_files, resolve_model
+from training.models import EMBEDDED, lacks_tokenizer, model_files, resolve_model
 from utils.devices import choose_device
 from utils.inputs import Input, data_input
 
@@ -329,11 +329,13 @@ class LocalTrainingClient(_Ready):
         )
 
     def export_merged(self, folder: str | Path) -> APIFuture[str]:
-        """Local extension: base model plus adapter as one Hugging Face folder."""
+        """Local extension: base model plus adapter as one Hugging Face folder, without a tokenizer
+        where the base model's folder has none."""
 
         def export() -> str:
             engine = self._engine
-            export_merged(Path(folder), self._adapter.layers, engine.decoder, engine.tokenizer)
+            tokenizer = None if lacks_tokenizer(engine.model_name) else engine.tokenizer
+            export_merged(Path(folder), self._adapter.layers, engine.decoder, tokenizer)
             return str(folder)
 
         return self._engine.submit_call(self._queue, export)

@@ -12,8 +12,8 @@ import torch
 from training.api import ForwardBackwardOutput, RequestFailedError, TensorData
 from training.local.adapters import Adapter
 from training.local.attention import SegmentAttention
-from training.local.batching import Packing, Tree, build_trees, micro_batches, pack
-from training.local.decoder import HEAD, Decoder, to_device
+from training.local.batching import Packing, Tree, build_trees, micro_batches, pack, to_device
+from training.local.decoder import HEAD, Decoder
 from training.local.dropout import Dropout, draw_kept
 from training.local.linear import LoraPass
 from training.local.losses import (
