@@ -139,6 +139,7 @@ ALONE: list[tuple[str, Kind | None, int]] = [
     ("length", "truncated", 2),
     ("length_empty", "truncated", 2),
     ("prose", "invalid_json", 3),
+    ("in_a_sentence", None, 1),
     ("fenced", None, 1),
     ("nan", "invalid_json", 3),
     ("half_surrogate", "invalid_json", 3),
