@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from dotenv import load_dotenv
 
-from evaluation.answers import Conversation, hold_conversations
-from evaluation.judge import (
+from evaluation.behaviour.answers import Conversation, hold_conversations
+from evaluation.behaviour.judge import (
     Judge,
     Judged,
     LLMJudge,
@@ -29,10 +29,10 @@ from evaluation.judge import (
     judge_conversations,
     prompt_hash,
 )
-from evaluation.plan import Config, Plan, count_calls, make_plan, results_problems
-from evaluation.report import closing_tables, write_report
-from evaluation.results import Summary, headline_numbers, results_to_plain, summarise
-from evaluation.targets import open_targets
+from evaluation.behaviour.plan import Config, Plan, count_calls, make_plan, results_problems
+from evaluation.behaviour.report import closing_tables, write_report
+from evaluation.behaviour.results import Summary, headline_numbers, results_to_plain, summarise
+from evaluation.behaviour.targets import open_targets
 from training.endpoints import Endpoints
 from utils.config import config_entrypoint, dump_yaml, to_plain
 from utils.llm import LLMClient

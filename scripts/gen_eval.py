@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import chz
 from dotenv import load_dotenv
 
-from evaluation.eval_file import EvalPrompt
-from evaluation.prompt_report import COUNT_HEADERS, count_rows, dropped_rows, write_report
-from evaluation.prompts import (
+from evaluation.behaviour.eval_file import EvalPrompt
+from evaluation.behaviour.prompt_report import COUNT_HEADERS, count_rows, dropped_rows, write_report
+from evaluation.behaviour.prompts import (
     GENERATOR,
     SCORER,
     Dropped,

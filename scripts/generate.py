@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import chz
 from dotenv import load_dotenv
 
-from evaluation.eval_file import load_eval_file
+from evaluation.behaviour.eval_file import load_eval_file
 from generation.kinds import KINDS, Kind, choose_kind
 from generation.pipeline import GENERATOR, Writer
 from generation.plan import (

@@ -1,10 +1,10 @@
-"""evaluation/analysis.py against numbers worked out by hand."""
+"""evaluation/behaviour/analysis.py against numbers worked out by hand."""
 
 from collections.abc import Sequence
 
 import pytest
 
-from evaluation.analysis import (
+from evaluation.behaviour.analysis import (
     Label,
     Scores,
     agreement_of_judges,
@@ -15,9 +15,9 @@ from evaluation.analysis import (
     model_scores,
     self_agreement,
 )
-from evaluation.answers import Conversation, Failure
-from evaluation.eval_file import EvalPrompt
-from evaluation.judge import Judged, Judgment, Verdict
+from evaluation.behaviour.answers import Conversation, Failure
+from evaluation.behaviour.eval_file import EvalPrompt
+from evaluation.behaviour.judge import Judged, Judgment, Verdict
 from evaluation.stats import holm, krippendorff_alpha
 
 CLUSTERS = {"a1": "A", "a2": "A", "b1": "B", "b2": "B", "c1": "C"}

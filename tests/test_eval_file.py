@@ -1,4 +1,4 @@
-"""evaluation/eval_file.py: what gen_eval.py writes and eval.py reads."""
+"""evaluation/behaviour/eval_file.py: what gen_eval.py writes and eval.py reads."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from eval_world import PROPERTIES, prompt, some_prompts, write_eval_file
 
-from evaluation.eval_file import EvalPrompt, load_eval_file
+from evaluation.behaviour.eval_file import EvalPrompt, load_eval_file
 from utils.config import ConfigError, dump_yaml
 
 

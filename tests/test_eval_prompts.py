@@ -1,4 +1,4 @@
-"""evaluation/prompts.py and prompt_report.py, with a generator and a scorer in this process.
+"""evaluation/behaviour: prompts.py, prompt_report.py, with generator and scorer in this process.
 
 uv run pytest tests/test_eval_prompts.py
 """
@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from prompt_world import fill, stage_of, words
 
-from evaluation.eval_file import EvalPrompt
-from evaluation.prompt_report import count_rows, dropped_rows, write_report
-from evaluation.prompts import (
+from evaluation.behaviour.eval_file import EvalPrompt
+from evaluation.behaviour.prompt_report import count_rows, dropped_rows, write_report
+from evaluation.behaviour.prompts import (
     GENERATOR,
     MAX_ROUNDS,
     ROLE_PLAY,

@@ -34,7 +34,7 @@ from eval_world import (
 from fake_endpoint import FakeEndpoint, Gate
 from script_help import help_of
 
-from evaluation.plan import Config
+from evaluation.behaviour.plan import Config
 from utils.config import ConfigError, config_entrypoint, dump_yaml, load_config, load_yaml
 from utils.files import read_jsonl
 from utils.llm import LLMClient

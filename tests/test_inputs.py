@@ -130,7 +130,11 @@ def test_home_folders(config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
         ("sft", "Config", {"examples_file"}),
         ("generate", "Config", {"properties_file", "params_file", "eval_file"}),
         ("gen_eval", "Config", {"properties_file", "params_file", "examples_file"}),
-        ("evaluation.plan", "Config", {"eval_file", "responses_file", "checkpoint_paths"}),
+        (
+            "evaluation.behaviour.plan",
+            "Config",
+            {"eval_file", "responses_file", "checkpoint_paths"},
+        ),
         ("training.domains.gsm8k", "Gsm8kConfig", {"data_path"}),
         ("training.bbh.config", "BBHConfig", {"data_dir"}),
         (

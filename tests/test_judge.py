@@ -1,5 +1,5 @@
-"""evaluation/judge.py: what judges are told, what they may answer, and in which order they are
-asked."""
+"""evaluation/behaviour/judge.py: what judges are told, what they may answer, in which order they
+are asked."""
 
 import asyncio
 import json
@@ -12,9 +12,9 @@ from eval_world import PROPERTIES, assistant_turns, server, told_conversation, v
 from fake_endpoint import FakeEndpoint, in_order
 from pydantic import ValidationError
 
-from evaluation.answers import Conversation, Failure, hold_conversations
-from evaluation.eval_file import EvalPrompt
-from evaluation.judge import (
+from evaluation.behaviour.answers import Conversation, Failure, hold_conversations
+from evaluation.behaviour.eval_file import EvalPrompt
+from evaluation.behaviour.judge import (
     RATIONALE_CHARS,
     Judged,
     Judgment,

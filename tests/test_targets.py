@@ -1,11 +1,11 @@
-"""evaluation/targets.py: names of models under test, and which checkpoints are theirs."""
+"""evaluation/behaviour/targets.py: names of models under test, and which checkpoints are theirs."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from evaluation.targets import checkpoint_labels, checkpoint_problems, make_targets
+from evaluation.behaviour.targets import checkpoint_labels, checkpoint_problems, make_targets
 from utils.llm_roles import RoleConfig
 
 

@@ -9,8 +9,8 @@
             )
     print(text_table(client.ledger.HEADERS, client.ledger.table()))
 
-llm_api.py has what an endpoint is, llm_openai.py the one over HTTP, llm_answers.py what counts as
-an answer, llm_retry.py what is tried again, llm_batch.py gather_counted.
+api.py has what an endpoint is, openai_endpoint.py the one over HTTP, answers.py what counts as an
+answer, retry.py what is tried again, batch.py gather_counted.
 """
 
 from __future__ import annotations

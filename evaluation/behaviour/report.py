@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.analysis import Agreement, Comparison, key_of
-from evaluation.answers import Conversation, Failure
-from evaluation.eval_file import EvalFile
-from evaluation.judge import HIGHEST, LOWEST, Judged, Judgment
-from evaluation.results import Summary
+from evaluation.behaviour.analysis import Agreement, Comparison, key_of
+from evaluation.behaviour.answers import Conversation, Failure
+from evaluation.behaviour.eval_file import EvalFile
+from evaluation.behaviour.judge import HIGHEST, LOWEST, Judged, Judgment
+from evaluation.behaviour.results import Summary
 from utils.llm_ledger import Ledger
 from utils.llm_runs import ledger_text
 from utils.report import LINE_COLOURS, Report

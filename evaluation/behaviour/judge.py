@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from evaluation.answers import Conversation, Failure
+from evaluation.behaviour.answers import Conversation, Failure
 from utils.llm import LLMClient, stage
 from utils.llm_api import LLMError, Message
 from utils.llm_batch import gather_counted

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import chz
 
-from evaluation.analysis import Label
-from evaluation.eval_file import EvalFile, load_eval_file
-from evaluation.results import StoredAnswers, load_answers, load_labels
-from evaluation.targets import (
+from evaluation.behaviour.analysis import Label
+from evaluation.behaviour.eval_file import EvalFile, load_eval_file
+from evaluation.behaviour.results import StoredAnswers, load_answers, load_labels
+from evaluation.behaviour.targets import (
     BASE,
     Target,
     checkpoint_labels,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from evaluation.analysis import (
+from evaluation.behaviour.analysis import (
     Agreement,
     Comparison,
     Label,
@@ -26,9 +26,9 @@ from evaluation.analysis import (
     model_scores,
     self_agreement,
 )
-from evaluation.answers import Conversation, Failure
-from evaluation.eval_file import EvalFile, read_eval_records
-from evaluation.judge import HIGHEST, LOWEST, Judged
+from evaluation.behaviour.answers import Conversation, Failure
+from evaluation.behaviour.eval_file import EvalFile, read_eval_records
+from evaluation.behaviour.judge import HIGHEST, LOWEST, Judged
 from utils.config import load_yaml, problems_of, raise_problems
 
 SPEAKERS = ("user", "assistant")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from evaluation.eval_file import EvalPrompt
+from evaluation.behaviour.eval_file import EvalPrompt
 from utils.llm import LLMClient, stage
 from utils.llm_api import LLMError, Message, Reply
 from utils.llm_batch import gather_counted

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from evaluation.eval_file import EvalPrompt
+from evaluation.behaviour.eval_file import EvalPrompt
 from utils.llm import LLMClient, stage
 from utils.llm_api import LLMError, Message
 from utils.llm_batch import gather_counted

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.eval_file import EvalPrompt
-from evaluation.prompts import Dropped
+from evaluation.behaviour.eval_file import EvalPrompt
+from evaluation.behaviour.prompts import Dropped
 from utils.llm_ledger import Ledger
 from utils.llm_runs import add_calls
 from utils.properties import Property

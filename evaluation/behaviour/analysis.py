@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from evaluation.answers import Conversation, Failure
-from evaluation.eval_file import EvalPrompt
-from evaluation.judge import Judged, Judgment, Verdict
+from evaluation.behaviour.answers import Conversation, Failure
+from evaluation.behaviour.eval_file import EvalPrompt
+from evaluation.behaviour.judge import Judged, Judgment, Verdict
 from evaluation.stats import (
     BaseRate,
     McNemar,
