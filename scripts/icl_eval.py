@@ -26,9 +26,9 @@ from pathlib import Path
 import chz
 from dotenv import load_dotenv
 
-from evaluation.icl_checks import total_sequences, untrained_problems
-from evaluation.icl_choice import chosen_runs
-from evaluation.icl_results import (
+from evaluation.icl.checks import total_sequences, untrained_problems
+from evaluation.icl.choice import chosen_runs
+from evaluation.icl.results import (
     HEADERS,
     METRICS,
     StoredRun,
@@ -108,7 +108,7 @@ def main(config: Config, argv: Sequence[str]) -> None:
 
 
 def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
-    from evaluation.icl import evaluate_plan, plan_run
+    from evaluation.icl.evaluator import evaluate_plan, plan_run
 
     with as_config_errors():
         device = choose_device(config.device)
@@ -145,8 +145,8 @@ def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
 
 
 def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
-    from evaluation.icl import settings_problems
-    from evaluation.icl_untrained import choose_words, evaluate_once, untrained_folder
+    from evaluation.icl.evaluator import settings_problems
+    from evaluation.icl.untrained import choose_words, evaluate_once, untrained_folder
     from training.loop import exit_on_interrupt
 
     assert isinstance(config.model, (LLM, Bayes))
@@ -195,7 +195,7 @@ def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
 
 def show(config: Config, runs: Sequence[StoredRun], folder: Path) -> None:
     """The table on screen; the plots and the page in `folder`/plots."""
-    from evaluation.icl_plots import make_plots, write_plots, write_report
+    from evaluation.icl.plots import make_plots, write_plots, write_report
 
     frame = results_frame(runs, swept_values(config.experiment_dir))
     rows = result_rows(frame, folder)

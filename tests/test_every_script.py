@@ -138,7 +138,7 @@ def test_every_script_refuses_another_model(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # pictures cost seconds
-    monkeypatch.setattr("evaluation.icl_plots.make_plots", lambda _frame: ([], {}))
+    monkeypatch.setattr("evaluation.icl.plots.make_plots", lambda _frame: ([], {}))
     start, given, setting, last = SCRIPTS[name]
     arguments = [*given, "log_path=runs/r"]
     with contextlib.suppress(SystemExit):
@@ -172,7 +172,7 @@ def test_every_script_stops_at_a_signal_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It comes between two calls to the model."""
-    monkeypatch.setattr("evaluation.icl_plots.make_plots", lambda _frame: ([], {}))
+    monkeypatch.setattr("evaluation.icl.plots.make_plots", lambda _frame: ([], {}))
     start, given, *_ = SCRIPTS[name]
     arguments = [*given, "log_path=runs/r"]
     asked: list[str] = []
@@ -212,7 +212,7 @@ def test_paths_are_the_same_from_a_file_and_the_command_line(
     name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that was begun with ~ on the command line goes on with the same settings in YAML."""
-    monkeypatch.setattr("evaluation.icl_plots.make_plots", lambda _frame: ([], {}))
+    monkeypatch.setattr("evaluation.icl.plots.make_plots", lambda _frame: ([], {}))
     monkeypatch.setenv("HOME", str(workplace))
     start, given, _, last = SCRIPTS[name]
     elsewhere = workplace / "elsewhere"
@@ -312,7 +312,7 @@ def test_adapters_and_data_that_are_named_by_text_may_lie_in_the_home_folder(
     for split in ("train", "test"):
         row = {"question": split, "answer": "#### 1"}
         Path("gsm8k", f"{split}.jsonl").write_text(json.dumps(row))
-    monkeypatch.setattr("evaluation.icl_plots.make_plots", lambda _frame: ([], {}))
+    monkeypatch.setattr("evaluation.icl.plots.make_plots", lambda _frame: ([], {}))
     monkeypatch.setenv("HOME", str(workplace))
     elsewhere = workplace / "elsewhere"
     elsewhere.mkdir()

@@ -17,16 +17,17 @@ import pytest
 import torch
 from tiny_chat import save_chat_model
 
-from evaluation import icl, icl_plots
-from evaluation.icl import (
+from evaluation.icl import evaluator as icl
+from evaluation.icl import plots as icl_plots
+from evaluation.icl.checks import hidden_gb, hidden_problems, mode_problems, total_sequences
+from evaluation.icl.evaluator import (
     ModelEvaluator,
     Sequences,
     evaluate_run,
     predictor_answers,
     trained_answers,
 )
-from evaluation.icl_checks import hidden_gb, hidden_problems, mode_problems, total_sequences
-from evaluation.icl_results import load_eval_results, load_metrics
+from evaluation.icl.results import load_eval_results, load_metrics
 from training.icl.base import Family, Predictor, TaskSet
 from training.icl.config import MLP, Evaluation, Trained, Training, Transformer
 from training.icl.families import make_family

@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from evaluation.icl_plots import Plot, make_plots, write_plots, write_report
+from evaluation.icl.plots import Plot, make_plots, write_plots, write_report
 
 BLUE, RED = (0x2B, 0x6C, 0xB0), (0xC5, 0x30, 0x30)
 

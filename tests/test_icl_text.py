@@ -19,8 +19,8 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.icl import ModelEvaluator, Sequences, text_answers
-from evaluation.icl_text import Items, TextModel, choose_items, context_problems
+from evaluation.icl.evaluator import ModelEvaluator, Sequences, text_answers
+from evaluation.icl.text import Items, TextModel, choose_items, context_problems
 from training.api import TensorData
 from training.icl.base import Batch
 from training.icl.config import Evaluation

@@ -1,6 +1,6 @@
 """Runs of an in-context-learning experiment and what was measured of them, as one table.
 
-    from evaluation.icl_results import load_eval_results
+    from evaluation.icl.results import load_eval_results
 
     frame = load_eval_results("balls_and_urns", "task_diversity")
     frame["ood_loss"] = [m and m["ood"]["loss"] for m in frame.metrics]

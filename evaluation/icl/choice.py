@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.icl_results import StoredRun, experiment_runs, read_run
+from evaluation.icl.results import StoredRun, experiment_runs, read_run
 from training.icl.config import RUN_KEYS, Experiment
 from utils.config import ConfigError, to_plain
 from utils.files import shown_path

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from evaluation.icl_checks import hidden_problems, kept_layers, mode_problems, total_sequences
-from evaluation.icl_results import METRICS, StoredRun, load_metrics, read_run
-from evaluation.icl_text import TextModel
+from evaluation.icl.checks import hidden_problems, kept_layers, mode_problems, total_sequences
+from evaluation.icl.results import METRICS, StoredRun, load_metrics, read_run
+from evaluation.icl.text import TextModel
 from training.icl.base import Batch, Family, InContextModel, Predictor, TaskSet
 from training.icl.config import Evaluation
 from training.icl.families import make_family

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from evaluation.icl import (
+from evaluation.icl.checks import total_sequences
+from evaluation.icl.evaluator import (
     ModelEvaluator,
     counted,
     number_rows,
@@ -14,8 +15,7 @@ from evaluation.icl import (
     text_answers,
     write_metrics,
 )
-from evaluation.icl_checks import total_sequences
-from evaluation.icl_text import Items, TextModel, choose_items, context_problems
+from evaluation.icl.text import Items, TextModel, choose_items, context_problems
 from training.api import ServiceClient, TrainingClient
 from training.icl.config import LLM, Bayes, Evaluation, Model, run_folder_name
 from training.icl.settings import Setting

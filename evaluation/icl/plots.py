@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.icl import csv_text
-from evaluation.icl_results import what_varies
+from evaluation.icl.evaluator import csv_text
+from evaluation.icl.results import what_varies
 from utils.files import atomic_write_bytes, atomic_write_text
 from utils.report import LINE_COLOURS, Report
 
