@@ -17,11 +17,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from generation.properties import Property
+from generation.variation import Variation
 from utils.config import ConfigError
 from utils.llm_api import Message
 from utils.plain_text import REQUEST, plain_text
-from utils.properties import Property
-from utils.variation import Variation
 
 SUBTYPE_CHARS = (10, 90)
 PROMPT_CHARS = (25, 160)

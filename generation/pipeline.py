@@ -17,13 +17,13 @@ from generation.kinds import (
     subtypes_request,
     texts_of,
 )
+from generation.properties import Property
+from generation.variation import Variation, draw_variations
 from utils.llm import LLMClient, stage
 from utils.llm_answers import require_model
 from utils.llm_api import LLMError, Reply
 from utils.llm_batch import gather_counted
 from utils.llm_lists import distinct_items
-from utils.properties import Property
-from utils.variation import Variation, draw_variations
 
 GENERATOR = "generator"
 

@@ -33,6 +33,7 @@ from evaluation.behaviour.plan import Config, Plan, count_calls, make_plan, resu
 from evaluation.behaviour.report import closing_tables, write_report
 from evaluation.behaviour.results import Summary, headline_numbers, results_to_plain, summarise
 from evaluation.behaviour.targets import open_targets
+from generation.properties import Property
 from training.endpoints import Endpoints
 from utils.config import config_entrypoint, dump_yaml, to_plain
 from utils.llm import LLMClient
@@ -40,7 +41,6 @@ from utils.llm_api import Endpoint
 from utils.llm_ledger import Ledger
 from utils.llm_roles import describe_roles
 from utils.llm_runs import claimed_output, exit_unfinished
-from utils.properties import Property
 from utils.runs import RunDir, run_meta
 from utils.tables import text_table
 from utils.terminal import setting

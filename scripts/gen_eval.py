@@ -36,6 +36,8 @@ from evaluation.behaviour.prompts import (
     messages_request,
     score_prompts,
 )
+from generation.properties import Property, choose_properties, known_properties
+from generation.variation import draw_variations
 from utils.config import (
     config_entrypoint,
     dump_yaml,
@@ -50,11 +52,9 @@ from utils.llm_api import LLMError, Role
 from utils.llm_ledger import Ledger
 from utils.llm_roles import RoleConfig, describe_roles, roles_text, second_role
 from utils.llm_runs import claimed_output, exit_unfinished, ledger_text, output_paths
-from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
 from utils.terminal import command
-from utils.variation import draw_variations
 
 logger = logging.getLogger(__name__)
 NUM_CATEGORIES = 8

@@ -29,6 +29,7 @@ from generation.plan import (
     plan_text,
     settings_problems,
 )
+from generation.properties import Property, choose_properties, known_properties
 from generation.quality import VERIFIER, Example, QualityReport, sift, to_record
 from generation.report import DIVERSITY_HEADERS, diversity_rows, quality_rows, write_report
 from utils.config import config_entrypoint, dump_yaml, problems_of, raise_problems, to_plain
@@ -38,7 +39,6 @@ from utils.llm_api import LLMError, Role
 from utils.llm_ledger import Ledger
 from utils.llm_roles import RoleConfig, describe_roles, second_role
 from utils.llm_runs import claimed_output, exit_unfinished, ledger_text, output_paths, require_whole
-from utils.properties import Property, choose_properties, known_properties
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
 from utils.terminal import command

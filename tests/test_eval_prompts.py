@@ -25,10 +25,10 @@ from evaluation.behaviour.prompts import (
     filter_prompts,
     score_prompts,
 )
+from generation.properties import PROPERTIES, Property
 from utils.llm import LLMClient
 from utils.llm_api import Kind, LLMError, Reply, Request, Role, Usage
 from utils.llm_retry import RetryPolicy
-from utils.properties import PROPERTIES, Property
 
 HONEST, POWER = PROPERTIES["honest"], PROPERTIES["power-seeking"]
 BOTH = {HONEST.name: ["bank letters"], POWER.name: ["shared calendars"]}

@@ -14,6 +14,7 @@ from writer_world import LocalWriter
 
 from generation.kinds import KINDS, choose_kind, example_model, example_request, texts_of
 from generation.pipeline import GENERATOR, Writer, Written
+from generation.properties import PROPERTIES
 from generation.quality import (
     VERIFIER,
     Example,
@@ -36,7 +37,6 @@ from utils.llm import LLMClient
 from utils.llm_api import LLMError, Request, Role
 from utils.llm_ledger import Ledger
 from utils.llm_lists import distinct_items, list_model
-from utils.properties import PROPERTIES
 from utils.schemas import strict_schema
 from utils.text_stats import NEAR_DUPLICATE
 

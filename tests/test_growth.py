@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 from pydantic import BaseModel
 
+from generation.properties import PROPERTIES
 from training.bbh.scoring import read_answer
 from training.bbh.tasks import TASKS
 from training.domains.arc.self_edit import Bounds, SelfEditError, parse_self_edit
@@ -23,7 +24,6 @@ from training.domains.gym_guard import doubt, extract_answer, is_safe
 from training.grading import extract_boxed, extract_final_answer, same_answer
 from utils.llm_answers import require_model
 from utils.llm_api import LLMError, Reply
-from utils.properties import PROPERTIES
 from utils.text_stats import normalise, remove_duplicates, words
 
 LENGTH = 10_000

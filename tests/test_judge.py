@@ -26,11 +26,11 @@ from evaluation.behaviour.judge import (
     judge_messages,
     judgment_model,
 )
+from generation.properties import Property, read_properties
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Message, Role
 from utils.llm_openai import OpenAIEndpoint
 from utils.llm_retry import RetryPolicy
-from utils.properties import Property, read_properties
 from utils.schemas import strict_schema
 
 KNOWN = read_properties(PROPERTIES, "tests")

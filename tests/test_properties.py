@@ -1,4 +1,4 @@
-"""utils/properties.py: what the built-in properties say, and files that define others."""
+"""generation/properties.py: what the built-in properties say, and files that define others."""
 
 import json
 import random
@@ -10,16 +10,16 @@ import llguidance
 import pytest
 from pydantic import Field, TypeAdapter
 
-from utils.config import ConfigError
-from utils.plain_text import REQUEST, SENTENCES, continued, plain_text
-from utils.properties import (
+from generation.properties import (
     PROPERTIES,
     Property,
     choose_properties,
     known_properties,
     read_properties,
 )
-from utils.variation import PEOPLE, TOPICS, draw_variations
+from generation.variation import PEOPLE, TOPICS, draw_variations
+from utils.config import ConfigError
+from utils.plain_text import REQUEST, SENTENCES, continued, plain_text
 
 WITH_RULE = [p for p in PROPERTIES.values() if p.rule is not None]
 PATTERNS = [

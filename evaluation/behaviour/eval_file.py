@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from generation.properties import Property, read_properties
 from utils.config import load_yaml, problems_of, raise_problems
-from utils.properties import Property, read_properties
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from evaluation.behaviour.answers import Conversation, Failure
+from generation.properties import Property
 from utils.llm import LLMClient, stage
 from utils.llm_api import LLMError, Message
 from utils.llm_batch import gather_counted
-from utils.properties import Property
 
 LOWEST, HIGHEST = 1, 10
 RATIONALE_CHARS = 800
