@@ -19,8 +19,8 @@ from typing import Any
 import chz
 
 from training.adapt import AdaptJob
-from training.api import connect
 from training.chat import render_prompt
+from training.connect import connect
 from training.domains.arc.domain import ArcConfig
 from training.domains.arc.inner import InnerLoop
 from training.domains.arc.report import describe

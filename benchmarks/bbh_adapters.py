@@ -21,11 +21,12 @@ import chz
 from common import ALPHA, PeakMemory, Report, Settings, in_own_process, load_hf, prepare
 
 from training.adapt import AdaptJob, AdaptSettings, adapt, mean_weighted
-from training.api import Datum, connect
+from training.api import Datum
 from training.bbh.config import TARGETS
 from training.bbh.generated import generate_items
 from training.bbh.tasks import BY_NAME
 from training.bbh.text import PromptTokens
+from training.connect import connect
 from training.models import load_tokenizer
 
 BATCH = 5

@@ -32,7 +32,7 @@ import sampling
 import training_speed
 from common import ALPHA, Report, Settings, base_model, load_hf, prepare, random_tokens
 
-from training.api import connect
+from training.connect import connect
 from utils.openmp import OWN_CHOICES, SPIN_COUNT
 from utils.progress import progress
 

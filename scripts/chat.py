@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Literal
 import chz
 from dotenv import load_dotenv
 
-from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient, connect
+from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
+from training.connect import connect
 from training.domains.base import Message
 from training.models import resolve_model
 from training.running_response import RunningResponse

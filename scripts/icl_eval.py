@@ -39,7 +39,7 @@ from evaluation.icl.results import (
     results_frame,
     swept_values,
 )
-from training.api import connect
+from training.connect import connect
 from training.icl.config import (
     LLM,
     Bayes,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import chz
 from dotenv import load_dotenv
 
-from training.api import connect
+from training.connect import connect
 from training.domains.arc.domain import ArcConfig, ArcDomain
 from training.domains.arc.examples import ExampleSet
 from training.domains.arc.report import describe

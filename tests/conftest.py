@@ -60,7 +60,7 @@ def one_torch_thread() -> Iterator[None]:
 
 @contextmanager
 def _services(checkpoint_dir: Path) -> Iterator[Callable[..., Any]]:
-    from training.api import connect
+    from training.connect import connect
     from training.local import notes
 
     made: list[Any] = []

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from training.api import connect
+from training.connect import connect
 from training.domains.arc.domain import SEAL, SMALL, ArcConfig, ArcDomain
 from training.domains.arc.files import CONFIGS_NAME, RESULTS_NAME, read_configs, read_results
 from training.domains.arc.report import edit_summary, write_published_files

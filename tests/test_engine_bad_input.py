@@ -22,7 +22,8 @@ from tiny_models import (
     save_tiny_model,
 )
 
-from training.api import AdamParams, Datum, ModelInput, RequestFailedError, SamplingParams, connect
+from training.api import AdamParams, Datum, ModelInput, RequestFailedError, SamplingParams
+from training.connect import connect
 
 
 def rl_datum(tokens: list[int] | None = None, **changes: Any) -> Datum:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linu
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-CONNECT = "from training.api import connect; connect('local', device='cpu')"
+CONNECT = "from training.connect import connect; connect('local', device='cpu')"
 ENTRYPOINT = """
 import chz
 from utils.config import config_entrypoint
@@ -29,7 +29,7 @@ TORCH_FIRST = """
 import os
 import torch
 torch.set_num_threads(2)
-from training.api import connect
+from training.connect import connect
 connect("local", device="cpu")
 print(os.environ["GOMP_SPINCOUNT"])
 """

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from training import api, remote
+from training.connect import connect
 
 tinker = pytest.importorskip("tinker")
 
@@ -365,8 +366,8 @@ def test_what_only_the_local_backend_has_is_refused() -> None:
 
 
 def test_a_missing_sdk_names_the_install_command() -> None:
-    code = "import sys; sys.modules['tinker'] = None; import training.api; "
-    code += "training.api.connect('tinker')"
+    code = "import sys; sys.modules['tinker'] = None; import training.connect; "
+    code += "training.connect.connect('tinker')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "ImportError: backend='tinker' needs the tinker SDK" in done.stderr
@@ -374,7 +375,7 @@ def test_a_missing_sdk_names_the_install_command() -> None:
 
 
 def test_connect_makes_the_real_clients_without_a_request() -> None:
-    service = api.connect("tinker", base_url="http://127.0.0.1:9")
+    service = connect("tinker", base_url="http://127.0.0.1:9")
     assert isinstance(service, remote.RemoteServiceClient)
     with pytest.raises(ValueError, match="checkpoint_dir"):
-        api.connect("tinker", checkpoint_dir="runs")
+        connect("tinker", checkpoint_dir="runs")

@@ -15,8 +15,8 @@ import torch
 from kills import kill_again_and_again
 from run_results import results
 
-from training.api import connect
 from training.chat import render_training
+from training.connect import connect
 from training.domains.base import Message
 from training.examples import load_examples
 from training.local.service import LocalServiceClient

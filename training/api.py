@@ -1,4 +1,4 @@
-"""The Tinker-style API that every script drives a model through: types, protocols, connect().
+"""The Tinker-style API that every script drives a model through: types and protocols.
 
 Names, fields, defaults and semantics are those of the official SDK (tinker 0.38), so code moves
 between the two by changing an import. What only the local backend has is marked "Local extension".
@@ -10,13 +10,11 @@ import concurrent.futures
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from training import checks
-from utils.openmp import bound_spinning
 
 if TYPE_CHECKING:
     import torch
@@ -558,40 +556,3 @@ class ServiceClient(Protocol):
     def get_server_capabilities(self) -> GetServerCapabilitiesResponse: ...
 
     def close(self) -> None: ...
-
-
-BACKENDS = ("local", "tinker")
-
-
-def connect(
-    backend: str = "local",
-    *,
-    base_url: str | None = None,
-    checkpoint_dir: str | Path | None = None,
-    device: str | None = None,
-    **engine_options: Any,
-) -> ServiceClient:
-    """A service client of the named backend; nothing heavy is loaded before the first client.
-
-    `base_url` belongs to "tinker"; `checkpoint_dir`, `device` and `engine_options`
-    (see training.local.engine.EngineOptions) belong to "local". Raises ValueError otherwise.
-    """
-    if backend == "local":
-        if base_url is not None:
-            raise ValueError(f"base_url={base_url!r} needs backend='tinker'; got backend='local'")
-        # before torch is imported
-        bound_spinning()
-        from training.local.service import LocalServiceClient
-
-        return LocalServiceClient(checkpoint_dir=checkpoint_dir, device=device, **engine_options)
-    if backend == "tinker":
-        given = {"checkpoint_dir": checkpoint_dir, "device": device, **engine_options}
-        local_only = [f"{name}={v!r}" for name, v in sorted(given.items()) if v is not None]
-        if local_only:
-            raise ValueError(
-                f"{', '.join(local_only)}: only for backend='local'; got backend='tinker'"
-            )
-        from training.remote import RemoteServiceClient
-
-        return RemoteServiceClient(base_url=base_url)
-    raise ValueError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
 
-from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient, connect
+from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
+from training.connect import connect
 from training.domains.base import Message
 from training.loop import require_models
 from training.models import resolve_model

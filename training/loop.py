@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from training.api import ServiceClient, TrainingClient, connect
+from training.api import ServiceClient, TrainingClient
+from training.connect import connect
 from training.models import adapter_fingerprint
 from utils.config import as_config_errors
 from utils.files import atomic_write_text
