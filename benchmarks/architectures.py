@@ -49,7 +49,7 @@ _PRELOADED = (
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
     "peft",
-    "training.local.service",
+    "training.backends.local.service",
 )
 _VERDICTS = {
     "right": "Right",
@@ -201,7 +201,7 @@ def _compare(
     finding: Finding, model: str, checkpoints: Path, reference: "Reference", seed: int
 ) -> None:
     """Fills in what was found; what it raises is the engine's crash."""
-    from training.local.service import LocalServiceClient
+    from training.backends.local.service import LocalServiceClient
 
     with LocalServiceClient(checkpoint_dir=checkpoints, device="cpu") as service:
         try:
@@ -343,7 +343,7 @@ class Reference:
         """With W + scale B A for the weights that the client's adapter belongs to."""
         from torch.nn.utils import parametrize
 
-        from training.local.decoder import HEAD
+        from training.backends.local.decoder import HEAD
 
         modules = []
         for path, low_rank in client._adapter.layers.items():

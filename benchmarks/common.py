@@ -33,7 +33,7 @@ from utils.tables import text_table
 from utils.terminal import print_anything
 
 if TYPE_CHECKING:
-    from training.local.service import LocalServiceClient
+    from training.backends.local.service import LocalServiceClient
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def _save_random_1b(folder: str, device: str | None) -> None:
 
 @contextmanager
 def local_service(config: Settings, **options: Any) -> "Iterator[LocalServiceClient]":
-    from training.local.service import LocalServiceClient
+    from training.backends.local.service import LocalServiceClient
 
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,

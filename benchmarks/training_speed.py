@@ -40,7 +40,7 @@ from training.api import AdamParams, Datum, ModelInput, TrainingClient
 if TYPE_CHECKING:
     import torch
 
-    from training.local.decoder import Decoder
+    from training.backends.local.decoder import Decoder
 
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.999, eps=1e-8)
 # Both sides add up in another order; bf16 rounds each layer's output.
@@ -170,7 +170,7 @@ class Products:
     """The frozen linear layers' products for packed tokens: x W^T forward and dy W backward."""
 
     def __init__(self, decoder: "Decoder", *, packed: bool) -> None:
-        from training.local.linear import PackedMatrix
+        from training.backends.local.linear import PackedMatrix
 
         self._device = decoder.device
         self._body: list[tuple[Callable[..., Any], Callable[..., Any], torch.Tensor]] = []

@@ -58,13 +58,13 @@ def main(config: Config) -> None:
     checkpoint = Path(config.checkpoint_path).expanduser()
     output_dir = config.output_dir.expanduser()
     # torch comes with these
-    from training.local.checkpoints import base_model_of, copy_peft_folder, read_state
+    from training.backends.local.checkpoints import base_model_of, copy_peft_folder, read_state
 
     with as_config_errors():
         state = read_state(checkpoint)
         base_name = base_model_of(state, config.model_name)
     if config.merged:
-        from training.local.service import LocalServiceClient
+        from training.backends.local.service import LocalServiceClient
 
         with as_config_errors():
             has_tokenizer = not lacks_tokenizer(base_name)

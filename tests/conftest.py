@@ -60,8 +60,8 @@ def one_torch_thread() -> Iterator[None]:
 
 @contextmanager
 def _services(checkpoint_dir: Path) -> Iterator[Callable[..., Any]]:
+    from training.backends.local import notes
     from training.connect import connect
-    from training.local import notes
 
     made: list[Any] = []
     file = checkpoint_dir / notes.NOTES_FILE

@@ -29,10 +29,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 import ttt
 from run_results import arc_difference, icl_difference, loop_difference, ttt_difference
 
-import training.icl.families
-import training.icl.train
-import training.icl.train_report
-import training.local.service  # noqa: F401
+import training.backends.local.service  # noqa: F401
 from utils.config import config_entrypoint
 
 KILLED = -signal.SIGKILL

@@ -16,8 +16,8 @@ from training.api import (
     SamplingParams,
     TensorData,
 )
-from training.local.engine import EngineOptions
-from training.local.losses import resolve_config
+from training.backends.local.engine import EngineOptions
+from training.backends.local.losses import resolve_config
 
 NAN, INFINITE = float("nan"), float("inf")
 

@@ -900,7 +900,7 @@ class Counting:
         self.largest = 0
 
     def create_lora_training_client(self, *arguments: Any, **options: Any) -> Any:
-        from training.local.service import LocalSamplingClient, LocalTrainingClient
+        from training.backends.local.service import LocalSamplingClient, LocalTrainingClient
 
         gc.collect()
         clients = (LocalTrainingClient, LocalSamplingClient)

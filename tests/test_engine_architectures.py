@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.local.loading import open_model
+from training.backends.local.loading import open_model
 
 # what the engine says of the figures it compared when it loaded the model
 REFUSAL = re.compile(r"\w+ is not supported by the local engine.*\d nats.*when packed")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training.local.attention import CacheBlock, DecodeAttention, Kind
+from training.backends.local.attention import CacheBlock, DecodeAttention, Kind
 
 KV_HEADS, GROUPS, HEAD_DIM = 2, 3, 8
 

@@ -18,7 +18,7 @@ from tiny_models import (
 )
 
 from training.api import AdamParams, Datum, ModelInput
-from training.local.batching import MIN_SHARED, Tree, build_trees, micro_batches, pack
+from training.backends.local.batching import MIN_SHARED, Tree, build_trees, micro_batches, pack
 
 # ------------------------------------------------------------------------------- trees and packing
 
@@ -243,7 +243,7 @@ def test_head_chunks_change_nothing(chunk: int, tiny_model, connect_local, monke
     rng = np.random.default_rng(2)
     data = [cross_entropy_datum(rng, random_tokens(rng, n)) for n in (70, 90, 3)]
     wanted, wanted_output = gradient_and_output(connect_local(), folder, data, "cross_entropy")
-    monkeypatch.setattr("training.local.decoder.HEAD_CHUNK", chunk)
+    monkeypatch.setattr("training.backends.local.decoder.HEAD_CHUNK", chunk)
     got, output = gradient_and_output(connect_local(), folder, data, "cross_entropy")
     assert relative_error(got, wanted) <= 1e-5
     same_output(output, wanted_output, 1e-5)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import cross_entropy_datum, random_tokens, randomise, save_tiny_model
 
 from training.api import AdamParams, Datum, ModelInput
-from training.local.checkpoints import write_folder
-from training.local.linear import PackedMatrix
+from training.backends.local.checkpoints import write_folder
+from training.backends.local.linear import PackedMatrix
 
 ADAM = AdamParams(learning_rate=1e-2, weight_decay=0.01, grad_clip_norm=5.0)
 

@@ -21,7 +21,7 @@ from tiny_models import (
 )
 
 from training.api import AdamParams, Datum, ModelInput
-from training.local.dropout import Dropout, draw_kept
+from training.backends.local.dropout import Dropout, draw_kept
 
 ADAM = AdamParams(learning_rate=1e-2)
 P = 0.3
@@ -231,7 +231,7 @@ def test_micro_batches_and_prompt_sharing_change_nothing(loss_fn: str, tiny_mode
 def test_head_chunks_change_nothing(tiny_model, connect_local, monkeypatch):
     folder, gradients = tiny_model("gemma2"), []
     for chunk in (1000, 7):
-        monkeypatch.setattr("training.local.decoder.HEAD_CHUNK", chunk)
+        monkeypatch.setattr("training.backends.local.decoder.HEAD_CHUNK", chunk)
         client = client_of(connect_local(), folder)
         client.forward_backward(data_of(0), "cross_entropy").result()
         gradients.append(client._adapter.grad.clone())
@@ -274,7 +274,7 @@ def test_without_dropout_nothing_is_drawn_and_no_bit_changes(tiny_model, service
     """The same as an adapter made without the option; forward() of one with dropout, too."""
     folder = tiny_model("llama")
     dropping = client_of(service, folder)
-    monkeypatch.delattr("training.local.trainer.draw_kept")
+    monkeypatch.delattr("training.backends.local.trainer.draw_kept")
     zero = client_of(service, folder, p=0.0)
     plain = service.create_lora_training_client(folder, rank=4, seed=0)
     randomise(plain, 0)

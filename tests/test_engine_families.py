@@ -23,7 +23,7 @@ from tiny_models import (
 )
 
 from training.api import Datum, ModelInput, SamplingParams
-from training.local.decoder import HEAD
+from training.backends.local.decoder import HEAD
 
 families = pytest.mark.parametrize("family", FAMILIES)
 

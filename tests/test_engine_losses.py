@@ -19,7 +19,7 @@ from tiny_models import (
 )
 
 from training.api import AdamParams, Datum, ModelInput, RequestFailedError
-from training.local.losses import LOSSES, loss_and_gradient
+from training.backends.local.losses import LOSSES, loss_and_gradient
 
 CONFIGS: dict[str, dict[str, float]] = {
     "cross_entropy": {},
@@ -313,7 +313,7 @@ def test_a_token_that_the_sampler_found_impossible(loss_fn: str, tiny_model, ser
 def test_clip_defaults(loss_fn: str):
     p = torch.log(torch.tensor([0.5, 1.0, 1.5, 0.5, 1.0, 1.5]))
     inputs = {"logprobs": torch.zeros(6), "advantages": torch.tensor([1.0] * 3 + [-1.0] * 3)}
-    from training.local.losses import resolve_config
+    from training.backends.local.losses import resolve_config
 
     losses, gradient = loss_and_gradient(loss_fn, p, inputs, resolve_config(loss_fn, None))
     if loss_fn == "ppo":

@@ -20,7 +20,7 @@ from tiny_models import (
 )
 
 from training.api import Datum, ModelInput, SamplingParams
-from training.local.batching import build_trees
+from training.backends.local.batching import build_trees
 
 SWITCH = 40
 LONG = {

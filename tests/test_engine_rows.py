@@ -12,12 +12,12 @@ from tiny_models import VOCAB, cross_entropy_datum, random_tokens, randomise, sa
 from torch import nn
 
 from training.api import ModelInput, SamplingParams
-from training.local import comparison, decoder, loading, notes
-from training.local.attention import SegmentAttention, attention_forward
-from training.local.batching import Segment
-from training.local.bodies import PackedBody, RowsBody
-from training.local.dropout import Dropout
-from training.local.linear import (
+from training.backends.local import comparison, decoder, loading, notes
+from training.backends.local.attention import SegmentAttention, attention_forward
+from training.backends.local.batching import Segment
+from training.backends.local.bodies import PackedBody, RowsBody
+from training.backends.local.dropout import Dropout
+from training.backends.local.linear import (
     LoraLinear,
     LoraPass,
     LoraSlice,
@@ -274,7 +274,7 @@ def test_old_notes_go_first(own_notes: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_decoding_is_part_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from training.local.attention import CacheBlock
+    from training.backends.local.attention import CacheBlock
 
     right = CacheBlock.attend
     monkeypatch.setattr(CacheBlock, "attend", lambda *inputs: right(*inputs).flip(1))

@@ -26,9 +26,9 @@ from training.api import (
     SampledSequence,
     SamplingParams,
 )
-from training.local import attention
-from training.local import sampler as sampler_module
-from training.local.sampler import sample_tokens
+from training.backends.local import attention
+from training.backends.local import sampler as sampler_module
+from training.backends.local.sampler import sample_tokens
 
 GREEDY = SamplingParams(max_tokens=25, temperature=0, stop=[])
 
@@ -132,7 +132,7 @@ def test_cuda_bfloat16_logprobs_are_near_the_trainers(
 
 def test_stacked_adapters_add_to_bfloat16():
     """On a GPU the base is bfloat16 and the adapters float32; both ways must add alike."""
-    from training.local.linear import (
+    from training.backends.local.linear import (
         LoraPass,
         LoraSlice,
         LowRankGroup,

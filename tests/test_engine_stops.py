@@ -7,7 +7,7 @@ import torch
 from tiny_chat import chat_tokenizer, save_chat_model, sentencepiece_tokenizer
 
 from training.api import ModelInput, SamplingParams
-from training.local.stops import StopStrings
+from training.backends.local.stops import StopStrings
 
 
 def tokens_until(stop: str, answer: str, tokenizer: Any, prompt: str = "ask:") -> str | None:

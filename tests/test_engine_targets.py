@@ -15,8 +15,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from training.api import Datum, ModelInput
-from training.local.llama import LLAMA_SHAPED
-from training.local.peft_names import takes_adapters
+from training.backends.local.llama import LLAMA_SHAPED
+from training.backends.local.peft_names import takes_adapters
 
 # each with layers that PEFT renames, or a linear layer beside its layers, or experts
 FAMILIES = (
@@ -182,7 +182,7 @@ def test_adapters_that_peft_put_on_idle_layers(tiny, service, tmp_path: Path):
 
 def test_what_is_adapted_is_said_once(tiny, service, caplog):
     folder = tiny("qwen3_moe")
-    with caplog.at_level(logging.INFO, logger="training.local.service"):
+    with caplog.at_level(logging.INFO, logger="training.backends.local.service"):
         clients = [service.create_lora_training_client(folder, rank=3) for _ in range(3)]
     told = [r.message for r in caplog.records if "LoRA of rank 3" in r.message]
     size = clients[0]._adapter.flat.numel()
@@ -192,7 +192,7 @@ def test_what_is_adapted_is_said_once(tiny, service, caplog):
 
 
 def test_nothing_is_left_out_of_a_plain_model(tiny_model, service, caplog):
-    with caplog.at_level(logging.INFO, logger="training.local.service"):
+    with caplog.at_level(logging.INFO, logger="training.backends.local.service"):
         client = service.create_lora_training_client(tiny_model("gpt2"), rank=5)
     (told,) = [r.message for r in caplog.records if "LoRA of rank 5" in r.message]
     size = client._adapter.flat.numel()

@@ -30,7 +30,11 @@ from safetensors.torch import load_file, save_file
 from tiny_chat import save_chat_model
 
 from training import models
-from training.local.service import LocalSamplingClient, LocalServiceClient, LocalTrainingClient
+from training.backends.local.service import (
+    LocalSamplingClient,
+    LocalServiceClient,
+    LocalTrainingClient,
+)
 from training.models import adapter_fingerprint, model_files
 from utils.config import config_entrypoint, dump_yaml, load_yaml
 from utils.files import read_jsonl

@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_models import save_tiny_model
 
-from training.local import loading
-from training.local.attention import SegmentAttention
-from training.local.batching import Segment
-from training.local.decoder import Decoder
-from training.local.linear import LoraPass
-from training.local.notes import weights_digest
+from training.backends.local import loading
+from training.backends.local.attention import SegmentAttention
+from training.backends.local.batching import Segment
+from training.backends.local.decoder import Decoder
+from training.backends.local.linear import LoraPass
+from training.backends.local.notes import weights_digest
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_a_users_model_is_always_compared_and_never_written_to(
 
 
 def test_a_model_that_differs_is_not_noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.local import llama
+    from training.backends.local import llama
 
     right = llama._Layer.__call__
     monkeypatch.setattr(llama._Layer, "__call__", lambda *inputs: 1.01 * right(*inputs))

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import hf_logprobs, hf_model, peft_parts, random_tokens
 
 from training.api import ModelInput
-from training.local.peft_config import READ, REFUSED, WITHOUT_EFFECT, read_peft_config
+from training.backends.local.peft_config import READ, REFUSED, WITHOUT_EFFECT, read_peft_config
 
 # PEFT warns of settings that do not go together, which is what is tested here
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -37,7 +37,7 @@ BATCH = {"input_ids": torch.tensor([TOKENS]), "labels": torch.tensor([TOKENS])}
 
 
 def test_every_field_of_pefts_lora_config_is_known():
-    """A new PEFT version's field must be put into a table of training/local/peft_config.py."""
+    """A new PEFT version's field must be put into one of peft_config.py's tables."""
     tables = (READ, WITHOUT_EFFECT, frozenset(REFUSED))
     assert {field.name for field in dataclasses.fields(LoraConfig)} == frozenset().union(*tables)
     assert sum(map(len, tables)) == len(frozenset().union(*tables))
@@ -338,7 +338,7 @@ def test_a_newer_peft_knows_its_own_defaults(tmp_path: Path, monkeypatch):
     """Where the tables do not have a field yet, the installed PEFT says what its default is."""
     lora().save_pretrained(str(tmp_path))
     without = WITHOUT_EFFECT - {"qalora_group_size"}
-    monkeypatch.setattr("training.local.peft_config.WITHOUT_EFFECT", without)
+    monkeypatch.setattr("training.backends.local.peft_config.WITHOUT_EFFECT", without)
     file = tmp_path / "adapter_config.json"
     assert read_peft_config(file).rank == 4
     edit(tmp_path, qalora_group_size=8)

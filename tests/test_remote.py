@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import api, remote
+from training import api
+from training.backends import tinker as remote
 from training.connect import connect
 
 tinker = pytest.importorskip("tinker")

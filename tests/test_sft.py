@@ -15,11 +15,11 @@ import torch
 from kills import kill_again_and_again
 from run_results import results
 
+from training.backends.local.service import LocalServiceClient
 from training.chat import render_training
 from training.connect import connect
 from training.domains.base import Message
 from training.examples import load_examples
-from training.local.service import LocalServiceClient
 from training.models import context_length, load_tokenizer
 from training.supervised import hold_out, make_batches, to_datums
 from utils.config import ConfigError, config_entrypoint, dump_yaml, load_config

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from training.api import Datum, ModelInput
-from training.local.decoder import HEAD
+from training.backends.local.decoder import HEAD
 
 # more threads would wait for each other longer than these models compute
 torch.set_num_threads(1)

@@ -19,15 +19,15 @@ def connect(
 ) -> ServiceClient:
     """A service client of the named backend; nothing heavy is loaded before the first client.
 
-    `base_url` belongs to "tinker"; `checkpoint_dir`, `device` and `engine_options`
-    (see training.local.engine.EngineOptions) belong to "local". Raises ValueError otherwise.
+    `base_url` belongs to "tinker"; `checkpoint_dir`, `device` and `engine_options` (see
+    training.backends.local.engine.EngineOptions) belong to "local". Raises ValueError otherwise.
     """
     if backend == "local":
         if base_url is not None:
             raise ValueError(f"base_url={base_url!r} needs backend='tinker'; got backend='local'")
         # before torch is imported
         bound_spinning()
-        from training.local.service import LocalServiceClient
+        from training.backends.local.service import LocalServiceClient
 
         return LocalServiceClient(checkpoint_dir=checkpoint_dir, device=device, **engine_options)
     if backend == "tinker":
@@ -37,7 +37,7 @@ def connect(
             raise ValueError(
                 f"{', '.join(local_only)}: only for backend='local'; got backend='tinker'"
             )
-        from training.remote import RemoteServiceClient
+        from training.backends.tinker import RemoteServiceClient
 
         return RemoteServiceClient(base_url=base_url)
     raise ValueError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")

@@ -36,7 +36,7 @@ def resolve_model(model_name: str) -> str | Path:
     hub id that cannot be fetched.
     """
     if model_name == EMBEDDED:
-        from training.local.embedded import embedded_model_dir
+        from training.backends.local.embedded import embedded_model_dir
 
         return embedded_model_dir()
     folder = Path(model_name).expanduser()

@@ -94,7 +94,7 @@ class RestEmSettings:
 def check_loss(loss_fn: str, loss_fn_config: dict[str, float]) -> None:
     """Raises ValueError for settings that the loss does not know or lacks."""
     # loads torch
-    from training.local.losses import resolve_config
+    from training.backends.local.losses import resolve_config
 
     resolve_config(loss_fn, loss_fn_config)
 

@@ -116,7 +116,7 @@ def checkpoint_problems(paths: Sequence[str], model_name: str) -> list[str]:
 
 def _check_base(path: str, model_name: str) -> None:
     # imports torch, which nobody needs who has no checkpoint
-    from training.local.checkpoints import read_state
+    from training.backends.local.checkpoints import read_state
 
     try:
         state = read_state(path)

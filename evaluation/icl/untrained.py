@@ -17,9 +17,9 @@ from evaluation.icl.evaluator import (
 )
 from evaluation.icl.text import Items, TextModel, choose_items, context_problems
 from training.api import ServiceClient, TrainingClient
+from training.backends.local.checkpoints import read_state
 from training.icl.config import LLM, Bayes, Evaluation, Model, run_folder_name
 from training.icl.settings import Setting
-from training.local.checkpoints import read_state
 from training.loop import require_models
 from training.models import context_length, load_tokenizer
 from utils.config import as_config_errors, dump_yaml, load_yaml, raise_problems, to_plain

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from training.local.decoder import HEAD, Decoder, LayerInfo
-from training.local.dropout import Dropout
-from training.local.linear import LoraSlice, LowRank, LowRankGroup, LowRankPart
-from training.local.llama import LLAMA_SHAPED
-from training.local.peft_config import read_peft_config
-from training.local.peft_names import (
+from training.backends.local.decoder import HEAD, Decoder, LayerInfo
+from training.backends.local.dropout import Dropout
+from training.backends.local.linear import LoraSlice, LowRank, LowRankGroup, LowRankPart
+from training.backends.local.llama import LLAMA_SHAPED
+from training.backends.local.peft_config import read_peft_config
+from training.backends.local.peft_names import (
     PEFT_CONFIG,
     PEFT_PREFIX,
     PEFT_WEIGHTS,

@@ -29,10 +29,10 @@ import torch
 
 from training import checks
 from training.api import APIFuture, RequestFailedError, SampleResponse
-from training.local.constraint import Constraint, ConstraintFactory
-from training.local.decoder import Decoder
-from training.local.sampler import SampleJob, Sampler
-from training.local.trainer import NotFiniteError, Trainer, TrainJob
+from training.backends.local.constraint import Constraint, ConstraintFactory
+from training.backends.local.decoder import Decoder
+from training.backends.local.sampler import SampleJob, Sampler
+from training.backends.local.trainer import NotFiniteError, Trainer, TrainJob
 from training.models import load_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -16,14 +16,14 @@ from training.api import (
     StopReason,
     TopkLogprobs,
 )
-from training.local.adapters import AdapterWeights
-from training.local.attention import DecodeAttention, SegmentAttention
-from training.local.batching import build_trees, micro_batches, pack, to_device
-from training.local.bodies import DecodeBlock, RowStarts
-from training.local.constraint import Constraint
-from training.local.decoder import HEAD_CHUNK, Decoder
-from training.local.linear import LoraPass, LoraSlice, Stacked
-from training.local.stops import StopStrings
+from training.backends.local.adapters import AdapterWeights
+from training.backends.local.attention import DecodeAttention, SegmentAttention
+from training.backends.local.batching import build_trees, micro_batches, pack, to_device
+from training.backends.local.bodies import DecodeBlock, RowStarts
+from training.backends.local.constraint import Constraint
+from training.backends.local.decoder import HEAD_CHUNK, Decoder
+from training.backends.local.linear import LoraPass, LoraSlice, Stacked
+from training.backends.local.stops import StopStrings
 
 _EMPTY_LOGPROB = -99999.0
 

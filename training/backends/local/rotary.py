@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.local.attention import AttentionPlan, SegmentAttention
+from training.backends.local.attention import AttentionPlan, SegmentAttention
 
 
 def frequency_switches(config: Any) -> list[int]:

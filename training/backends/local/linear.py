@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.local.dropout import Dropout
+from training.backends.local.dropout import Dropout
 
 
 class LowRank(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from training.local.batching import Segment
+from training.backends.local.batching import Segment
 
 ATTENTION_NAME = "autodidact_packed"
 

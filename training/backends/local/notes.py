@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.local.embedded import cache_dir
+from training.backends.local.embedded import cache_dir
 from utils.files import atomic_write_text
 from utils.runs import package_versions
 

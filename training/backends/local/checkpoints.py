@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.local.adapters import (
+from training.backends.local.adapters import (
     Adapter,
     AdapterConfig,
     fill_layers,
     peft_files,
     read_peft_folder,
 )
-from training.local.decoder import HEAD, Decoder
-from training.local.linear import LowRank
-from training.local.peft_names import PEFT_CONFIG, PEFT_WEIGHTS
+from training.backends.local.decoder import HEAD, Decoder
+from training.backends.local.linear import LowRank
+from training.backends.local.peft_names import PEFT_CONFIG, PEFT_WEIGHTS
 from utils.files import expanded
 from utils.json_files import read_json_object
 

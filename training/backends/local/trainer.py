@@ -10,13 +10,20 @@ import numpy as np
 import torch
 
 from training.api import ForwardBackwardOutput, RequestFailedError, TensorData
-from training.local.adapters import Adapter
-from training.local.attention import SegmentAttention
-from training.local.batching import Packing, Tree, build_trees, micro_batches, pack, to_device
-from training.local.decoder import HEAD, Decoder
-from training.local.dropout import Dropout, draw_kept
-from training.local.linear import LoraPass
-from training.local.losses import (
+from training.backends.local.adapters import Adapter
+from training.backends.local.attention import SegmentAttention
+from training.backends.local.batching import (
+    Packing,
+    Tree,
+    build_trees,
+    micro_batches,
+    pack,
+    to_device,
+)
+from training.backends.local.decoder import HEAD, Decoder
+from training.backends.local.dropout import Dropout, draw_kept
+from training.backends.local.linear import LoraPass
+from training.backends.local.losses import (
     LOSSES,
     Inputs,
     LossInputs,

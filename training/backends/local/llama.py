@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.local.attention import AttentionPlan, Kind, PackedCache
-from training.local.linear import LoraLinear, PassHolder
-from training.local.rotary import Rotaries
+from training.backends.local.attention import AttentionPlan, Kind, PackedCache
+from training.backends.local.linear import LoraLinear, PassHolder
+from training.backends.local.rotary import Rotaries
 
 # Their layers are pre-norm, with rotary positions over whole heads and a gated MLP; a name here
 # promises that, and the engine compares the logits with the model's own whenever it loads one.

@@ -15,14 +15,14 @@ from typing import Any, Protocol
 
 import torch
 
-from training.local.attention import (
+from training.backends.local.attention import (
     AttentionPlan,
     DecodeAttention,
     PackedCache,
     SegmentAttention,
 )
-from training.local.linear import LoraPass, PassHolder
-from training.local.rotary import Rotaries
+from training.backends.local.linear import LoraPass, PassHolder
+from training.backends.local.rotary import Rotaries
 
 
 class DecodeBlock(Protocol):

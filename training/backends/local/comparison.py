@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.local.attention import DecodeAttention, SegmentAttention
-from training.local.batching import Packing, Tree, pack, to_device
-from training.local.linear import LoraPass, NotAdaptableError
+from training.backends.local.attention import DecodeAttention, SegmentAttention
+from training.backends.local.batching import Packing, Tree, pack, to_device
+from training.backends.local.linear import LoraPass, NotAdaptableError
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,8 @@ from training.api import (
     SupportedModel,
     TensorData,
 )
-from training.checks import check_values, flag, optional, real, whole
-from training.local import losses
-from training.local.adapters import (
+from training.backends.local import losses
+from training.backends.local.adapters import (
     DEFAULT_ALPHA,
     Adapter,
     AdapterConfig,
@@ -42,18 +41,19 @@ from training.local.adapters import (
     describe,
     targets_for_peft,
 )
-from training.local.checkpoints import (
+from training.backends.local.checkpoints import (
     base_model_of,
     export_merged,
     load_adapter,
     read_state,
     save_adapter,
 )
-from training.local.decoder import Decoder
-from training.local.engine import Engine, EngineOptions
-from training.local.sampler import SampleJob
-from training.local.stops import StopStrings
-from training.local.trainer import TrainJob
+from training.backends.local.decoder import Decoder
+from training.backends.local.engine import Engine, EngineOptions
+from training.backends.local.sampler import SampleJob
+from training.backends.local.stops import StopStrings
+from training.backends.local.trainer import TrainJob
+from training.checks import check_values, flag, optional, real, whole
 from training.models import EMBEDDED, lacks_tokenizer, model_files, resolve_model
 from utils.devices import choose_device
 from utils.inputs import Input, data_input

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.local.peft_names import LAYER_FIELDS
+from training.backends.local.peft_names import LAYER_FIELDS
 from utils.json_files import read_json_object
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from training.local.attention import ATTENTION_NAME, AttentionPlan, Kind, SegmentAttention
-from training.local.attention import attention_forward as attend_packed
-from training.local.batching import Segment
-from training.local.comparison import MODES, Mode, Probe, first_line, take_probe
-from training.local.embedded import is_embedded_dir
-from training.local.llama import LLAMA_SHAPED
-from training.local.notes import (
+from training.backends.local.attention import ATTENTION_NAME, AttentionPlan, Kind, SegmentAttention
+from training.backends.local.attention import attention_forward as attend_packed
+from training.backends.local.batching import Segment
+from training.backends.local.comparison import MODES, Mode, Probe, first_line, take_probe
+from training.backends.local.embedded import is_embedded_dir
+from training.backends.local.llama import LLAMA_SHAPED
+from training.backends.local.notes import (
     Note,
     comparison_key,
     read_note,

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.local.attention import AttentionPlan
-from training.local.bodies import Body, PackedBody, RowsBody, limits_time_steps
-from training.local.comparison import MODES, Mode, choose_mode
-from training.local.linear import (
+from training.backends.local.attention import AttentionPlan
+from training.backends.local.bodies import Body, PackedBody, RowsBody, limits_time_steps
+from training.backends.local.comparison import MODES, Mode, choose_mode
+from training.backends.local.linear import (
     LoraLinear,
     LoraPass,
     PackedMatrix,
@@ -30,11 +30,11 @@ from training.local.linear import (
     add_low_rank_,
     sampled_rows,
 )
-from training.local.llama import LLAMA_SHAPED, LlamaBody
-from training.local.loading import BaseModel, note_comparison, open_model
-from training.local.notes import Note
-from training.local.peft_names import takes_adapters
-from training.local.rotary import Rotaries, frequency_switches
+from training.backends.local.llama import LLAMA_SHAPED, LlamaBody
+from training.backends.local.loading import BaseModel, note_comparison, open_model
+from training.backends.local.notes import Note
+from training.backends.local.peft_names import takes_adapters
+from training.backends.local.rotary import Rotaries, frequency_switches
 
 logger = logging.getLogger(__name__)
 
