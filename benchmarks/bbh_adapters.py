@@ -22,11 +22,11 @@ from common import ALPHA, PeakMemory, Report, Settings, in_own_process, load_hf,
 
 from training.adapt import AdaptJob, AdaptSettings, adapt, mean_weighted
 from training.api import Datum
-from training.bbh.config import TARGETS
-from training.bbh.generated import generate_items
-from training.bbh.tasks import BY_NAME
-from training.bbh.text import PromptTokens
 from training.connect import connect
+from training.domains.bbh.config import TARGETS
+from training.domains.bbh.generated import generate_items
+from training.domains.bbh.tasks import BY_NAME
+from training.domains.bbh.text import PromptTokens
 from training.models import load_tokenizer
 
 BATCH = 5

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.stats import PairedDifference, paired_difference
-from training.bbh.report import accuracy_bars
-from training.bbh.results import Finished, Pairs, cells, common_tasks, paired_items
+from training.domains.bbh.report import accuracy_bars
+from training.domains.bbh.results import Finished, Pairs, cells, common_tasks, paired_items
 from utils.report import Report
 from utils.tables import text_table
 

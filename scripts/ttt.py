@@ -24,8 +24,8 @@ from typing import Any
 import chz
 from dotenv import load_dotenv
 
-from training.bbh.results import load_finished
 from training.connect import connect
+from training.domains.bbh.results import load_finished
 from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
 from training.loop import exit_on_interrupt
 from utils.config import as_config_errors, config_entrypoint, exit_on_config_error

@@ -15,11 +15,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from training.bbh.config import BBHConfig
-from training.bbh.data import TaskData
-from training.bbh.generated import generate_items
-from training.bbh.methods import BBHRun, TaskResult
-from training.bbh.tasks import BY_NAME
+from training.domains.bbh.config import BBHConfig
+from training.domains.bbh.data import TaskData
+from training.domains.bbh.generated import generate_items
+from training.domains.bbh.methods import BBHRun, TaskResult
+from training.domains.bbh.tasks import BY_NAME
 
 BBH = Path(__file__).parents[2] / "shared" / "data" / "bbh"
 NAMES = ("boolean_expressions", "web_of_lies", "dyck_languages")

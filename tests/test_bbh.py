@@ -38,14 +38,15 @@ from tiny_models import hf_greedy, hf_model
 from transformers import PreTrainedTokenizerFast
 
 from training.api import Datum
-from training.bbh.config import BBHConfig
-from training.bbh.data import Item, TaskData, load_data, split
-from training.bbh.generated import FAMILIES, THINGS, generate_items
-from training.bbh.methods import TOO_LONG, TaskResult
-from training.bbh.results import mean_accuracy, result_rows
-from training.bbh.scoring import guess, is_right, is_scorable, majority, read_answer
-from training.bbh.tasks import BY_NAME, TASKS, BBHTask, choose_tasks
-from training.bbh.text import LossMask, PromptTokens
+from training.domains.bbh.config import BBHConfig
+from training.domains.bbh.data import TaskData, load_data, split
+from training.domains.bbh.generated import FAMILIES, THINGS, generate_items
+from training.domains.bbh.items import Item
+from training.domains.bbh.methods import TOO_LONG, TaskResult
+from training.domains.bbh.results import mean_accuracy, result_rows
+from training.domains.bbh.scoring import guess, is_right, is_scorable, majority, read_answer
+from training.domains.bbh.tasks import BY_NAME, TASKS, BBHTask, choose_tasks
+from training.domains.bbh.text import LossMask, PromptTokens
 from utils.config import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -453,7 +454,8 @@ def test_generated_items_follow_from_the_seed_alone() -> None:
         return hashlib.sha256(json.dumps(items).encode()).hexdigest()
 
     program = (
-        "import hashlib, json; from training.bbh.generated import FAMILIES, generate_items\n"
+        "import hashlib, json\n"
+        "from training.domains.bbh.generated import FAMILIES, generate_items\n"
         "items = [generate_items(name, 40, seed) for name in FAMILIES for seed in (1, 2)]\n"
         "print(hashlib.sha256(json.dumps(items).encode()).hexdigest())"
     )
@@ -967,7 +969,7 @@ def test_training_sequences_over_the_context_are_counted(
 
 def test_what_stops_the_model_is_no_answer(model: str) -> None:
     """A model that always goes on with the next question has not answered (Q)."""
-    from training.bbh.methods import BBHRun
+    from training.domains.bbh.methods import BBHRun
 
     class NextQuestion:
         def create_sampling_client(self, **_options: Any) -> Any:

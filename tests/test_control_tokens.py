@@ -14,12 +14,12 @@ from tokenizers.models import BPE, Unigram, WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from training.bbh.data import Item
-from training.bbh.tasks import TASKS
-from training.bbh.text import PromptTokens
 from training.chat import parse_response, passage_weights, render_prompt, render_training
 from training.control_tokens import GuardedEncoder, encoder_of, names_control_token
 from training.domains.base import Message
+from training.domains.bbh.items import Item
+from training.domains.bbh.tasks import TASKS
+from training.domains.bbh.text import PromptTokens
 from training.examples import load_examples
 from training.models import load_tokenizer
 from training.supervised import to_datums

@@ -15,10 +15,10 @@ import pytest
 from pydantic import BaseModel
 
 from generation.properties import PROPERTIES
-from training.bbh.scoring import read_answer
-from training.bbh.tasks import TASKS
 from training.domains.arc.self_edit import Bounds, SelfEditError, parse_self_edit
 from training.domains.arc.text import GridParseError, parse_grid
+from training.domains.bbh.scoring import read_answer
+from training.domains.bbh.tasks import TASKS
 from training.domains.gym_algebra import is_antiderivative
 from training.domains.gym_guard import doubt, extract_answer, is_safe
 from training.grading import extract_boxed, extract_final_answer, same_answer

@@ -136,7 +136,7 @@ def test_home_folders(config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
             {"eval_file", "responses_file", "checkpoint_paths"},
         ),
         ("training.domains.gsm8k", "Gsm8kConfig", {"data_path"}),
-        ("training.bbh.config", "BBHConfig", {"data_dir"}),
+        ("training.domains.bbh.config", "BBHConfig", {"data_dir"}),
         (
             "training.domains.arc.domain",
             "ArcConfig",

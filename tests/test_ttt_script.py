@@ -19,11 +19,12 @@ from run_results import ttt_difference, ttt_results
 from ttt import entrypoint
 
 from evaluation.bbh import difference_rows
-from training.bbh.data import Item, TaskData
-from training.bbh.generated import FAMILIES
-from training.bbh.methods import METHODS, TRAINED, Prediction, TaskResult
-from training.bbh.results import Finished, common_tasks, load_finished, paired_items
-from training.bbh.tasks import BY_NAME
+from training.domains.bbh.data import TaskData
+from training.domains.bbh.generated import FAMILIES
+from training.domains.bbh.items import Item
+from training.domains.bbh.methods import METHODS, TRAINED, Prediction, TaskResult
+from training.domains.bbh.results import Finished, common_tasks, load_finished, paired_items
+from training.domains.bbh.tasks import BY_NAME
 from utils.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ RL_DOMAINS: Entries = {
     "gym": _Entry("training.domains.gym", "GymConfig", "GymDomain"),
 }
 TTT_DOMAINS: Entries = {
-    "bbh": _Entry("training.bbh.ttt", "BBHConfig", "BBHTestTime"),
+    "bbh": _Entry("training.domains.bbh.ttt", "BBHConfig", "BBHTestTime"),
     "arc": _Entry("training.domains.arc.ttt", "ArcTTTConfig", "ArcTestTime"),
 }
 

@@ -6,10 +6,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from training.bbh.data import Item
+from training.domains.bbh.items import Item
 
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivan", "Jade", "Kim", "Leo")
 COLOURS = ("red", "blue", "green", "white", "black", "yellow", "pink", "orange", "purple")
@@ -59,8 +57,6 @@ def generate_items(name: str, size: int, seed: int) -> list[Item]:
 
     Raises ValueError where a family has not so many.
     """
-    from training.bbh.data import Item
-
     rng = random.Random(f"{seed} {name}")
     items: dict[str, Item] = {}
     for _ in range(50 * size):

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from training.bbh.tasks import BBHTask
+from training.domains.bbh.tasks import BBHTask
 
 _LETTER = re.compile(r"\([a-z]\)")
 

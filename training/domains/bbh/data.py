@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from training.bbh.generated import FAMILIES, generate_items
-from training.bbh.tasks import BBHTask
+from training.domains.bbh.generated import FAMILIES, generate_items
+from training.domains.bbh.items import Item
+from training.domains.bbh.tasks import BBHTask
 from utils.config import ConfigError, raise_problems
 from utils.json_files import read_json
 
@@ -18,11 +19,6 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = "lukaemon/bbh"
 Source = Literal["auto", "hub", "generated"]
-
-
-class Item(NamedTuple):
-    input: str
-    target: str
 
 
 class Split(NamedTuple):

@@ -9,11 +9,11 @@ from typing import Any
 
 from training.adapt import require_adapters
 from training.api import ServiceClient
-from training.bbh.config import BBHConfig
-from training.bbh.data import TaskData, load_data
-from training.bbh.methods import TRAINED, BBHRun, TaskResult
-from training.bbh.report import write_report
-from training.bbh.results import (
+from training.domains.bbh.config import BBHConfig
+from training.domains.bbh.data import TaskData, load_data
+from training.domains.bbh.methods import TRAINED, BBHRun, TaskResult
+from training.domains.bbh.report import write_report
+from training.domains.bbh.results import (
     HEADERS,
     append_result,
     mean_accuracy,
@@ -21,7 +21,7 @@ from training.bbh.results import (
     result_rows,
     write_log,
 )
-from training.bbh.tasks import BY_NAME
+from training.domains.bbh.tasks import BY_NAME
 from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from utils.config import as_config_errors, problems_of, raise_problems

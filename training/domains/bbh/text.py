@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from training.api import Datum
-from training.bbh.data import Item
-from training.bbh.tasks import BBHTask
 from training.chat import datum_from_tokens, leading_bos
 from training.control_tokens import encoder_of
+from training.domains.bbh.items import Item
+from training.domains.bbh.tasks import BBHTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,9 +10,17 @@ from typing import Literal
 import chz
 
 from training.adapt import AdaptSettings
-from training.bbh.methods import DIRECT, METHODS, SHARED, SHOWING, TRAINED, BBHSettings, Method
-from training.bbh.tasks import BBHTask, choose_tasks
-from training.bbh.text import LossMask
+from training.domains.bbh.methods import (
+    DIRECT,
+    METHODS,
+    SHARED,
+    SHOWING,
+    TRAINED,
+    BBHSettings,
+    Method,
+)
+from training.domains.bbh.tasks import BBHTask, choose_tasks
+from training.domains.bbh.text import LossMask
 from utils.config import problems_of
 from utils.inputs import INPUT
 

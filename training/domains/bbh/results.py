@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.bbh.methods import Prediction, TaskResult
+from training.domains.bbh.methods import Prediction, TaskResult
 from utils.config import ConfigError, load_yaml, raise_problems
 from utils.files import append_jsonl, atomic_write_text, read_jsonl
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from training.adapt import AdaptJob, AdaptSettings, adapt
 from training.api import APIFuture, ModelInput, SampleResponse, SamplingClient, SamplingParams
-from training.bbh.data import Item, TaskData, split
-from training.bbh.scoring import guess, is_right, is_scorable, majority, read_answer
-from training.bbh.text import STOP, LossMask, PromptTokens
+from training.domains.bbh.data import TaskData, split
+from training.domains.bbh.items import Item
+from training.domains.bbh.scoring import guess, is_right, is_scorable, majority, read_answer
+from training.domains.bbh.text import STOP, LossMask, PromptTokens
 from utils.progress import progress
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.bbh.data import TaskData
-from training.bbh.methods import TaskResult
-from training.bbh.results import HEADERS, Cell
+from training.domains.bbh.data import TaskData
+from training.domains.bbh.methods import TaskResult
+from training.domains.bbh.results import HEADERS, Cell
 from utils.report import LINE_COLOURS, Report
 
 if TYPE_CHECKING:
