@@ -40,7 +40,7 @@ from common import (
 
 from training.api import AdamParams, Datum, ModelInput, SamplingParams
 from training.models import load_tokenizer
-from training.rl import Trajectory, centred_advantages, policy_datum
+from training.rl.updates import Trajectory, centred_advantages, policy_datum
 from utils.progress import progress
 
 if TYPE_CHECKING:

@@ -24,18 +24,24 @@ from training.domains.base import Split
 from training.domains.registry import make_domain, with_domain_fields
 from training.loop import Recorder, connect_for_run, exit_on_interrupt, require_models
 from training.models import resolve_model
-from training.policy import texts
-from training.rl import check_loss, grpo_update, problem_batch, rest_em_update, reward_metrics
-from training.rl_plan import plan_table, probe
-from training.rl_problems import Chosen, PromptLimit, choose_problems, problems_input
-from training.rl_report import (
+from training.rl.plan import plan_table, probe
+from training.rl.policy import texts
+from training.rl.problems import Chosen, PromptLimit, choose_problems, problems_input
+from training.rl.report import (
     batch_metrics,
     print_tables,
     record_answers,
     shown,
     write_report,
 )
-from training.rl_settings import Settings, make_policy, make_trainer
+from training.rl.settings import Settings, make_policy, make_trainer
+from training.rl.updates import (
+    check_loss,
+    grpo_update,
+    problem_batch,
+    rest_em_update,
+    reward_metrics,
+)
 from utils.config import (
     as_config_errors,
     config_entrypoint,

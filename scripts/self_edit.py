@@ -24,8 +24,8 @@ from training.domains.arc.self_edit import SelfEdit, SelfEditError, parse_self_e
 from training.domains.arc.tasks import Pair, Task, load_tasks
 from training.domains.arc.voting import UNDECODABLE
 from training.domains.base import Problem
-from training.policy import Policy
-from training.rl_problems import PromptLimit, choose_problems
+from training.rl.policy import Policy
+from training.rl.problems import PromptLimit, choose_problems
 from utils.config import ConfigError, as_config_errors, config_entrypoint
 from utils.tables import text_table
 from utils.terminal_grids import side_by_side, terminal_grid

@@ -11,7 +11,7 @@ import pytest
 
 from training.api import AdamParams, SampledSequence
 from training.domains.base import Problem, Reward
-from training.rl import (
+from training.rl.updates import (
     GrpoSettings,
     RestEmSettings,
     Trajectory,

@@ -28,7 +28,7 @@ from training.domains.base import Problem, Reward, Split, Stateless
 from training.domains.gsm8k import Gsm8kConfig, Gsm8kDomain
 from training.domains.gym import GymConfig, GymDomain
 from training.models import load_tokenizer
-from training.policy import Policy
+from training.rl.policy import Policy
 from utils.config import config_entrypoint, load_config
 from utils.files import read_jsonl
 

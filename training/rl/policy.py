@@ -14,7 +14,7 @@ from training.api import (
 )
 from training.chat import parse_response, render_prompt, stop_sequences
 from training.domains.base import Domain, Problem
-from training.rl import Trajectory, seed_for
+from training.rl.updates import Trajectory, seed_for
 
 
 class Policy:

@@ -6,8 +6,8 @@ from typing import Any
 from training.api import AdamParams, ServiceClient, TrainingClient
 from training.domains.base import Algorithm, Domain
 from training.loop import Schedule, learning_rate_factor
-from training.policy import Policy
-from training.rl import GrpoSettings, RestEmSettings
+from training.rl.policy import Policy
+from training.rl.updates import GrpoSettings, RestEmSettings
 from utils.config import raise_problems
 
 

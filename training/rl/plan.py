@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from training.domains.base import Domain, Problem, Split
-from training.policy import Policy
-from training.rl import Trajectory, answer_datum, problem_batch
-from training.rl_problems import Chosen
-from training.rl_settings import Settings
+from training.rl.policy import Policy
+from training.rl.problems import Chosen
+from training.rl.settings import Settings
+from training.rl.updates import Trajectory, answer_datum, problem_batch
 from utils.tables import text_table
 
 _MAX_PROBE_ROWS = 32

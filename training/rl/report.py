@@ -7,7 +7,7 @@ from typing import Any
 from training.domains.arc.domain import ArcDomain
 from training.domains.arc.report import add_task, edit_summary, write_published_files
 from training.domains.base import Domain, Problem, Reward, Split
-from training.rl import Trajectory, Update, entropy, mean_and_error, reward_metrics
+from training.rl.updates import Trajectory, Update, entropy, mean_and_error, reward_metrics
 from utils.files import read_jsonl
 from utils.report import Report, line_plot
 from utils.runs import RunDir
