@@ -25,7 +25,7 @@ import chz
 import numpy as np
 
 from training.models import resolve_model
-from utils.config import to_plain
+from utils.config.entrypoint import to_plain
 from utils.files import append_jsonl
 from utils.progress import progress
 from utils.runs import PACKAGES, package_versions, run_meta

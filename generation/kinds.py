@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from generation.properties import Property
 from generation.variation import Variation
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 from utils.llm_api import Message
 from utils.plain_text import REQUEST, plain_text
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config import ConfigError, load_yaml, raise_problems
+from utils.config.entrypoint import ConfigError, load_yaml, raise_problems
 from utils.plain_text import SENTENCES
 
 

@@ -25,7 +25,7 @@ from training.connect import connect
 from training.domains.base import Message
 from training.models import resolve_model
 from training.running_response import RunningResponse
-from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
+from utils.config.entrypoint import as_config_errors, config_entrypoint, problems_of, raise_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

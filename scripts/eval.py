@@ -35,7 +35,7 @@ from evaluation.behaviour.results import Summary, headline_numbers, results_to_p
 from evaluation.behaviour.targets import open_targets
 from generation.properties import Property
 from training.endpoints import Endpoints
-from utils.config import config_entrypoint, dump_yaml, to_plain
+from utils.config.entrypoint import config_entrypoint, dump_yaml, to_plain
 from utils.llm import LLMClient
 from utils.llm_api import Endpoint
 from utils.llm_ledger import Ledger

@@ -18,7 +18,7 @@ import chz
 from dotenv import load_dotenv
 
 from training.models import lacks_tokenizer, load_tokenizer, resolve_model
-from utils.config import as_config_errors, config_entrypoint, raise_problems
+from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
 from utils.files import shown_path
 from utils.terminal import command
 

@@ -38,7 +38,7 @@ from evaluation.behaviour.prompts import (
 )
 from generation.properties import Property, choose_properties, known_properties
 from generation.variation import draw_variations
-from utils.config import (
+from utils.config.entrypoint import (
     config_entrypoint,
     dump_yaml,
     load_yaml,

@@ -32,7 +32,13 @@ from generation.plan import (
 from generation.properties import Property, choose_properties, known_properties
 from generation.quality import VERIFIER, Example, QualityReport, sift, to_record
 from generation.report import DIVERSITY_HEADERS, diversity_rows, quality_rows, write_report
-from utils.config import config_entrypoint, dump_yaml, problems_of, raise_problems, to_plain
+from utils.config.entrypoint import (
+    config_entrypoint,
+    dump_yaml,
+    problems_of,
+    raise_problems,
+    to_plain,
+)
 from utils.inputs import INPUT, MUST_EXIST
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Role

@@ -49,17 +49,17 @@ from training.icl.config import (
     Training,
     Transformer,
 )
-from utils.config import (
+from utils.config.entrypoint import (
     as_config_errors,
     config_entrypoint,
     exit_on_config_error,
     given_value,
     raise_problems,
 )
+from utils.config.presets import has_preset
 from utils.devices import choose_device
 from utils.files import expanded, shown_path
 from utils.interrupts import exit_when_stopped
-from utils.presets import has_preset
 from utils.runs import RunDir
 from utils.tables import text_table
 

@@ -20,7 +20,7 @@ from dotenv import load_dotenv
 
 from training.icl.config import Experiment, Trained, Training, Transformer, run_folder_name
 from training.icl.schedules import save_steps
-from utils.config import as_config_errors, config_entrypoint, raise_problems
+from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
 from utils.devices import choose_device
 from utils.runs import RunDir
 

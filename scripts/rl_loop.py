@@ -42,7 +42,7 @@ from training.rl.updates import (
     rest_em_update,
     reward_metrics,
 )
-from utils.config import (
+from utils.config.entrypoint import (
     as_config_errors,
     config_entrypoint,
     exit_on_config_error,

@@ -26,7 +26,7 @@ from training.domains.arc.voting import UNDECODABLE
 from training.domains.base import Problem
 from training.rl.policy import Policy
 from training.rl.problems import PromptLimit, choose_problems
-from utils.config import ConfigError, as_config_errors, config_entrypoint
+from utils.config.entrypoint import ConfigError, as_config_errors, config_entrypoint
 from utils.tables import text_table
 from utils.terminal_grids import side_by_side, terminal_grid
 

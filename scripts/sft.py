@@ -31,7 +31,7 @@ from training.loop import (
 )
 from training.models import context_length, load_tokenizer, resolve_model
 from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
-from utils.config import as_config_errors, config_entrypoint, problems_of, raise_problems
+from utils.config.entrypoint import as_config_errors, config_entrypoint, problems_of, raise_problems
 from utils.files import expanded, read_jsonl, shown_path
 from utils.inputs import MUST_EXIST
 from utils.interrupts import uninterrupted

@@ -30,7 +30,13 @@ from pathlib import Path
 import chz
 from dotenv import load_dotenv
 
-from utils.config import ConfigError, exit_on_config_error, load_config, raise_problems, to_plain
+from utils.config.entrypoint import (
+    ConfigError,
+    exit_on_config_error,
+    load_config,
+    raise_problems,
+    to_plain,
+)
 from utils.files import shown_path
 from utils.launch import LAUNCHERS, Job, JobResult, Launcher, make_launcher
 from utils.locks import claimed

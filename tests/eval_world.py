@@ -11,7 +11,7 @@ from typing import Any
 
 from fake_endpoint import FakeEndpoint, Script, in_order
 
-from utils.config import dump_yaml
+from utils.config.entrypoint import dump_yaml
 
 PROPERTIES = {
     "signs-off": {

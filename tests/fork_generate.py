@@ -16,7 +16,7 @@ import generate
 
 import training.endpoints  # noqa: F401
 import utils.llm_openai  # noqa: F401
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 
 
 def run(arguments: list[str]) -> int:

@@ -30,7 +30,7 @@ import ttt
 from run_results import arc_difference, icl_difference, loop_difference, ttt_difference
 
 import training.backends.local.service  # noqa: F401
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 
 KILLED = -signal.SIGKILL
 ENTRYPOINTS: dict[str, Callable[[list[str]], None]] = {

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.config import to_plain
+from utils.config.entrypoint import to_plain
 from utils.files import read_jsonl
 from utils.runs import RunDir
 

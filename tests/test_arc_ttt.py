@@ -31,7 +31,7 @@ from training.domains.arc.ttt_data import TrainingData, TTTSettings
 from training.domains.arc.ttt_results import read_records
 from training.domains.arc.voting import Prediction, vote
 from training.models import load_tokenizer
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 from utils.files import read_jsonl
 from utils.runs import RunDir
 

@@ -47,7 +47,7 @@ from training.domains.bbh.results import mean_accuracy, result_rows
 from training.domains.bbh.scoring import guess, is_right, is_scorable, majority, read_answer
 from training.domains.bbh.tasks import BY_NAME, TASKS, BBHTask, choose_tasks
 from training.domains.bbh.text import LossMask, PromptTokens
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import pytest
 
 from training.domains.base import Message
 from training.models import load_tokenizer
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 LONG = b"word " * 200  # a token a byte: 1,000 tokens

@@ -16,7 +16,7 @@ import chz
 import numpy as np
 import pytest
 
-from utils.config import (
+from utils.config.entrypoint import (
     COMMAND_LINE,
     ConfigError,
     check_config,
@@ -658,7 +658,7 @@ def test_yaml_round_trip_keeps_order_and_any_text(tmp_path: Path):
 SCRIPT = '''
 import asyncio
 import chz
-from utils.config import ConfigError, config_entrypoint
+from utils.config.entrypoint import ConfigError, config_entrypoint
 
 @chz.chz(typecheck=True)
 class Config:

@@ -15,7 +15,7 @@ import self_edit
 import sft
 
 from training.loop import connect_for_run
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 
 SCRIPTS: dict[str, Callable[[list[str]], None]] = {
     "rl_loop": rl_loop.entrypoint,

@@ -23,7 +23,7 @@ from training.domains.bbh.text import PromptTokens
 from training.examples import load_examples
 from training.models import load_tokenizer
 from training.supervised import to_datums
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 
 TEXTS = ("Hi there.", " a  b\n\nc ", "Hé 你好 🙂", "<|im_ end|> </ s> [INST", "user\nassistant\n")
 # the markers of turns are added tokens, but not special ones; <think> belongs to answers

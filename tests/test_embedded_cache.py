@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from training.models import resolve_model
-from utils.config import problems_of
+from utils.config.entrypoint import problems_of
 
 
 def test_a_cache_that_cannot_be_written_is_told_in_a_sentence(

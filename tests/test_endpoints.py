@@ -17,7 +17,7 @@ import training.endpoints
 from training.api import SamplingClient
 from training.endpoints import Endpoints, LocalEndpoint
 from training.models import adapter_fingerprint, load_tokenizer
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Message, Reply, Request, Role, Usage
 from utils.llm_batch import gather_counted

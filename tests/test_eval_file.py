@@ -7,7 +7,7 @@ import pytest
 from eval_world import PROPERTIES, prompt, some_prompts, write_eval_file
 
 from evaluation.behaviour.eval_file import EvalPrompt, load_eval_file
-from utils.config import ConfigError, dump_yaml
+from utils.config.entrypoint import ConfigError, dump_yaml
 
 
 def problems(path: Path) -> list[str]:

@@ -35,7 +35,13 @@ from fake_endpoint import FakeEndpoint, Gate
 from script_help import help_of
 
 from evaluation.behaviour.plan import Config
-from utils.config import ConfigError, config_entrypoint, dump_yaml, load_config, load_yaml
+from utils.config.entrypoint import (
+    ConfigError,
+    config_entrypoint,
+    dump_yaml,
+    load_config,
+    load_yaml,
+)
 from utils.files import read_jsonl
 from utils.llm import LLMClient
 from utils.llm_retry import RetryPolicy

@@ -36,7 +36,7 @@ from training.backends.local.service import (
     LocalTrainingClient,
 )
 from training.models import adapter_fingerprint, model_files
-from utils.config import config_entrypoint, dump_yaml, load_yaml
+from utils.config.entrypoint import config_entrypoint, dump_yaml, load_yaml
 from utils.files import read_jsonl
 from utils.llm_api import LLMError
 from utils.llm_roles import OPENROUTER_KEY

@@ -15,7 +15,7 @@ from training.chat import render_prompt
 from training.domains.base import Message
 from training.examples import CHANGING, CHANGING_MESSAGE, Example, load_examples
 from training.supervised import to_datums
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 
 # as Qwen's: tools in the system message, calls and replies in tags
 TOOLS = (

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from training.api import ModelInput, SamplingParams
 from training.chat import render_prompt
 from training.models import load_tokenizer
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 
 ROOT = Path(__file__).parents[1]
 TEXT = "An adapter and its base, as one: ünïcode too."

@@ -26,7 +26,7 @@ from prompt_world import answer, schema_of, stage_of, value_for
 from script_help import help_of
 
 from evaluation.behaviour.eval_file import EvalPrompt, load_eval_file
-from utils.config import config_entrypoint, dump_yaml, load_yaml
+from utils.config.entrypoint import config_entrypoint, dump_yaml, load_yaml
 from utils.files import read_jsonl
 from utils.llm import LLMClient
 from utils.llm_retry import RetryPolicy

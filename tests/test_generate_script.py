@@ -27,7 +27,7 @@ from writer_world import server, stage_of
 
 from training.endpoints import Endpoints
 from training.examples import load_examples
-from utils.config import config_entrypoint, dump_yaml, load_yaml
+from utils.config.entrypoint import config_entrypoint, dump_yaml, load_yaml
 from utils.files import read_jsonl
 from utils.llm_roles import OPENROUTER_KEY
 

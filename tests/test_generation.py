@@ -32,7 +32,7 @@ from generation.quality import (
 )
 from generation.report import quality_rows, write_report
 from training.examples import load_examples
-from utils.config import ConfigError, dump_yaml
+from utils.config.entrypoint import ConfigError, dump_yaml
 from utils.llm import LLMClient
 from utils.llm_api import LLMError, Request, Role
 from utils.llm_ledger import Ledger

@@ -35,7 +35,7 @@ from training.icl.models import build_model
 from training.icl.settings import BallsAndUrns, Classification, LinearRegression, Setting
 from training.icl.tasks import load_task_set
 from training.icl.train import Trainer, save_checkpoint
-from utils.config import ConfigError, dump_yaml, to_plain
+from utils.config.entrypoint import ConfigError, dump_yaml, to_plain
 
 URNS = BallsAndUrns(num_tasks=4, num_dims=3, context_length=6)
 SMALL = Evaluation(num_sequences=20, batch_size=8)

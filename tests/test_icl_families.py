@@ -34,7 +34,7 @@ from training.icl.tasks import (
     new_task_set,
     task_file,
 )
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ from training.icl.config import Evaluation
 from training.icl.families import make_family
 from training.icl.settings import BallsAndUrns
 from training.icl.tasks import make_generator
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 
 
 def word_tokenizer(

@@ -30,9 +30,9 @@ from training.icl.train import (
     memory_estimate,
 )
 from training.loop import learning_rate_factor
-from utils.config import load_config, load_yaml
+from utils.config.entrypoint import load_config, load_yaml
+from utils.config.presets import list_presets, load_preset
 from utils.files import read_jsonl
-from utils.presets import list_presets, load_preset
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import chz
 import pytest
 
-from utils.config import ConfigError, dump_yaml, load_yaml
+from utils.config.entrypoint import ConfigError, dump_yaml, load_yaml
 from utils.inputs import INPUT, Input, data_input, file_inputs
 from utils.runs import RunDir
 

@@ -11,7 +11,7 @@ import pytest
 
 from training.domains.gsm8k import Gsm8kConfig, Gsm8kDomain
 from training.examples import load_examples
-from utils.config import load_yaml
+from utils.config.entrypoint import load_yaml
 from utils.json_files import read_json, read_json_lines, read_json_object
 
 # what str.splitlines() takes for the end of a line, and JSON does not

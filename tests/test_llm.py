@@ -22,7 +22,7 @@ import yaml
 from fake_endpoint import GOOD, ROWS, FakeEndpoint, Gate, Recorded, by_prompt, in_order
 from pydantic import BaseModel, ConfigDict, Field
 
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 from utils.llm import LLMClient, stage
 from utils.llm_api import Kind, LLMError, Reply, Request, Role, Usage
 from utils.llm_batch import gather_counted

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from utils.config import ConfigError, load_config
+from utils.config.entrypoint import ConfigError, load_config
 from utils.llm_api import Role
 from utils.llm_roles import (
     EMBEDDED,

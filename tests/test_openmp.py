@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 CONNECT = "from training.connect import connect; connect('local', device='cpu')"
 ENTRYPOINT = """
 import chz
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 @chz.chz
 class Config:
     a: int = 1

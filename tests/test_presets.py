@@ -14,9 +14,15 @@ import chz
 import pytest
 
 from training.domains.registry import with_domain_fields
-from utils import presets
-from utils.config import ConfigError, config_help, exit_on_config_error, given_value, load_config
-from utils.presets import list_presets, load_preset
+from utils.config import presets
+from utils.config.entrypoint import (
+    ConfigError,
+    config_help,
+    exit_on_config_error,
+    given_value,
+    load_config,
+)
+from utils.config.presets import list_presets, load_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 

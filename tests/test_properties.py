@@ -18,7 +18,7 @@ from generation.properties import (
     read_properties,
 )
 from generation.variation import PEOPLE, TOPICS, draw_variations
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 from utils.plain_text import REQUEST, SENTENCES, continued, plain_text
 
 WITH_RULE = [p for p in PROPERTIES.values() if p.rule is not None]

@@ -29,7 +29,7 @@ from training.domains.gsm8k import Gsm8kConfig, Gsm8kDomain
 from training.domains.gym import GymConfig, GymDomain
 from training.models import load_tokenizer
 from training.rl.policy import Policy
-from utils.config import config_entrypoint, load_config
+from utils.config.entrypoint import config_entrypoint, load_config
 from utils.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]

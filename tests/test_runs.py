@@ -17,7 +17,7 @@ import chz
 import numpy as np
 import pytest
 
-from utils.config import ConfigError, load_config, load_yaml
+from utils.config.entrypoint import ConfigError, load_config, load_yaml
 from utils.inputs import Input
 from utils.runs import RunDir, git_state, run_meta
 

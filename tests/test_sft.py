@@ -22,7 +22,7 @@ from training.domains.base import Message
 from training.examples import load_examples
 from training.models import context_length, load_tokenizer
 from training.supervised import hold_out, make_batches, to_datums
-from utils.config import ConfigError, config_entrypoint, dump_yaml, load_config
+from utils.config.entrypoint import ConfigError, config_entrypoint, dump_yaml, load_config
 from utils.files import read_jsonl
 from utils.runs import RunDir
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import sweep
 
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 from utils.files import read_jsonl
 from utils.launch import CANNOT_START, Job, JobResult, LocalLauncher, Update, make_launcher
 from utils.locks import claimed
@@ -56,7 +56,7 @@ TOY = """
 import json, os, sys, time
 from pathlib import Path
 import chz
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 from utils.files import read_jsonl
 from utils.inputs import INPUT
 from utils.runs import RunDir
@@ -110,7 +110,7 @@ if __name__ == "__main__":
 STUDY = """
 from pathlib import Path
 import chz
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 
 @chz.chz(typecheck=True)
 class Config:
@@ -133,7 +133,7 @@ if __name__ == "__main__":
 """
 BARE = """
 import chz
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 
 @chz.chz(typecheck=True)
 class Config:

@@ -61,7 +61,7 @@ def test_a_stdout_of_another_kind_is_left_alone(monkeypatch: pytest.MonkeyPatch)
 
 MAIN = f"""
 import chz
-from utils.config import config_entrypoint
+from utils.config.entrypoint import config_entrypoint
 
 @chz.chz
 class Config:

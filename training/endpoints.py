@@ -15,7 +15,7 @@ from training.connect import connect
 from training.domains.base import Message
 from training.loop import require_models
 from training.models import resolve_model
-from utils.config import as_config_errors, problems_of, raise_problems
+from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
 from utils.llm_api import Endpoint, LLMError, Reply, Request, Role, Usage
 from utils.runs import RunDir
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from training.domains.base import Message
-from utils.config import load_yaml, raise_problems
+from utils.config.entrypoint import load_yaml, raise_problems
 from utils.json_files import read_json_lines, unique_keys
 
 logger = logging.getLogger(__name__)

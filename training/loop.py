@@ -15,7 +15,7 @@ import numpy as np
 from training.api import ServiceClient, TrainingClient
 from training.connect import connect
 from training.models import adapter_fingerprint
-from utils.config import as_config_errors
+from utils.config.entrypoint import as_config_errors
 from utils.files import atomic_write_text
 from utils.inputs import Input
 from utils.interrupts import exit_when_stopped, uninterrupted

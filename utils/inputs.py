@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import chz
 
+from utils.config.plain_yaml import to_plain
 from utils.files import expanded
-from utils.plain_yaml import to_plain
 
 INPUT = {"input": True}
 MUST_EXIST = {"must_exist": True, **INPUT}

@@ -28,7 +28,7 @@ from typing import NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel
 
-from utils.config import raise_problems
+from utils.config.entrypoint import raise_problems
 from utils.llm_answers import require_model, require_text
 from utils.llm_api import Endpoint, LLMError, Message, Reply, Request
 from utils.llm_batch import current_batch

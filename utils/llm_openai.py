@@ -18,7 +18,7 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletion
 
-from utils.config import raise_problems
+from utils.config.entrypoint import raise_problems
 from utils.llm_api import REQUIRE_PARAMETERS, Kind, LLMError, Reply, Request, Role, Usage
 from utils.llm_errors import (
     error_in,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from utils.config import raise_problems
+from utils.config.entrypoint import raise_problems
 from utils.interrupts import exit_when_stopped
 from utils.llm import LLMClient
 from utils.llm_api import LLMError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.errors import ConfigError
+from utils.config.errors import ConfigError
 from utils.files import atomic_write_text
 
 

@@ -25,11 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from utils.config import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
+from utils.config.entrypoint import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
+from utils.config.plain_yaml import leaves_of
 from utils.files import append_jsonl, read_jsonl
 from utils.inputs import Input, file_inputs, input_problems
 from utils.locks import Claim
-from utils.plain_yaml import leaves_of
 from utils.terminal import setting
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.config import load_yaml, problems_of, raise_problems
+from utils.config.entrypoint import load_yaml, problems_of, raise_problems
+from utils.config.presets import load_preset
 from utils.inputs import Input
-from utils.presets import load_preset
 from utils.runs import new_run_path
 from utils.sweeps import Axes, Cell, check_axes, last_lines, parse_axes
 from utils.terminal import argument_text

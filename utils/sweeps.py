@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.config import ConfigError, raise_problems
+from utils.config.entrypoint import ConfigError, raise_problems
 from utils.files import atomic_write_text
 from utils.inputs import Input, input_problems
 from utils.json_files import read_json

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from generation.properties import Property, read_properties
-from utils.config import load_yaml, problems_of, raise_problems
+from utils.config.entrypoint import load_yaml, problems_of, raise_problems
 
 
 @dataclass(frozen=True)

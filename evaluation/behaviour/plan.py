@@ -22,7 +22,7 @@ from evaluation.behaviour.targets import (
     make_targets,
 )
 from training.endpoints import Endpoints
-from utils.config import problems_of, raise_problems
+from utils.config.entrypoint import problems_of, raise_problems
 from utils.inputs import INPUT
 from utils.llm_api import Role
 from utils.llm_roles import RoleConfig

@@ -29,7 +29,7 @@ from evaluation.behaviour.analysis import (
 from evaluation.behaviour.answers import Conversation, Failure
 from evaluation.behaviour.eval_file import EvalFile, read_eval_records
 from evaluation.behaviour.judge import HIGHEST, LOWEST, Judged
-from utils.config import load_yaml, problems_of, raise_problems
+from utils.config.entrypoint import load_yaml, problems_of, raise_problems
 
 SPEAKERS = ("user", "assistant")
 

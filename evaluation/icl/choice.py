@@ -9,9 +9,9 @@ from typing import Any
 
 from evaluation.icl.results import StoredRun, experiment_runs, read_run
 from training.icl.config import RUN_KEYS, Experiment
-from utils.config import ConfigError, to_plain
+from utils.config.entrypoint import ConfigError, to_plain
+from utils.config.plain_yaml import leaves_of
 from utils.files import shown_path
-from utils.plain_yaml import leaves_of
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.icl.settings import BallsAndUrns, Classification, LinearRegression, Setting
-from utils.config import ConfigError, load_yaml
+from utils.config.entrypoint import ConfigError, load_yaml
+from utils.config.plain_yaml import leaves_of
 from utils.files import shown_path
 from utils.json_files import read_json
-from utils.plain_yaml import leaves_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.config import ConfigError, raise_problems
+from utils.config.entrypoint import ConfigError, raise_problems
 
 if TYPE_CHECKING:
     from torch import Tensor

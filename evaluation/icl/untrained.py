@@ -22,7 +22,7 @@ from training.icl.config import LLM, Bayes, Evaluation, Model, run_folder_name
 from training.icl.settings import Setting
 from training.loop import require_models
 from training.models import context_length, load_tokenizer
-from utils.config import as_config_errors, dump_yaml, load_yaml, raise_problems, to_plain
+from utils.config.entrypoint import as_config_errors, dump_yaml, load_yaml, raise_problems, to_plain
 from utils.progress import progress
 from utils.runs import RunDir
 

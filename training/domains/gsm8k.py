@@ -9,7 +9,7 @@ import chz
 from training.api import ServiceClient
 from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
 from training.grading import extract_final_answer, same_answer
-from utils.config import raise_problems
+from utils.config.entrypoint import raise_problems
 from utils.files import expanded
 from utils.inputs import INPUT
 from utils.json_files import read_json_lines

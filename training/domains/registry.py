@@ -8,7 +8,7 @@ import chz
 
 from training.api import ServiceClient
 from training.domains.base import Domain
-from utils.config import ConfigError, given_value
+from utils.config.entrypoint import ConfigError, given_value
 
 
 class _Entry(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Literal
 import chz
 
 from training.icl.settings import BallsAndUrns, Setting
-from utils.config import raise_problems
+from utils.config.entrypoint import raise_problems
 from utils.sweeps import axis_labels
 
 # what a run's folder is named after; evaluation must not move it

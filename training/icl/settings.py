@@ -5,7 +5,7 @@ from typing import Literal
 
 import chz
 
-from utils.config import raise_problems
+from utils.config.entrypoint import raise_problems
 
 # torch.multinomial draws from no more categories than this
 MAX_TASKS = 2**24

@@ -29,7 +29,7 @@ from training.icl.mup import parameter_groups, set_learning_rate
 from training.icl.settings import Classification, Setting
 from training.icl.tasks import make_generator
 from training.loop import learning_rate_factor
-from utils.config import ConfigError, dump_yaml, load_config
+from utils.config.entrypoint import ConfigError, dump_yaml, load_config
 from utils.files import atomic_write_bytes, atomic_writer
 from utils.interrupts import uninterrupted
 from utils.progress import progress

@@ -8,7 +8,7 @@ from training.domains.base import Algorithm, Domain
 from training.loop import Schedule, learning_rate_factor
 from training.rl.policy import Policy
 from training.rl.updates import GrpoSettings, RestEmSettings
-from utils.config import raise_problems
+from utils.config.entrypoint import raise_problems
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from training.domains.arc.tasks import Task, load_kaggle, load_tasks
 from training.domains.arc.text import GridFormat
 from training.domains.base import Algorithm, Problem, Reward, Split
 from training.models import context_length, load_tokenizer
-from utils.config import raise_problems
+from utils.config.entrypoint import raise_problems
 from utils.inputs import MUST_EXIST
 
 logger = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from training.domains.arc.ttt_results import (
 )
 from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer
-from utils.config import as_config_errors, problems_of, raise_problems
+from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
 from utils.files import shown_path
 from utils.inputs import Input, data_input
 from utils.progress import progress

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from training.domains.bbh.generated import FAMILIES, generate_items
 from training.domains.bbh.items import Item
 from training.domains.bbh.tasks import BBHTask
-from utils.config import ConfigError, raise_problems
+from utils.config.entrypoint import ConfigError, raise_problems
 from utils.json_files import read_json
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.domains.bbh.methods import Prediction, TaskResult
-from utils.config import ConfigError, load_yaml, raise_problems
+from utils.config.entrypoint import ConfigError, load_yaml, raise_problems
 from utils.files import append_jsonl, atomic_write_text, read_jsonl
 
 LOG = "log.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.config import ConfigError
+from utils.config.entrypoint import ConfigError
 
 AnswerFormat = Literal["letter", "words", "parentheses", "integer", "choice"]
 

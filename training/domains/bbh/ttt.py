@@ -24,7 +24,7 @@ from training.domains.bbh.results import (
 from training.domains.bbh.tasks import BY_NAME
 from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer, resolve_model
-from utils.config import as_config_errors, problems_of, raise_problems
+from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
 from utils.inputs import Input, data_input
 from utils.runs import RunDir
 from utils.tables import text_table

@@ -1,9 +1,9 @@
 """chz configs from presets, YAML layers and the command line, with every problem told at once.
 
-The layers, each over those before it: the preset of `experiment=NAME` (utils/presets.py), the files
+The layers, each over those before it: the preset of `experiment=NAME` (presets.py), the files
 (`config_file=PATH`), the command line. Text in them may name environment variables,
 `${oc.env:VAR}` or `${oc.env:VAR,default}`. How the layers agree on the class of a nested config is
-said in utils/config_layers.py (`settle`).
+said in layers.py (`settle`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from chz.blueprint import (
     MissingBlueprintArg,
 )
 
-from utils.config_layers import (
+from utils.config.errors import ConfigError, as_config_errors, problems_of, raise_problems
+from utils.config.layers import (
     COMMAND_LINE,
     PRESET_KEY,
     Given,
@@ -37,12 +38,11 @@ from utils.config_layers import (
     script_name,
     settle,
 )
-from utils.config_types import Rejected, Shape, chz_arms, expected_type, fields_of
-from utils.errors import ConfigError, as_config_errors, problems_of, raise_problems
+from utils.config.plain_yaml import dump_yaml, load_yaml, to_plain, yaml_text
+from utils.config.presets import presets_text
+from utils.config.types import Rejected, Shape, chz_arms, expected_type, fields_of
 from utils.inputs import file_inputs
 from utils.openmp import bound_spinning
-from utils.plain_yaml import dump_yaml, load_yaml, to_plain, yaml_text
-from utils.presets import presets_text
 from utils.terminal import print_anything
 
 __all__ = [

@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.errors import ConfigError, raise_problems
+from utils.config.errors import ConfigError, raise_problems
+from utils.config.plain_yaml import load_yaml
 from utils.files import shown_path
-from utils.plain_yaml import load_yaml
 from utils.terminal import setting
 
 FOLDER = "experiments"
 # by its place: packages of training/ are not for utils/ to import
-PACKAGED = Path(__file__).resolve().parent.parent / "training" / "icl" / "experiments"
+PACKAGED = Path(__file__).resolve().parents[2] / "training" / "icl" / "experiments"
 OWN_KEYS = ("doc", "script", "sweep")
 
 

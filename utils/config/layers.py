@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 import chz
 from chz.blueprint import Reference
 
-from utils.config_types import (
+from utils.config.env_values import OPENING, resolve_env
+from utils.config.errors import ConfigError
+from utils.config.plain_yaml import load_yaml, unquoted
+from utils.config.presets import load_preset
+from utils.config.types import (
     Choice,
     Missing,
     Rejected,
@@ -24,11 +28,7 @@ from utils.config_types import (
     holds_objects,
     wants_text,
 )
-from utils.env_values import OPENING, resolve_env
-from utils.errors import ConfigError
 from utils.files import expanded, shown_path
-from utils.plain_yaml import load_yaml, unquoted
-from utils.presets import load_preset
 
 COMMAND_LINE = "command line"
 PRESET_KEY = "experiment"
