@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from generation.properties import Property
 from generation.variation import Variation
 from utils.config.entrypoint import ConfigError
-from utils.llm_api import Message
+from utils.llm.api import Message
 from utils.plain_text import REQUEST, plain_text
 
 SUBTYPE_CHARS = (10, 90)

@@ -19,11 +19,11 @@ from generation.kinds import (
 )
 from generation.properties import Property
 from generation.variation import Variation, draw_variations
-from utils.llm import LLMClient, stage
-from utils.llm_answers import require_model
-from utils.llm_api import LLMError, Reply
-from utils.llm_batch import gather_counted
-from utils.llm_lists import distinct_items
+from utils.llm.answers import require_model
+from utils.llm.api import LLMError, Reply
+from utils.llm.batch import gather_counted
+from utils.llm.client import LLMClient, stage
+from utils.llm.lists import distinct_items
 
 GENERATOR = "generator"
 

@@ -8,8 +8,8 @@ from typing import Any
 from generation.kinds import Kind, example_request, subtypes_request
 from generation.properties import Property
 from generation.quality import VERIFIER
-from utils.llm_api import Role
-from utils.llm_roles import roles_text
+from utils.llm.api import Role
+from utils.llm.roles import roles_text
 from utils.tables import text_table
 
 # a sentence

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from generation.kinds import Kind, training_form
 from generation.pipeline import Written
 from generation.properties import Property
-from utils.llm import LLMClient, stage
-from utils.llm_api import LLMError, Message
-from utils.llm_batch import gather_counted
+from utils.llm.api import LLMError, Message
+from utils.llm.batch import gather_counted
+from utils.llm.client import LLMClient, stage
 from utils.text_stats import NEAR_DUPLICATE, diversity, normalise, overlap, remove_duplicates
 
 VERIFIER = "verifier"

@@ -7,8 +7,8 @@ from typing import Any
 
 from generation.kinds import Kind
 from generation.quality import Example, QualityReport
-from utils.llm_ledger import Ledger
-from utils.llm_runs import add_calls
+from utils.llm.ledger import Ledger
+from utils.llm.runs import add_calls
 from utils.report import Report
 
 SHOWN_PER_SUBTYPE = 4

@@ -36,11 +36,11 @@ from evaluation.behaviour.targets import open_targets
 from generation.properties import Property
 from training.endpoints import Endpoints
 from utils.config.entrypoint import config_entrypoint, dump_yaml, to_plain
-from utils.llm import LLMClient
-from utils.llm_api import Endpoint
-from utils.llm_ledger import Ledger
-from utils.llm_roles import describe_roles
-from utils.llm_runs import claimed_output, exit_unfinished
+from utils.llm.api import Endpoint
+from utils.llm.client import LLMClient
+from utils.llm.ledger import Ledger
+from utils.llm.roles import describe_roles
+from utils.llm.runs import claimed_output, exit_unfinished
 from utils.runs import RunDir, run_meta
 from utils.tables import text_table
 from utils.terminal import setting

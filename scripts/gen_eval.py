@@ -47,11 +47,11 @@ from utils.config.entrypoint import (
     to_plain,
 )
 from utils.inputs import INPUT, MUST_EXIST
-from utils.llm import LLMClient
-from utils.llm_api import LLMError, Role
-from utils.llm_ledger import Ledger
-from utils.llm_roles import RoleConfig, describe_roles, roles_text, second_role
-from utils.llm_runs import claimed_output, exit_unfinished, ledger_text, output_paths
+from utils.llm.api import LLMError, Role
+from utils.llm.client import LLMClient
+from utils.llm.ledger import Ledger
+from utils.llm.roles import RoleConfig, describe_roles, roles_text, second_role
+from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths
 from utils.runs import RunDir, new_run_path, run_meta
 from utils.tables import text_table
 from utils.terminal import command

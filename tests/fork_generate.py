@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import generate
 
 import training.endpoints  # noqa: F401
-import utils.llm_openai  # noqa: F401
+import utils.llm.openai_endpoint  # noqa: F401
 from utils.config.entrypoint import config_entrypoint
 
 

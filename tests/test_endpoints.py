@@ -18,10 +18,10 @@ from training.api import SamplingClient
 from training.endpoints import Endpoints, LocalEndpoint
 from training.models import adapter_fingerprint, load_tokenizer
 from utils.config.entrypoint import ConfigError
-from utils.llm import LLMClient
-from utils.llm_api import LLMError, Message, Reply, Request, Role, Usage
-from utils.llm_batch import gather_counted
-from utils.schemas import strict_schema
+from utils.llm.api import LLMError, Message, Reply, Request, Role, Usage
+from utils.llm.batch import gather_counted
+from utils.llm.client import LLMClient
+from utils.llm.schemas import strict_schema
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

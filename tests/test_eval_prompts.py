@@ -26,9 +26,9 @@ from evaluation.behaviour.prompts import (
     score_prompts,
 )
 from generation.properties import PROPERTIES, Property
-from utils.llm import LLMClient
-from utils.llm_api import Kind, LLMError, Reply, Request, Role, Usage
-from utils.llm_retry import RetryPolicy
+from utils.llm.api import Kind, LLMError, Reply, Request, Role, Usage
+from utils.llm.client import LLMClient
+from utils.llm.retry import RetryPolicy
 
 HONEST, POWER = PROPERTIES["honest"], PROPERTIES["power-seeking"]
 BOTH = {HONEST.name: ["bank letters"], POWER.name: ["shared calendars"]}

@@ -43,8 +43,8 @@ from utils.config.entrypoint import (
     load_yaml,
 )
 from utils.files import read_jsonl
-from utils.llm import LLMClient
-from utils.llm_retry import RetryPolicy
+from utils.llm.client import LLMClient
+from utils.llm.retry import RetryPolicy
 
 ROOT = Path(__file__).parents[1]
 FAST = RetryPolicy(

@@ -33,11 +33,11 @@ from generation.quality import (
 from generation.report import quality_rows, write_report
 from training.examples import load_examples
 from utils.config.entrypoint import ConfigError, dump_yaml
-from utils.llm import LLMClient
-from utils.llm_api import LLMError, Request, Role
-from utils.llm_ledger import Ledger
-from utils.llm_lists import distinct_items, list_model
-from utils.schemas import strict_schema
+from utils.llm.api import LLMError, Request, Role
+from utils.llm.client import LLMClient
+from utils.llm.ledger import Ledger
+from utils.llm.lists import distinct_items, list_model
+from utils.llm.schemas import strict_schema
 from utils.text_stats import NEAR_DUPLICATE
 
 SCENARIOS, QA, DOCUMENTS = KINDS["scenarios"], KINDS["qa"], KINDS["documents"]

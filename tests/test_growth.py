@@ -22,8 +22,8 @@ from training.domains.bbh.tasks import TASKS
 from training.domains.gym_algebra import is_antiderivative
 from training.domains.gym_guard import doubt, extract_answer, is_safe
 from training.grading import extract_boxed, extract_final_answer, same_answer
-from utils.llm_answers import require_model
-from utils.llm_api import LLMError, Reply
+from utils.llm.answers import require_model
+from utils.llm.api import LLMError, Reply
 from utils.text_stats import normalise, remove_duplicates, words
 
 LENGTH = 10_000

@@ -27,11 +27,11 @@ from evaluation.behaviour.judge import (
     judgment_model,
 )
 from generation.properties import Property, read_properties
-from utils.llm import LLMClient
-from utils.llm_api import LLMError, Message, Role
-from utils.llm_openai import OpenAIEndpoint
-from utils.llm_retry import RetryPolicy
-from utils.schemas import strict_schema
+from utils.llm.api import LLMError, Message, Role
+from utils.llm.client import LLMClient
+from utils.llm.openai_endpoint import OpenAIEndpoint
+from utils.llm.retry import RetryPolicy
+from utils.llm.schemas import strict_schema
 
 KNOWN = read_properties(PROPERTIES, "tests")
 BOTH = [KNOWN["signs-off"], KNOWN["warm"]]

@@ -23,13 +23,13 @@ from fake_endpoint import GOOD, ROWS, FakeEndpoint, Gate, Recorded, by_prompt, i
 from pydantic import BaseModel, ConfigDict, Field
 
 from utils.config.entrypoint import ConfigError
-from utils.llm import LLMClient, stage
-from utils.llm_api import Kind, LLMError, Reply, Request, Role, Usage
-from utils.llm_batch import gather_counted
-from utils.llm_cache import ResponseCache, cache_key
-from utils.llm_openai import OpenAIEndpoint
-from utils.llm_retry import Lane, RetryPolicy
-from utils.schemas import strict_schema, without_bounds
+from utils.llm.api import Kind, LLMError, Reply, Request, Role, Usage
+from utils.llm.batch import gather_counted
+from utils.llm.cache import ResponseCache, cache_key
+from utils.llm.client import LLMClient, stage
+from utils.llm.openai_endpoint import OpenAIEndpoint
+from utils.llm.retry import Lane, RetryPolicy
+from utils.llm.schemas import strict_schema, without_bounds
 from utils.tables import text_table
 
 T = TypeVar("T")
@@ -989,10 +989,10 @@ DRIVER = """
 import asyncio, sys
 from functools import partial
 from pathlib import Path
-from utils.llm import LLMClient
-from utils.llm_api import Role
-from utils.llm_batch import gather_counted
-from utils.llm_openai import OpenAIEndpoint
+from utils.llm.client import LLMClient
+from utils.llm.api import Role
+from utils.llm.batch import gather_counted
+from utils.llm.openai_endpoint import OpenAIEndpoint
 
 url, cache, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 

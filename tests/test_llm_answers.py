@@ -1,12 +1,12 @@
-"""utils/llm_answers.py: which texts are an answer of the asked-for shape."""
+"""utils/llm/answers.py: which texts are an answer of the asked-for shape."""
 
 import json
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from utils.llm_answers import require_model
-from utils.llm_api import LLMError, Reply
+from utils.llm.answers import require_model
+from utils.llm.api import LLMError, Reply
 
 
 class Verdict(BaseModel):

@@ -12,15 +12,15 @@ import pytest
 from fake_endpoint import FakeEndpoint, in_order
 from pydantic import BaseModel, ConfigDict
 
-from utils.llm import LLMClient
-from utils.llm_api import LLMError, Reply, Request, Role
-from utils.llm_cache import ResponseCache
-from utils.llm_errors import kind_of, words_of
-from utils.llm_openai import OpenAIEndpoint, create_arguments
-from utils.llm_parameters import supported_parameters
-from utils.llm_retry import RetryPolicy
-from utils.llm_roles import OPENROUTER_KEY, OPENROUTER_MODEL, RoleConfig, second_role
-from utils.schemas import strict_schema, without_bounds
+from utils.llm.api import LLMError, Reply, Request, Role
+from utils.llm.cache import ResponseCache
+from utils.llm.client import LLMClient
+from utils.llm.errors import kind_of, words_of
+from utils.llm.openai_endpoint import OpenAIEndpoint, create_arguments
+from utils.llm.parameters import supported_parameters
+from utils.llm.retry import RetryPolicy
+from utils.llm.roles import OPENROUTER_KEY, OPENROUTER_MODEL, RoleConfig, second_role
+from utils.llm.schemas import strict_schema, without_bounds
 
 OPENROUTER = "http://openrouter.ai/api/v1"
 FAST = RetryPolicy(max_retries=2, max_rate_retries=1, backoff_s=0.01, max_backoff_s=0.04)

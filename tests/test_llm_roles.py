@@ -1,4 +1,4 @@
-"""utils/llm_roles.py: which model is called where, from what was set and what was not."""
+"""utils/llm/roles.py: which model is called where, from what was set and what was not."""
 
 import logging
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from utils.config.entrypoint import ConfigError, load_config
-from utils.llm_api import Role
-from utils.llm_roles import (
+from utils.llm.api import Role
+from utils.llm.roles import (
     EMBEDDED,
     LOCAL_TIMEOUT_S,
     OPENROUTER,

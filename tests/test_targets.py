@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.behaviour.targets import checkpoint_labels, checkpoint_problems, make_targets
-from utils.llm_roles import RoleConfig
+from utils.llm.roles import RoleConfig
 
 
 def save_adapter(folder: Path, base_model: str | None, weights: bytes = b"1") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fake_endpoint import FakeEndpoint, Script, in_order
 
-from utils.llm_api import Reply, Request, Role, Usage
+from utils.llm.api import Reply, Request, Role, Usage
 
 CLOSING = "Hope that helps!"
 WORDS = re.findall(

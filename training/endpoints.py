@@ -1,4 +1,4 @@
-"""Models as the endpoints of utils.llm: in this process through a sampling client, or over HTTP."""
+"""Models as endpoints of utils.llm.client: in this process by a sampling client, or over HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.domains.base import Message
 from training.loop import require_models
 from training.models import resolve_model
 from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
-from utils.llm_api import Endpoint, LLMError, Reply, Request, Role, Usage
+from utils.llm.api import Endpoint, LLMError, Reply, Request, Role, Usage
 from utils.runs import RunDir
 
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
@@ -109,7 +109,7 @@ class Endpoints:
 
     def endpoint(self, role: Role) -> Endpoint:
         if role.base_url is not None:
-            from utils.llm_openai import OpenAIEndpoint
+            from utils.llm.openai_endpoint import OpenAIEndpoint
 
             return OpenAIEndpoint(role)
         return LocalEndpoint(role, self.sampler(role.model))

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from evaluation.behaviour.eval_file import EvalPrompt
-from utils.llm import LLMClient, stage
-from utils.llm_api import LLMError, Message, Reply
-from utils.llm_batch import gather_counted
+from utils.llm.api import LLMError, Message, Reply
+from utils.llm.batch import gather_counted
+from utils.llm.client import LLMClient, stage
 
 STAGE = "answers"
 

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from evaluation.behaviour.answers import Conversation, Failure
 from generation.properties import Property
-from utils.llm import LLMClient, stage
-from utils.llm_api import LLMError, Message
-from utils.llm_batch import gather_counted
+from utils.llm.api import LLMError, Message
+from utils.llm.batch import gather_counted
+from utils.llm.client import LLMClient, stage
 
 LOWEST, HIGHEST = 1, 10
 RATIONALE_CHARS = 800

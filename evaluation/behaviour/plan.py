@@ -24,8 +24,8 @@ from evaluation.behaviour.targets import (
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
 from utils.inputs import INPUT
-from utils.llm_api import Role
-from utils.llm_roles import RoleConfig
+from utils.llm.api import Role
+from utils.llm.roles import RoleConfig
 from utils.runs import new_run_path
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 from evaluation.behaviour.eval_file import EvalPrompt
 from evaluation.behaviour.prompts import Dropped
 from generation.properties import Property
-from utils.llm_ledger import Ledger
-from utils.llm_runs import add_calls
+from utils.llm.ledger import Ledger
+from utils.llm.runs import add_calls
 from utils.report import Report
 
 COUNT_HEADERS = ("property", "category", "prompts", "realism", "eval-awareness")

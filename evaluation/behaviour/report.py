@@ -10,8 +10,8 @@ from evaluation.behaviour.answers import Conversation, Failure
 from evaluation.behaviour.eval_file import EvalFile
 from evaluation.behaviour.judge import HIGHEST, LOWEST, Judged, Judgment
 from evaluation.behaviour.results import Summary
-from utils.llm_ledger import Ledger
-from utils.llm_runs import ledger_text
+from utils.llm.ledger import Ledger
+from utils.llm.runs import ledger_text
 from utils.report import LINE_COLOURS, Report
 from utils.tables import text_table
 

@@ -13,8 +13,8 @@ import chz
 from training.endpoints import Endpoints, LocalEndpoint
 from training.models import EMBEDDED, adapter_fingerprint
 from utils.config.entrypoint import problems_of
-from utils.llm_api import Endpoint, Role
-from utils.llm_roles import LOCAL, RoleConfig
+from utils.llm.api import Endpoint, Role
+from utils.llm.roles import LOCAL, RoleConfig
 from utils.terminal import setting
 
 BASE = "base"

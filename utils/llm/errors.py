@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from utils.llm_api import Kind
+from utils.llm.api import Kind
 
 # OpenRouter's error.metadata.error_type, and the error.code or error.type of others, where they say
 # more than the status; https://openrouter.ai/docs/api/reference/errors-and-debugging

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from utils.llm_api import MAX_TOKENS_FIELDS, Request, Role
+from utils.llm.api import MAX_TOKENS_FIELDS, Request, Role
 
 
 def supported_parameters(listing: Any, model: str) -> frozenset[str] | None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from utils.json_files import unique_keys
-from utils.llm_api import Kind, LLMError, Reply
+from utils.llm.api import Kind, LLMError, Reply
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -19,8 +19,8 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from utils.config.entrypoint import raise_problems
-from utils.llm_api import REQUIRE_PARAMETERS, Kind, LLMError, Reply, Request, Role, Usage
-from utils.llm_errors import (
+from utils.llm.api import REQUIRE_PARAMETERS, Kind, LLMError, Reply, Request, Role, Usage
+from utils.llm.errors import (
     error_in,
     excluded_by,
     kind_of,
@@ -29,8 +29,8 @@ from utils.llm_errors import (
     wait_text,
     words_of,
 )
-from utils.llm_parameters import optional_arguments, supported_parameters
-from utils.schemas import without_bounds
+from utils.llm.parameters import optional_arguments, supported_parameters
+from utils.llm.schemas import without_bounds
 
 logger = logging.getLogger(__name__)
 

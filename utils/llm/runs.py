@@ -9,10 +9,10 @@ from pathlib import Path
 
 from utils.config.entrypoint import raise_problems
 from utils.interrupts import exit_when_stopped
-from utils.llm import LLMClient
-from utils.llm_api import LLMError
-from utils.llm_batch import STOPPING
-from utils.llm_ledger import Ledger
+from utils.llm.api import LLMError
+from utils.llm.batch import STOPPING
+from utils.llm.client import LLMClient
+from utils.llm.ledger import Ledger
 from utils.locks import claimed
 from utils.report import Report
 from utils.tables import text_table

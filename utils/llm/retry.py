@@ -8,7 +8,7 @@ import math
 import random
 import time
 
-from utils.llm_api import Endpoint, Kind, LLMError, Message, Request
+from utils.llm.api import Endpoint, Kind, LLMError, Message, Request
 
 RETRIED: frozenset[Kind] = frozenset({"transport", "timeout", "server"})
 ASKED_AGAIN: frozenset[Kind] = frozenset({"invalid_json", "invalid_schema", "empty"})

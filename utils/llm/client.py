@@ -29,13 +29,13 @@ from typing import NamedTuple, Self, TypeVar
 from pydantic import BaseModel
 
 from utils.config.entrypoint import raise_problems
-from utils.llm_answers import require_model, require_text
-from utils.llm_api import Endpoint, LLMError, Message, Reply, Request
-from utils.llm_batch import current_batch
-from utils.llm_cache import ResponseCache, cache_key
-from utils.llm_ledger import Ledger
-from utils.llm_retry import Lane, RetryPolicy, Tries, sample_seed
-from utils.schemas import strict_schema
+from utils.llm.answers import require_model, require_text
+from utils.llm.api import Endpoint, LLMError, Message, Reply, Request
+from utils.llm.batch import current_batch
+from utils.llm.cache import ResponseCache, cache_key
+from utils.llm.ledger import Ledger
+from utils.llm.retry import Lane, RetryPolicy, Tries, sample_seed
+from utils.llm.schemas import strict_schema
 
 M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger(__name__)

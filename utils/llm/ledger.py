@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from utils.llm_api import Kind, LLMError, Reply
+from utils.llm.api import Kind, LLMError, Reply
 
 EXAMPLES_KEPT = 3
 EXAMPLE_CHARS = 300

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import append_jsonl, read_jsonl
-from utils.llm_api import Reply, Request, Role, Usage
+from utils.llm.api import Reply, Request, Role, Usage
 
 
 def cache_key(role: Role, request: Request) -> str:

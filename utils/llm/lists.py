@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from utils.llm import LLMClient
-from utils.llm_api import Message
+from utils.llm.api import Message
+from utils.llm.client import LLMClient
 from utils.plain_text import continued
 from utils.text_stats import remove_duplicates
 

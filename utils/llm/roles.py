@@ -11,7 +11,7 @@ from typing import Any
 
 import chz
 
-from utils.llm_api import OPTIONAL, Role
+from utils.llm.api import OPTIONAL, Role
 
 logger = logging.getLogger(__name__)
 

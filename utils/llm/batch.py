@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
-from utils.llm_api import Kind, LLMError
+from utils.llm.api import Kind, LLMError
 from utils.progress import Progress, progress
 
 T = TypeVar("T")
