@@ -28,7 +28,7 @@ from training.domains.arc.self_edit import SelfEdit, SelfEditError
 from training.domains.arc.tasks import SMALL_FILE, Task, load_tasks
 from training.domains.arc.text import task_messages
 from training.models import load_tokenizer
-from utils.files import append_jsonl, atomic_write_text, read_jsonl
+from utils.runs.files import append_jsonl, atomic_write_text, read_jsonl
 from utils.terminal import print_anything
 
 logger = logging.getLogger(__name__)

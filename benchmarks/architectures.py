@@ -32,10 +32,10 @@ from common import RESULTS, randomise_adapters
 from tiny_architectures import CONTEXT, VOCAB, architectures, save_tiny_architecture
 
 from training.api import Datum, ModelInput, SamplingParams
-from utils.files import append_jsonl, atomic_write_text
-from utils.progress import progress
-from utils.runs import package_versions, run_meta
-from utils.tables import text_table
+from utils.runs.files import append_jsonl, atomic_write_text
+from utils.runs.progress import progress
+from utils.runs.run_dir import package_versions, run_meta
+from utils.runs.tables import text_table
 from utils.terminal import print_anything
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from common import ALPHA, Report, Settings, base_model, load_hf, prepare, random
 
 from training.connect import connect
 from utils.openmp import OWN_CHOICES, SPIN_COUNT
-from utils.progress import progress
+from utils.runs.progress import progress
 
 WORKLOADS = ("decode", "train")
 RIVALS = {"decode": "transformers generate()", "train": "HF + PEFT"}

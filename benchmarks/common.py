@@ -26,10 +26,10 @@ import numpy as np
 
 from training.models import resolve_model
 from utils.config.entrypoint import to_plain
-from utils.files import append_jsonl
-from utils.progress import progress
-from utils.runs import PACKAGES, package_versions, run_meta
-from utils.tables import text_table
+from utils.runs.files import append_jsonl
+from utils.runs.progress import progress
+from utils.runs.run_dir import PACKAGES, package_versions, run_meta
+from utils.runs.tables import text_table
 from utils.terminal import print_anything
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from common import (
 from training.api import AdamParams, Datum, ModelInput, SamplingParams
 from training.models import load_tokenizer
 from training.rl.updates import Trajectory, centred_advantages, policy_datum
-from utils.progress import progress
+from utils.runs.progress import progress
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import chz
 from common import Report, Settings, prepare, race
 
-from utils.runs import RunDir
+from utils.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     import torch

@@ -23,9 +23,9 @@ import chz
 import numpy as np
 from common import RESULTS, Report, Settings, prepare
 
-from utils.files import atomic_write_bytes, atomic_write_text
-from utils.progress import progress
-from utils.report import LINE_COLOURS
+from utils.runs.files import atomic_write_bytes, atomic_write_text
+from utils.runs.progress import progress
+from utils.runs.report import LINE_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

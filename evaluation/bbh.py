@@ -9,8 +9,8 @@ from typing import Any
 from evaluation.stats import PairedDifference, paired_difference
 from training.domains.bbh.report import accuracy_bars
 from training.domains.bbh.results import Finished, Pairs, cells, common_tasks, paired_items
-from utils.report import Report
-from utils.tables import text_table
+from utils.runs.report import Report
+from utils.runs.tables import text_table
 
 DIFFERENCE_HEADERS = ("task", "against", "label", "difference", "95% interval", "p", "items")
 

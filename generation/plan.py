@@ -10,7 +10,7 @@ from generation.properties import Property
 from generation.quality import VERIFIER
 from utils.llm.api import Role
 from utils.llm.roles import roles_text
-from utils.tables import text_table
+from utils.runs.tables import text_table
 
 # a sentence
 LEAST_CHARS = 40

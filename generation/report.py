@@ -9,7 +9,7 @@ from generation.kinds import Kind
 from generation.quality import Example, QualityReport
 from utils.llm.ledger import Ledger
 from utils.llm.runs import add_calls
-from utils.report import Report
+from utils.runs.report import Report
 
 SHOWN_PER_SUBTYPE = 4
 DIVERSITY_HEADERS = (

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from utils.files import read_jsonl
+from utils.runs.files import read_jsonl
 
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "runs").is_dir())
 run = max((root / "runs" / "rl_loop").iterdir(), key=lambda path: path.stat().st_mtime)

@@ -41,8 +41,8 @@ from utils.llm.client import LLMClient
 from utils.llm.ledger import Ledger
 from utils.llm.roles import describe_roles
 from utils.llm.runs import claimed_output, exit_unfinished
-from utils.runs import RunDir, run_meta
-from utils.tables import text_table
+from utils.runs.run_dir import RunDir, run_meta
+from utils.runs.tables import text_table
 from utils.terminal import setting
 
 logger = logging.getLogger(__name__)

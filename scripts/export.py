@@ -19,7 +19,7 @@ from dotenv import load_dotenv
 
 from training.models import lacks_tokenizer, load_tokenizer, resolve_model
 from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
-from utils.files import shown_path
+from utils.runs.files import shown_path
 from utils.terminal import command
 
 

@@ -46,14 +46,14 @@ from utils.config.entrypoint import (
     raise_problems,
     to_plain,
 )
-from utils.inputs import INPUT, MUST_EXIST
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
 from utils.llm.ledger import Ledger
 from utils.llm.roles import RoleConfig, describe_roles, roles_text, second_role
 from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths
-from utils.runs import RunDir, new_run_path, run_meta
-from utils.tables import text_table
+from utils.runs.inputs import INPUT, MUST_EXIST
+from utils.runs.run_dir import RunDir, new_run_path, run_meta
+from utils.runs.tables import text_table
 from utils.terminal import command
 
 logger = logging.getLogger(__name__)

@@ -58,10 +58,10 @@ from utils.config.entrypoint import (
 )
 from utils.config.presets import has_preset
 from utils.devices import choose_device
-from utils.files import expanded, shown_path
 from utils.interrupts import exit_when_stopped
-from utils.runs import RunDir
-from utils.tables import text_table
+from utils.runs.files import expanded, shown_path
+from utils.runs.run_dir import RunDir
+from utils.runs.tables import text_table
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from training.icl.config import Experiment, Trained, Training, Transformer, run_
 from training.icl.schedules import save_steps
 from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
 from utils.devices import choose_device
-from utils.runs import RunDir
+from utils.runs.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 

@@ -49,10 +49,10 @@ from utils.config.entrypoint import (
     problems_of,
     raise_problems,
 )
-from utils.files import shown_path
 from utils.interrupts import uninterrupted
-from utils.progress import Stopwatch, progress
-from utils.runs import RunDir, new_run_path
+from utils.runs.files import shown_path
+from utils.runs.progress import Stopwatch, progress
+from utils.runs.run_dir import RunDir, new_run_path
 from utils.terminal import command
 
 logger = logging.getLogger(__name__)

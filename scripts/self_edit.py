@@ -27,8 +27,8 @@ from training.domains.base import Problem
 from training.rl.policy import Policy
 from training.rl.problems import PromptLimit, choose_problems
 from utils.config.entrypoint import ConfigError, as_config_errors, config_entrypoint
-from utils.tables import text_table
-from utils.terminal_grids import side_by_side, terminal_grid
+from utils.runs.tables import text_table
+from utils.runs.terminal_grids import side_by_side, terminal_grid
 
 logger = logging.getLogger(__name__)
 

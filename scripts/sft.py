@@ -32,12 +32,12 @@ from training.loop import (
 from training.models import context_length, load_tokenizer, resolve_model
 from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
 from utils.config.entrypoint import as_config_errors, config_entrypoint, problems_of, raise_problems
-from utils.files import expanded, read_jsonl, shown_path
-from utils.inputs import MUST_EXIST
 from utils.interrupts import uninterrupted
-from utils.progress import Stopwatch, progress
-from utils.report import Report, line_plot
-from utils.runs import RunDir, new_run_path
+from utils.runs.files import expanded, read_jsonl, shown_path
+from utils.runs.inputs import MUST_EXIST
+from utils.runs.progress import Stopwatch, progress
+from utils.runs.report import Report, line_plot
+from utils.runs.run_dir import RunDir, new_run_path
 from utils.terminal import command
 
 logger = logging.getLogger(__name__)

@@ -37,10 +37,11 @@ from utils.config.entrypoint import (
     raise_problems,
     to_plain,
 )
-from utils.files import shown_path
 from utils.launch import LAUNCHERS, Job, JobResult, Launcher, make_launcher
-from utils.locks import claimed
-from utils.progress import progress
+from utils.runs.files import shown_path
+from utils.runs.locks import claimed
+from utils.runs.progress import progress
+from utils.runs.tables import text_table
 from utils.sweep_plan import Plan, key_of, make_plan
 from utils.sweep_report import write_outcome
 from utils.sweeps import (
@@ -51,7 +52,6 @@ from utils.sweeps import (
     last_lines,
     open_manifest,
 )
-from utils.tables import text_table
 from utils.terminal import argument_text, print_anything, setting, shell_word
 
 logger = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from training.domains.bbh.results import load_finished
 from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
 from training.loop import exit_on_interrupt
 from utils.config.entrypoint import as_config_errors, config_entrypoint, exit_on_config_error
-from utils.files import expanded
-from utils.runs import RunDir, new_run_path
+from utils.runs.files import expanded
+from utils.runs.run_dir import RunDir, new_run_path
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config.entrypoint import to_plain
-from utils.files import read_jsonl
-from utils.runs import RunDir
+from utils.runs.files import read_jsonl
+from utils.runs.run_dir import RunDir
 
 
 class Results(NamedTuple):

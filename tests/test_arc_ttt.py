@@ -32,8 +32,8 @@ from training.domains.arc.ttt_results import read_records
 from training.domains.arc.voting import Prediction, vote
 from training.models import load_tokenizer
 from utils.config.entrypoint import ConfigError
-from utils.files import read_jsonl
-from utils.runs import RunDir
+from utils.runs.files import read_jsonl
+from utils.runs.run_dir import RunDir
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ import chz
 import pytest
 from bbh_world import save_bbh_model
 
-from utils.files import read_jsonl
+from utils.runs.files import read_jsonl
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from utils.config.entrypoint import (
     raise_problems,
     to_plain,
 )
-from utils.runs import RunDir
+from utils.runs.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -42,9 +42,9 @@ from utils.config.entrypoint import (
     load_config,
     load_yaml,
 )
-from utils.files import read_jsonl
 from utils.llm.client import LLMClient
 from utils.llm.retry import RetryPolicy
+from utils.runs.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 FAST = RetryPolicy(

@@ -37,9 +37,9 @@ from training.backends.local.service import (
 )
 from training.models import adapter_fingerprint, model_files
 from utils.config.entrypoint import config_entrypoint, dump_yaml, load_yaml
-from utils.files import read_jsonl
 from utils.llm.api import LLMError
 from utils.llm.roles import OPENROUTER_KEY
+from utils.runs.files import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

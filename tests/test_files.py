@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import append_jsonl, atomic_write_bytes, atomic_write_text, read_jsonl, shown_path
+from utils.runs.files import (
+    append_jsonl,
+    atomic_write_bytes,
+    atomic_write_text,
+    read_jsonl,
+    shown_path,
+)
 
 
 def test_write_makes_folders_and_keeps_bytes(tmp_path: Path):

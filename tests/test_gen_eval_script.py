@@ -27,9 +27,9 @@ from script_help import help_of
 
 from evaluation.behaviour.eval_file import EvalPrompt, load_eval_file
 from utils.config.entrypoint import config_entrypoint, dump_yaml, load_yaml
-from utils.files import read_jsonl
 from utils.llm.client import LLMClient
 from utils.llm.retry import RetryPolicy
+from utils.runs.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 FAST = RetryPolicy(

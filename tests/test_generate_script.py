@@ -28,8 +28,8 @@ from writer_world import server, stage_of
 from training.endpoints import Endpoints
 from training.examples import load_examples
 from utils.config.entrypoint import config_entrypoint, dump_yaml, load_yaml
-from utils.files import read_jsonl
 from utils.llm.roles import OPENROUTER_KEY
+from utils.runs.files import read_jsonl
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "generate.py"
 SMALL = ["num_subtypes=3", "prompts_per_subtype=2", "max_chars=120"]

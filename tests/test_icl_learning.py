@@ -11,7 +11,7 @@ from typing import Any
 import icl_train
 import pytest
 
-from utils.files import read_jsonl
+from utils.runs.files import read_jsonl
 
 pytestmark = pytest.mark.slow
 

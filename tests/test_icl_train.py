@@ -32,7 +32,7 @@ from training.icl.train import (
 from training.loop import learning_rate_factor
 from utils.config.entrypoint import load_config, load_yaml
 from utils.config.presets import list_presets, load_preset
-from utils.files import read_jsonl
+from utils.runs.files import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

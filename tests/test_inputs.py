@@ -11,8 +11,8 @@ import chz
 import pytest
 
 from utils.config.entrypoint import ConfigError, dump_yaml, load_yaml
-from utils.inputs import INPUT, Input, data_input, file_inputs
-from utils.runs import RunDir
+from utils.runs.inputs import INPUT, Input, data_input, file_inputs
+from utils.runs.run_dir import RunDir
 
 
 @chz.chz

@@ -30,7 +30,7 @@ from utils.llm.client import LLMClient, stage
 from utils.llm.openai_endpoint import OpenAIEndpoint
 from utils.llm.retry import Lane, RetryPolicy
 from utils.llm.schemas import strict_schema, without_bounds
-from utils.tables import text_table
+from utils.runs.tables import text_table
 
 T = TypeVar("T")
 HARD_LIMIT_S = 40

@@ -23,7 +23,7 @@ from training.loop import (
     learning_rate_factor,
 )
 from utils.interrupts import uninterrupted
-from utils.runs import RunDir
+from utils.runs.run_dir import RunDir
 
 
 class FolderTrainer:

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from utils import progress as module
-from utils.progress import Stopwatch, progress
+from utils.runs import progress as module
+from utils.runs.progress import Stopwatch, progress
 
 
 class Terminal(io.StringIO):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.report import ArcPair, Report, escape, grid_svg, line_plot, n_differing
+from utils.runs.report import ArcPair, Report, escape, grid_svg, line_plot, n_differing
 
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)> & \"'"
 
@@ -175,7 +175,7 @@ def test_details_close_after_an_error():
 
 def test_plots_leave_pyplot_alone():
     code = (
-        "import sys; from utils.report import line_plot; "
+        "import sys; from utils.runs.report import line_plot; "
         "line_plot({'a': ([0, 1], [1, 2])}, xlabel='x', ylabel='y'); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

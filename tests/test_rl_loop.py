@@ -30,7 +30,7 @@ from training.domains.gym import GymConfig, GymDomain
 from training.models import load_tokenizer
 from training.rl.policy import Policy
 from utils.config.entrypoint import config_entrypoint, load_config
-from utils.files import read_jsonl
+from utils.runs.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 # answers are 0 to 3, so that a random model that writes such digits is right now and then

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from utils.config.entrypoint import ConfigError, load_config, load_yaml
-from utils.inputs import Input
-from utils.runs import RunDir, git_state, run_meta
+from utils.runs.inputs import Input
+from utils.runs.run_dir import RunDir, git_state, run_meta
 
 
 class Kind(enum.Enum):
@@ -121,7 +121,7 @@ def test_models_are_what_the_run_began_with(
 WRITER = """
 import sys
 from pathlib import Path
-from utils.runs import RunDir
+from utils.runs.run_dir import RunDir
 run = RunDir.open("sft", Path(sys.argv[1]), {})
 print("open", flush=True)
 if sys.stdin.readline():

@@ -23,8 +23,8 @@ from training.examples import load_examples
 from training.models import context_length, load_tokenizer
 from training.supervised import hold_out, make_batches, to_datums
 from utils.config.entrypoint import ConfigError, config_entrypoint, dump_yaml, load_config
-from utils.files import read_jsonl
-from utils.runs import RunDir
+from utils.runs.files import read_jsonl
+from utils.runs.run_dir import RunDir
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = ["Why?", "Is it so, in truth?", "One", "Say two things.", "And?", "Well, then", "Hm"]

@@ -22,9 +22,9 @@ import pytest
 import sweep
 
 from utils.config.entrypoint import ConfigError
-from utils.files import read_jsonl
 from utils.launch import CANNOT_START, Job, JobResult, LocalLauncher, Update, make_launcher
-from utils.locks import claimed
+from utils.runs.files import read_jsonl
+from utils.runs.locks import claimed
 from utils.sweep_plan import _merged
 from utils.sweep_report import (
     Result,
@@ -57,9 +57,9 @@ import json, os, sys, time
 from pathlib import Path
 import chz
 from utils.config.entrypoint import config_entrypoint
-from utils.files import read_jsonl
-from utils.inputs import INPUT
-from utils.runs import RunDir
+from utils.runs.files import read_jsonl
+from utils.runs.inputs import INPUT
+from utils.runs.run_dir import RunDir
 
 @chz.chz(typecheck=True)
 class Model:

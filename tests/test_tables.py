@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils.tables import display_width, text_table, truncate
-from utils.terminal_grids import side_by_side, terminal_grid
+from utils.runs.tables import display_width, text_table, truncate
+from utils.runs.terminal_grids import side_by_side, terminal_grid
 
 
 def test_table():

@@ -15,8 +15,8 @@ import sft
 from training.icl.train_report import closing_words as icl_closing_words
 from training.loop import exit_on_interrupt
 from utils.llm.runs import exit_unfinished
-from utils.runs import RunDir
-from utils.tables import text_table
+from utils.runs.run_dir import RunDir
+from utils.runs.tables import text_table
 from utils.terminal import command, print_anything, setting
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from training.domains.bbh.items import Item
 from training.domains.bbh.methods import METHODS, TRAINED, Prediction, TaskResult
 from training.domains.bbh.results import Finished, common_tasks, load_finished, paired_items
 from training.domains.bbh.tasks import BY_NAME
-from utils.files import read_jsonl
+from utils.runs.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 SIZE, K = 9, 3

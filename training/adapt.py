@@ -9,7 +9,7 @@ import numpy as np
 
 from training.api import AdamParams, Datum, SamplingClient, ServiceClient, TrainingClient
 from training.loop import epoch_batches, learning_rate_factor
-from utils.progress import progress
+from utils.runs.progress import progress
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from training.loop import require_models
 from training.models import resolve_model
 from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
 from utils.llm.api import Endpoint, LLMError, Reply, Request, Role, Usage
-from utils.runs import RunDir
+from utils.runs.run_dir import RunDir
 
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 

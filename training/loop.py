@@ -16,11 +16,11 @@ from training.api import ServiceClient, TrainingClient
 from training.connect import connect
 from training.models import adapter_fingerprint
 from utils.config.entrypoint import as_config_errors
-from utils.files import atomic_write_text
-from utils.inputs import Input
 from utils.interrupts import exit_when_stopped, uninterrupted
 from utils.json_files import read_json_object
-from utils.runs import RunDir
+from utils.runs.files import atomic_write_text
+from utils.runs.inputs import Input
+from utils.runs.run_dir import RunDir
 from utils.terminal import setting
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from training.control_tokens import names_control_token
 from training.examples import MAX_PROBLEMS, Example
 from training.loop import epoch_batches
 from utils.config.entrypoint import raise_problems
-from utils.tables import text_table
+from utils.runs.tables import text_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from training.api import ServiceClient
-from utils.inputs import Input
-from utils.runs import RunDir
+from utils.runs.inputs import Input
+from utils.runs.run_dir import RunDir
 
 
 class TestTime(Protocol):

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from utils.config.entrypoint import load_yaml, problems_of, raise_problems
 from utils.config.presets import load_preset
-from utils.inputs import Input
-from utils.runs import new_run_path
+from utils.runs.inputs import Input
+from utils.runs.run_dir import new_run_path
 from utils.sweeps import Axes, Cell, check_axes, last_lines, parse_axes
 from utils.terminal import argument_text
 

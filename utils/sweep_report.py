@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.files import atomic_write_bytes, atomic_write_text, read_jsonl
-from utils.report import Report, line_plot
+from utils.runs.files import atomic_write_bytes, atomic_write_text, read_jsonl
+from utils.runs.report import Report, line_plot
+from utils.runs.tables import is_number, text_table
 from utils.sweeps import Axes, Cell, Manifest, axis_labels, is_seed, same_text
-from utils.tables import is_number, text_table
 from utils.terminal import argument_text
 
 if TYPE_CHECKING:

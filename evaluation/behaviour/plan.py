@@ -23,10 +23,10 @@ from evaluation.behaviour.targets import (
 )
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
-from utils.inputs import INPUT
 from utils.llm.api import Role
 from utils.llm.roles import RoleConfig
-from utils.runs import new_run_path
+from utils.runs.inputs import INPUT
+from utils.runs.run_dir import new_run_path
 
 logger = logging.getLogger(__name__)
 

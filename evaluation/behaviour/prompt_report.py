@@ -11,7 +11,7 @@ from evaluation.behaviour.prompts import Dropped
 from generation.properties import Property
 from utils.llm.ledger import Ledger
 from utils.llm.runs import add_calls
-from utils.report import Report
+from utils.runs.report import Report
 
 COUNT_HEADERS = ("property", "category", "prompts", "realism", "eval-awareness")
 

@@ -12,8 +12,8 @@ from evaluation.behaviour.judge import HIGHEST, LOWEST, Judged, Judgment
 from evaluation.behaviour.results import Summary
 from utils.llm.ledger import Ledger
 from utils.llm.runs import ledger_text
-from utils.report import LINE_COLOURS, Report
-from utils.tables import text_table
+from utils.runs.report import LINE_COLOURS, Report
+from utils.runs.tables import text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

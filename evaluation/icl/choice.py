@@ -11,7 +11,7 @@ from evaluation.icl.results import StoredRun, experiment_runs, read_run
 from training.icl.config import RUN_KEYS, Experiment
 from utils.config.entrypoint import ConfigError, to_plain
 from utils.config.plain_yaml import leaves_of
-from utils.files import shown_path
+from utils.runs.files import shown_path
 
 logger = logging.getLogger(__name__)
 

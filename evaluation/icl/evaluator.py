@@ -30,9 +30,9 @@ from training.icl.metrics import compare, references, relative_distance
 from training.icl.settings import Setting
 from training.icl.tasks import load_task_set, make_generator, new_task_set
 from utils.config.entrypoint import as_config_errors, raise_problems, to_plain
-from utils.files import atomic_write_text, atomic_writer, shown_path
-from utils.progress import Progress, progress
-from utils.tables import truncate
+from utils.runs.files import atomic_write_text, atomic_writer, shown_path
+from utils.runs.progress import Progress, progress
+from utils.runs.tables import truncate
 
 if TYPE_CHECKING:
     from torch import Tensor

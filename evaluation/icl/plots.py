@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.icl.evaluator import csv_text
 from evaluation.icl.results import what_varies
-from utils.files import atomic_write_bytes, atomic_write_text
-from utils.report import LINE_COLOURS, Report
+from utils.runs.files import atomic_write_bytes, atomic_write_text
+from utils.runs.report import LINE_COLOURS, Report
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from training.icl.settings import BallsAndUrns, Classification, LinearRegression, Setting
 from utils.config.entrypoint import ConfigError, load_yaml
 from utils.config.plain_yaml import leaves_of
-from utils.files import shown_path
 from utils.json_files import read_json
+from utils.runs.files import shown_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,8 +23,8 @@ from training.icl.settings import Setting
 from training.loop import require_models
 from training.models import context_length, load_tokenizer
 from utils.config.entrypoint import as_config_errors, dump_yaml, load_yaml, raise_problems, to_plain
-from utils.progress import progress
-from utils.runs import RunDir
+from utils.runs.progress import progress
+from utils.runs.run_dir import RunDir
 
 
 class UntrainedConfig(Protocol):

@@ -10,9 +10,9 @@ from training.api import ServiceClient
 from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
 from training.grading import extract_final_answer, same_answer
 from utils.config.entrypoint import raise_problems
-from utils.files import expanded
-from utils.inputs import INPUT
 from utils.json_files import read_json_lines
+from utils.runs.files import expanded
+from utils.runs.inputs import INPUT
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from training.icl.base import Family, TaskSet
 from training.icl.priors import draw_ids, log_prior, uniform_log_prior
 from training.icl.settings import Setting
-from utils.files import atomic_writer, shown_path
-from utils.inputs import Input
+from utils.runs.files import atomic_writer, shown_path
+from utils.runs.inputs import Input
 
 Purpose = Literal["tasks", "ood", "data", "evaluation", "weights"]
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)

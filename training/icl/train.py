@@ -30,10 +30,10 @@ from training.icl.settings import Classification, Setting
 from training.icl.tasks import make_generator
 from training.loop import learning_rate_factor
 from utils.config.entrypoint import ConfigError, dump_yaml, load_config
-from utils.files import atomic_write_bytes, atomic_writer
 from utils.interrupts import uninterrupted
-from utils.progress import progress
-from utils.runs import RunDir
+from utils.runs.files import atomic_write_bytes, atomic_writer
+from utils.runs.progress import progress
+from utils.runs.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import read_jsonl
-from utils.report import Report, line_plot
-from utils.tables import text_table
+from utils.runs.files import read_jsonl
+from utils.runs.report import Report, line_plot
+from utils.runs.tables import text_table
 from utils.terminal import command
 
 MODES = {"id": "tasks of the mixture", "ood": "new tasks", "iwl": "in-weights: item not in context"}

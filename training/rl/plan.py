@@ -12,7 +12,7 @@ from training.rl.policy import Policy
 from training.rl.problems import Chosen
 from training.rl.settings import Settings
 from training.rl.updates import Trajectory, answer_datum, problem_batch
-from utils.tables import text_table
+from utils.runs.tables import text_table
 
 _MAX_PROBE_ROWS = 32
 _MAX_PROBE_TOKENS = 32

@@ -8,7 +8,7 @@ from training.api import ServiceClient
 from training.chat import render_prompt
 from training.domains.base import Domain, Problem
 from training.models import context_length, load_tokenizer
-from utils.inputs import Input, data_input
+from utils.runs.inputs import Input, data_input
 
 logger = logging.getLogger(__name__)
 _IDS_SHOWN = 50

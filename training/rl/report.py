@@ -8,10 +8,10 @@ from training.domains.arc.domain import ArcDomain
 from training.domains.arc.report import add_task, edit_summary, write_published_files
 from training.domains.base import Domain, Problem, Reward, Split
 from training.rl.updates import Trajectory, Update, entropy, mean_and_error, reward_metrics
-from utils.files import read_jsonl
-from utils.report import Report, line_plot
-from utils.runs import RunDir
-from utils.tables import text_table
+from utils.runs.files import read_jsonl
+from utils.runs.report import Report, line_plot
+from utils.runs.run_dir import RunDir
+from utils.runs.tables import text_table
 
 Problems = Mapping[Split, list[Problem]]
 _SHOWN_ANSWERS = 40

@@ -41,8 +41,8 @@ from utils.config.layers import (
 from utils.config.plain_yaml import dump_yaml, load_yaml, to_plain, yaml_text
 from utils.config.presets import presets_text
 from utils.config.types import Rejected, Shape, chz_arms, expected_type, fields_of
-from utils.inputs import file_inputs
 from utils.openmp import bound_spinning
+from utils.runs.inputs import file_inputs
 from utils.terminal import print_anything
 
 __all__ = [

@@ -28,7 +28,7 @@ from utils.config.types import (
     holds_objects,
     wants_text,
 )
-from utils.files import expanded, shown_path
+from utils.runs.files import expanded, shown_path
 
 COMMAND_LINE = "command line"
 PRESET_KEY = "experiment"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import chz
 import yaml
 
-from utils.files import atomic_write_text, expanded
 from utils.json_files import utf8_text
+from utils.runs.files import atomic_write_text, expanded
 
 if TYPE_CHECKING:
     from yaml import SafeDumper, SafeLoader

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from utils.config.errors import ConfigError, raise_problems
 from utils.config.plain_yaml import load_yaml
-from utils.files import shown_path
+from utils.runs.files import shown_path
 from utils.terminal import setting
 
 FOLDER = "experiments"

@@ -17,7 +17,7 @@ import chz
 from chz.factories import MetaFromString
 from chz.tiepin import is_subtype_instance, type_repr
 
-from utils.files import expanded
+from utils.runs.files import expanded
 
 
 class Rejected:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from utils.llm.api import Kind, LLMError
-from utils.progress import Progress, progress
+from utils.runs.progress import Progress, progress
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from utils.files import append_jsonl, read_jsonl
 from utils.llm.api import Reply, Request, Role, Usage
+from utils.runs.files import append_jsonl, read_jsonl
 
 
 def cache_key(role: Role, request: Request) -> str:

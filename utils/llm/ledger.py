@@ -87,7 +87,7 @@ class Ledger:
             failures.examples.append(error.detail[:EXAMPLE_CHARS])
 
     def table(self) -> list[list[Any]]:
-        """Rows under HEADERS for utils.tables.text_table; `failed` counts what was given up."""
+        """Rows under HEADERS for a text_table; `failed` counts what was given up."""
         rows = []
         for (stage, role), spending in self.spendings.items():
             failed = sum(

@@ -13,9 +13,9 @@ from utils.llm.api import LLMError
 from utils.llm.batch import STOPPING
 from utils.llm.client import LLMClient
 from utils.llm.ledger import Ledger
-from utils.locks import claimed
-from utils.report import Report
-from utils.tables import text_table
+from utils.runs.locks import claimed
+from utils.runs.report import Report
+from utils.runs.tables import text_table
 from utils.terminal import setting
 
 

@@ -25,8 +25,8 @@ from training.backends.local.adapters import (
 from training.backends.local.decoder import HEAD, Decoder
 from training.backends.local.linear import LowRank
 from training.backends.local.peft_names import PEFT_CONFIG, PEFT_WEIGHTS
-from utils.files import expanded
 from utils.json_files import read_json_object
+from utils.runs.files import expanded
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"

@@ -31,8 +31,8 @@ from training.backends.local.notes import (
     weights_digest,
     write_note,
 )
-from utils.files import atomic_write_text
 from utils.json_files import read_json, read_json_object
+from utils.runs.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
 

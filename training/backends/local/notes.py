@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from training.backends.local.embedded import cache_dir
-from utils.files import atomic_write_text
-from utils.runs import package_versions
+from utils.runs.files import atomic_write_text
+from utils.runs.run_dir import package_versions
 
 logger = logging.getLogger(__name__)
 

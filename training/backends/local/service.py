@@ -56,7 +56,7 @@ from training.backends.local.trainer import TrainJob
 from training.checks import check_values, flag, optional, real, whole
 from training.models import EMBEDDED, lacks_tokenizer, model_files, resolve_model
 from utils.devices import choose_device
-from utils.inputs import Input, data_input
+from utils.runs.inputs import Input, data_input
 
 logger = logging.getLogger(__name__)
 

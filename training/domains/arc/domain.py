@@ -31,7 +31,7 @@ from training.domains.arc.text import GridFormat
 from training.domains.base import Algorithm, Problem, Reward, Split
 from training.models import context_length, load_tokenizer
 from utils.config.entrypoint import raise_problems
-from utils.inputs import MUST_EXIST
+from utils.runs.inputs import MUST_EXIST
 
 logger = logging.getLogger(__name__)
 

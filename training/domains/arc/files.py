@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from training.domains.arc.grids import Grid
-from utils.files import atomic_write_text
 from utils.json_files import read_json_object
+from utils.runs.files import atomic_write_text
 
 CONFIGS_NAME = "final_configs_and_indices.json"
 RESULTS_NAME = "final_results.json"

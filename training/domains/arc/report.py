@@ -13,7 +13,7 @@ from training.domains.arc.files import (
 )
 from training.domains.arc.self_edit import Bounds, SelfEdit, SelfEditError, parse_self_edit
 from training.domains.arc.tasks import Task
-from utils.report import ArcPair, Report
+from utils.runs.report import ArcPair, Report
 
 
 def edit_summary(text: str, bounds: Bounds) -> str:

@@ -37,11 +37,11 @@ from training.domains.arc.ttt_results import (
 from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer
 from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
-from utils.files import shown_path
-from utils.inputs import Input, data_input
-from utils.progress import progress
-from utils.runs import RunDir
-from utils.tables import text_table
+from utils.runs.files import shown_path
+from utils.runs.inputs import Input, data_input
+from utils.runs.progress import progress
+from utils.runs.run_dir import RunDir
+from utils.runs.tables import text_table
 
 __all__ = ["ArcTTTConfig", "ArcTestTime"]
 logger = logging.getLogger(__name__)

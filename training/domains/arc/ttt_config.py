@@ -20,7 +20,7 @@ from training.domains.arc.tasks import Task, load_kaggle, load_tasks
 from training.domains.arc.text import GridFormat
 from training.domains.arc.ttt_data import METHODS, TRAINED, Method, TTTSettings
 from training.domains.base import Split
-from utils.inputs import MUST_EXIST
+from utils.runs.inputs import MUST_EXIST
 
 # Learning rate and epochs, as in arXiv 2411.07279's code; with the small preset, as for the
 # self-edit that solved most in benchmarks/arc_small_search.py.

@@ -12,8 +12,8 @@ from training.domains.arc.grids import to_grid
 from training.domains.arc.report import add_task
 from training.domains.arc.tasks import Task
 from training.domains.arc.voting import score
-from utils.files import append_jsonl, read_jsonl
-from utils.report import Report
+from utils.runs.files import append_jsonl, read_jsonl
+from utils.runs.report import Report
 
 TASKS = "tasks.jsonl"
 SUBMISSION = "submission.json"

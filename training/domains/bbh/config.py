@@ -22,7 +22,7 @@ from training.domains.bbh.methods import (
 from training.domains.bbh.tasks import BBHTask, choose_tasks
 from training.domains.bbh.text import LossMask
 from utils.config.entrypoint import problems_of
-from utils.inputs import INPUT
+from utils.runs.inputs import INPUT
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -19,7 +19,7 @@ from training.domains.bbh.data import TaskData, split
 from training.domains.bbh.items import Item
 from training.domains.bbh.scoring import guess, is_right, is_scorable, majority, read_answer
 from training.domains.bbh.text import STOP, LossMask, PromptTokens
-from utils.progress import progress
+from utils.runs.progress import progress
 
 if TYPE_CHECKING:
     from training.api import Datum, ServiceClient

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from training.domains.bbh.data import TaskData
 from training.domains.bbh.methods import TaskResult
 from training.domains.bbh.results import HEADERS, Cell
-from utils.report import LINE_COLOURS, Report
+from utils.runs.report import LINE_COLOURS, Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from training.domains.bbh.methods import Prediction, TaskResult
 from utils.config.entrypoint import ConfigError, load_yaml, raise_problems
-from utils.files import append_jsonl, atomic_write_text, read_jsonl
+from utils.runs.files import append_jsonl, atomic_write_text, read_jsonl
 
 LOG = "log.json"
 TASKS = "tasks.jsonl"

@@ -25,9 +25,9 @@ from training.domains.bbh.tasks import BY_NAME
 from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
-from utils.inputs import Input, data_input
-from utils.runs import RunDir
-from utils.tables import text_table
+from utils.runs.inputs import Input, data_input
+from utils.runs.run_dir import RunDir
+from utils.runs.tables import text_table
 
 __all__ = ["BBHConfig", "BBHTestTime"]
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import chz
 
 from utils.config.plain_yaml import to_plain
-from utils.files import expanded
+from utils.runs.files import expanded
 
 INPUT = {"input": True}
 MUST_EXIST = {"must_exist": True, **INPUT}

@@ -27,9 +27,9 @@ from typing import Any, Literal, Protocol, Self
 
 from utils.config.entrypoint import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
 from utils.config.plain_yaml import leaves_of
-from utils.files import append_jsonl, read_jsonl
-from utils.inputs import Input, file_inputs, input_problems
-from utils.locks import Claim
+from utils.runs.files import append_jsonl, read_jsonl
+from utils.runs.inputs import Input, file_inputs, input_problems
+from utils.runs.locks import Claim
 from utils.terminal import setting
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,8 @@ class RunDir:
     ) -> Self:
         """A new run under `root/script`, or at `log_path`; resumed where log_path holds one.
 
-        Files that the config names (utils/inputs.py) are stored by what they hold; `data` is what
-        else decides the run: rows from a hub, say.
+        Files that the config names (inputs.py) are stored by what they hold; `data` is what else
+        decides the run: rows from a hub, say.
 
         Raises ConfigError when the stored config differs from `config` in a field that is neither
         in `resume_fields_ignored` nor `log_path`, when files or data hold something else than at
@@ -269,7 +269,7 @@ def _is_url(path: str) -> bool:
 
 def run_meta() -> dict[str, Any]:
     """When, by which code and with which command this process runs."""
-    revision, dirty = git_state(Path(__file__).resolve().parent.parent)
+    revision, dirty = git_state(Path(__file__).resolve().parents[2])
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),

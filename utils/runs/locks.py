@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.config.errors import ConfigError
-from utils.files import atomic_write_text
+from utils.runs.files import atomic_write_text
 
 
 class Claim:

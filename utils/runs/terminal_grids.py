@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from utils.tables import display_width
+from utils.runs.tables import display_width
 
 Grid = Sequence[Sequence[int]]
 

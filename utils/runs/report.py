@@ -19,9 +19,9 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from utils.files import atomic_write_text
-from utils.tables import cell_text, is_number
-from utils.terminal_grids import Grid
+from utils.runs.files import atomic_write_text
+from utils.runs.tables import cell_text, is_number
+from utils.runs.terminal_grids import Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
