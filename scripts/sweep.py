@@ -37,14 +37,12 @@ from utils.config.entrypoint import (
     raise_problems,
     to_plain,
 )
-from utils.launch import LAUNCHERS, Job, JobResult, Launcher, make_launcher
 from utils.runs.files import shown_path
 from utils.runs.locks import claimed
 from utils.runs.progress import progress
 from utils.runs.tables import text_table
-from utils.sweep_plan import Plan, key_of, make_plan
-from utils.sweep_report import write_outcome
-from utils.sweeps import (
+from utils.sweeps.launch import LAUNCHERS, Job, JobResult, Launcher, make_launcher
+from utils.sweeps.manifest import (
     LONGEST_NAME,
     Cell,
     Manifest,
@@ -52,6 +50,8 @@ from utils.sweeps import (
     last_lines,
     open_manifest,
 )
+from utils.sweeps.plan import Plan, key_of, make_plan
+from utils.sweeps.report import write_outcome
 from utils.terminal import argument_text, print_anything, setting, shell_word
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,4 @@
-"""scripts/sweep.py with utils/sweeps.py, sweep_plan.py, sweep_report.py and launch.py, on scripts
-that only pretend to train.
+"""scripts/sweep.py with utils/sweeps/, on scripts that only pretend to train.
 
 uv run pytest tests/test_sweep.py
 """
@@ -22,21 +21,10 @@ import pytest
 import sweep
 
 from utils.config.entrypoint import ConfigError
-from utils.launch import CANNOT_START, Job, JobResult, LocalLauncher, Update, make_launcher
 from utils.runs.files import read_jsonl
 from utils.runs.locks import claimed
-from utils.sweep_plan import _merged
-from utils.sweep_report import (
-    Result,
-    choose_columns,
-    curves,
-    plot,
-    read_results,
-    seed_table,
-    table,
-    write_outcome,
-)
-from utils.sweeps import (
+from utils.sweeps.launch import CANNOT_START, Job, JobResult, LocalLauncher, Update, make_launcher
+from utils.sweeps.manifest import (
     Cell,
     Manifest,
     axis_labels,
@@ -46,6 +34,17 @@ from utils.sweeps import (
     load_manifest,
     open_manifest,
     parse_axes,
+)
+from utils.sweeps.plan import _merged
+from utils.sweeps.report import (
+    Result,
+    choose_columns,
+    curves,
+    plot,
+    read_results,
+    seed_table,
+    table,
+    write_outcome,
 )
 from utils.terminal import argument_text
 
@@ -427,7 +426,7 @@ def test_cancel_interrupts_then_insists(tmp_path: Path) -> None:
 
 def cancel_soon(launcher: LocalLauncher) -> list[Update]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.launch.SECONDS_TO_TERMINATE", 0.2)
+        patch.setattr("utils.sweeps.launch.SECONDS_TO_TERMINATE", 0.2)
         return launcher.cancel(grace=0.5)
 
 

@@ -11,7 +11,7 @@ import chz
 
 from training.icl.settings import BallsAndUrns, Setting
 from utils.config.entrypoint import raise_problems
-from utils.sweeps import axis_labels
+from utils.sweeps.manifest import axis_labels
 
 # what a run's folder is named after; evaluation must not move it
 RUN_KEYS = ("model", "seed", "setting", "training")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from utils.runs.files import atomic_write_bytes, atomic_write_text, read_jsonl
 from utils.runs.report import Report, line_plot
 from utils.runs.tables import is_number, text_table
-from utils.sweeps import Axes, Cell, Manifest, axis_labels, is_seed, same_text
+from utils.sweeps.manifest import Axes, Cell, Manifest, axis_labels, is_seed, same_text
 from utils.terminal import argument_text
 
 if TYPE_CHECKING:

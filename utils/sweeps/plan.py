@@ -17,7 +17,7 @@ from utils.config.entrypoint import load_yaml, problems_of, raise_problems
 from utils.config.presets import load_preset
 from utils.runs.inputs import Input
 from utils.runs.run_dir import new_run_path
-from utils.sweeps import Axes, Cell, check_axes, last_lines, parse_axes
+from utils.sweeps.manifest import Axes, Cell, check_axes, last_lines, parse_axes
 from utils.terminal import argument_text
 
 SECONDS_TO_CHECK = 120.0
