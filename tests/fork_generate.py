@@ -10,6 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
+# before this folder, whose folders have the names of packages
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import generate

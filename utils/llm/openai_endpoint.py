@@ -1,7 +1,7 @@
 """Any OpenAI-compatible endpoint: OpenRouter, OpenAI, vLLM, llama.cpp, ...
 
 What such servers answer besides what they should, and the order in which it is looked for, is
-tested in tests/test_llm.py against tests/fake_endpoint.py.
+tested in tests/utils/llm/test_llm.py against tests/fake_endpoint.py.
 """
 
 from __future__ import annotations

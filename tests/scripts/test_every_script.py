@@ -1,0 +1,423 @@
+"""What holds of every script whose runs can be gone on with: with the same model or not at all, and
+after a signal.
+
+uv run pytest tests/scripts/test_every_script.py
+"""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chat
+import eval as eval_script
+import export
+import gen_eval
+import generate
+import icl_eval
+import pytest
+import rl_loop
+import sft
+import ttt
+from bbh_world import generated, write_files
+from eval_world import PROPERTIES, prompt
+from safetensors.torch import load_file, save_file
+from tiny_chat import save_chat_model
+
+from training import models
+from training.backends.local.service import (
+    LocalSamplingClient,
+    LocalServiceClient,
+    LocalTrainingClient,
+)
+from training.models import adapter_fingerprint, model_files
+from utils.config.entrypoint import config_entrypoint, dump_yaml, load_yaml
+from utils.llm.api import LLMError
+from utils.llm.roles import OPENROUTER_KEY
+from utils.runs.files import read_jsonl
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+LAYERS = ("config_file", "params_file")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own with a model in it, and one file of data for each script."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(OPENROUTER_KEY, "")
+    save_chat_model(Path("model"), favourites="AB01")
+    chats = [
+        {"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "A"}]}
+        for i in range(4)
+    ]
+    Path("chats.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats))
+    write_files(Path("bbh"), generated(["boolean_expressions"], 4))
+    grid = [[0, 1], [1, 0]]
+    pair = {"input": grid, "output": grid}
+    Path("arc.json").write_text(json.dumps({"a": {"train": [pair, pair], "test": [pair]}}))
+    rule = {"signs-off": PROPERTIES["signs-off"]}
+    dump_yaml("x.eval.yaml", {"properties": rule, "prompts": [prompt("q", "c")]})
+    return tmp_path
+
+
+def forget(file: str) -> None:
+    """As if the run had been killed before its first task was done."""
+    Path("runs/r", file).unlink()
+
+
+GYM = ("domain=gym", "task=chain_sum", "train_size=4", "test_size=1", "num_steps=1", "group_size=2")
+ROLE = ("generator.model=./model", "generator.max_tokens=8")
+# of the calls to the model, the one at which a signal comes: some make no second one
+AT = {"ttt arc": 1, "eval": 1, "generate": 1, "gen_eval": 1, "icl_eval": 1}
+# how each script is started, on what, and what makes a finished run one that goes on
+SCRIPTS: dict[str, tuple[Callable[[list[str]], object], tuple[str, ...], str, str | None]] = {
+    "sft": (
+        lambda argv: config_entrypoint(sft.main, argv),
+        ("model_name=model", "examples_file=chats.jsonl", "num_epochs=1", "lora_rank=2"),
+        "model_name",
+        None,
+    ),
+    "rl_loop": (
+        rl_loop.entrypoint,
+        ("model_name=model", *GYM, "groups_per_batch=1", "max_tokens=1", "lora_rank=2"),
+        "model_name",
+        None,
+    ),
+    "ttt bbh": (
+        ttt.entrypoint,
+        (
+            *("model_name=model", "data_dir=bbh", 'tasks=["boolean_expressions"]', "k=1"),
+            "method=baseline",
+        ),
+        "model_name",
+        "tasks.jsonl",
+    ),
+    "ttt arc": (
+        ttt.entrypoint,
+        (
+            *("model_name=model", "domain=arc", "challenges_file=arc.json", "method=baseline"),
+            *("grid_format=digits", "evaluation=greedy", "lora_rank=2", "max_answer_tokens=8"),
+        ),
+        "model_name",
+        "tasks.jsonl",
+    ),
+    "eval": (
+        lambda argv: config_entrypoint(eval_script.main, argv),
+        ("model_name=model", "eval_file=x.eval.yaml", "judge_kind=rule", "max_tokens=2"),
+        "model_name",
+        None,
+    ),
+    "generate": (
+        lambda argv: config_entrypoint(generate.main, argv, layers=LAYERS),
+        (*ROLE, "type=qa", "property=honest", "num_subtypes=2", "verify=false"),
+        "generator.model",
+        None,
+    ),
+    "gen_eval": (
+        lambda argv: config_entrypoint(gen_eval.main, argv, layers=LAYERS),
+        (*ROLE, 'properties=["honest"]', "num_categories=1", "score_realism=false"),
+        "generator.model",
+        None,
+    ),
+    "icl_eval": (
+        icl_eval.entrypoint,
+        (
+            *("model=LLM", "model.model_name=model", "setting.num_dims=3", "setting.num_tasks=2"),
+            *("setting.context_length=4", "evaluation.num_sequences=2"),
+        ),
+        "model.model_name",
+        "metrics.pt",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_refuses_another_model(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pictures cost seconds
+    monkeypatch.setattr("evaluation.icl.plots.make_plots", lambda _frame: ([], {}))
+    start, given, setting, last = SCRIPTS[name]
+    arguments = [*given, "log_path=runs/r"]
+    with contextlib.suppress(SystemExit):
+        # what a random model writes may leave nothing, which ends generate.py with code 1
+        start(arguments)
+    assert list(load_yaml("runs/r/config.yaml")["meta"]["models"]) == [setting]
+    if last is not None:
+        forget(last)
+    for path in Path("runs/r").glob("*results*"):
+        path.unlink()
+    before = {p: p.read_bytes() for p in Path("runs/r").rglob("*.jsonl")}
+    save_chat_model(Path("model"), favourites="AB01", seed=1)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        start(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "runs/r was started with another model; resume needs the same" in told
+    assert f"{setting}: " in told and "holds something else than at the start" in told
+    # the same run may still be gone on with
+    after = {p: p.read_bytes() for p in before if p.name != "resumes.jsonl"}
+    assert after.items() <= before.items()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_stops_at_a_signal_and_goes_on(
+    name: str,
+    number: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes between two calls to the model."""
+    monkeypatch.setattr("evaluation.icl.plots.make_plots", lambda _frame: ([], {}))
+    start, given, *_ = SCRIPTS[name]
+    arguments = [*given, "log_path=runs/r"]
+    asked: list[str] = []
+
+    with monkeypatch.context() as patch:
+        for owner, method in (
+            (LocalSamplingClient, "sample"),
+            (LocalTrainingClient, "forward"),
+            (LocalTrainingClient, "forward_backward"),
+        ):
+            original = getattr(owner, method)
+
+            def signalled(self: Any, *given: Any, original: Any = original, **named: Any) -> Any:
+                asked.append(original.__name__)
+                if len(asked) == AT.get(name, 2):
+                    signal.raise_signal(number)
+                return original(self, *given, **named)
+
+            patch.setattr(owner, method, signalled)
+        with pytest.raises(SystemExit) as ended:
+            start(arguments)
+    assert ended.value.code == 128 + number, capsys.readouterr().err
+    assert "the same command with log_path=runs/r goes on" in capsys.readouterr().err
+    # what a random model writes may leave nothing
+    with contextlib.suppress(LLMError, SystemExit):
+        start(arguments)
+    assert len(read_jsonl("runs/r/resumes.jsonl")) == 1
+    assert "Stopped" not in capsys.readouterr().err
+
+
+# values that are paths, of settings that are and of those that may be
+IN_HOME = re.compile(r"=(\./)?(model|chats.jsonl|bbh|arc.json|x.eval.yaml)$")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_paths_are_the_same_from_a_file_and_the_command_line(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was begun with ~ on the command line goes on with the same settings in YAML."""
+    monkeypatch.setattr("evaluation.icl.plots.make_plots", lambda _frame: ([], {}))
+    monkeypatch.setenv("HOME", str(workplace))
+    start, given, _, last = SCRIPTS[name]
+    elsewhere = workplace / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    arguments = [*(IN_HOME.sub(r"=~/\2", argument) for argument in given), "log_path=~/runs/r"]
+    assert any("=~/" in argument for argument in arguments[:-1])
+    domain = [argument for argument in arguments if argument.startswith("domain=")]
+    with contextlib.suppress(LLMError, SystemExit):
+        start(arguments)
+    if last is not None:
+        (workplace / "runs" / "r" / last).unlink()
+    lines = [argument.replace("=", ": ", 1) for argument in arguments]
+    (workplace / "settings.yaml").write_text("\n".join(lines), encoding="utf-8")
+    with contextlib.suppress(LLMError, SystemExit):
+        start([*domain, "config_file=~/settings.yaml"])
+    assert len(read_jsonl(workplace / "runs" / "r" / "resumes.jsonl")) == 1
+    # what a run writes goes where it was told, and where scripts put their results
+    assert {path.name for path in elsewhere.iterdir()} <= {
+        "datasets",
+        "evals",
+        "eval_results",
+        "runs",
+    }
+
+
+def sft_run(*arguments: str) -> None:
+    start, given, *_ = SCRIPTS["sft"]
+    start([*given, *arguments, "log_path=runs/r"])
+
+
+def models_of_run() -> Any:
+    return load_yaml("runs/r/config.yaml")["meta"]["models"]
+
+
+def test_a_run_of_before_takes_its_model_up_once(caplog: pytest.LogCaptureFixture) -> None:
+    sft_run()
+    stored = load_yaml("runs/r/config.yaml")
+    known = stored.pop("meta")["models"]
+    dump_yaml("runs/r/config.yaml", stored)
+    with caplog.at_level("INFO"):
+        sft_run()
+        sft_run()
+    assert models_of_run() == known
+    told = [r.message for r in caplog.records if "goes on with no other model_name" in r.message]
+    assert len(told) == 1
+
+
+def test_a_copy_of_the_model_is_the_same_model() -> None:
+    sft_run()
+    shutil.copytree("model", "copy", copy_function=shutil.copyfile)
+    shutil.rmtree("model")
+    Path("copy").rename("model")
+    settings = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps({**settings, "transformers_version": "9"}))
+    Path("model/README.md").write_text("nothing that counts")
+    sft_run()
+
+
+def test_the_adapter_that_a_run_starts_from_is_held_until_it_has_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft_run()
+    adapter = max(Path("runs/r/checkpoints").glob("*/weights/*"))
+    adapter = adapter.rename("adapter")
+
+    def killed(*_arguments: object) -> None:
+        raise RuntimeError("killed")
+
+    given = [*SCRIPTS["sft"][1], "checkpoint_path=adapter", "log_path=runs/from"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "train_step", killed)
+        patch.setattr(sft.Recorder, "save", lambda *_arguments, **_options: None)
+        with pytest.raises(RuntimeError, match="killed"):
+            config_entrypoint(sft.main, given)
+    file = adapter / "adapter_model.safetensors"
+    weights, other = file.read_bytes(), load_file(file)
+    save_file({name: tensor + 1 for name, tensor in other.items()}, file)
+    with pytest.raises(SystemExit):
+        config_entrypoint(sft.main, given)
+    assert "checkpoint_path: adapter holds something else" in capsys.readouterr().err
+    file.write_bytes(weights)
+    config_entrypoint(sft.main, given)
+    # from now on its own checkpoint is what counts
+    shutil.rmtree(adapter)
+    config_entrypoint(sft.main, given)
+
+
+def test_adapters_and_data_that_are_named_by_text_may_lie_in_the_home_folder(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft_run()
+    max(Path("runs/r/checkpoints").glob("*/weights/*")).rename("adapter")
+    start, given, *_ = SCRIPTS["ttt bbh"]
+    start([*given, "log_path=bbh-run"])
+    Path("gsm8k").mkdir()
+    for split in ("train", "test"):
+        row = {"question": split, "answer": "#### 1"}
+        Path("gsm8k", f"{split}.jsonl").write_text(json.dumps(row))
+    monkeypatch.setattr("evaluation.icl.plots.make_plots", lambda _frame: ([], {}))
+    monkeypatch.setenv("HOME", str(workplace))
+    elsewhere = workplace / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+
+    model = ("model_name=~/model", "log_path=runs/r")
+    start, *_ = SCRIPTS["eval"]
+    settings = ["eval_file=~/x.eval.yaml", "judge_kind=rule", "max_tokens=2"]
+    start([*model, *settings, 'checkpoint_paths=["~/adapter"]'])
+    results = load_yaml("eval_results/r.eval-results.yaml")
+    tuned = adapter_fingerprint(workplace / "adapter")
+    assert results["models"][1]["model"] == f"~/model@{tuned}"
+    shutil.rmtree("runs")
+    with pytest.raises(SystemExit):
+        twice = f'checkpoint_paths=["~/adapter", "{workplace / "adapter"}"]'
+        start([*model, *settings, twice, "log_path=runs/twice"])
+    assert f"names {workplace / 'adapter'} more than once" in capsys.readouterr().err
+
+    start, given, *_ = SCRIPTS["icl_eval"]
+    given = tuple(g.replace("=model", "=~/model") for g in given)
+    start([*given, "model.checkpoint=~/adapter", "log_path=runs/r"])
+    shutil.rmtree("runs")
+    rl_loop.entrypoint(
+        [*model, "domain=gsm8k", "data_path=~/gsm8k", "num_steps=0", "lora_rank=2", "max_tokens=2"]
+    )
+    shutil.rmtree("runs")
+    ttt.entrypoint(['compare=["~/bbh-run"]', "log_path=runs/r"])
+    chat_input = io.StringIO("hello\n")
+    monkeypatch.setattr("sys.stdin", chat_input)
+    talk = ["model_name=~/model", "checkpoint_path=~/adapter", "max_tokens=2"]
+    config_entrypoint(chat.main, talk)
+    given = ("checkpoint_path=~/adapter", "output_dir=~/exported", "model_name=~/model")
+    config_entrypoint(export.main, [*given, "merged=false"])
+    assert (workplace / "exported" / "adapter_config.json").is_file()
+    assert not list(Path().rglob("*~*"))
+
+
+def of(model: str = "model") -> Any:
+    with contextlib.closing(LocalServiceClient(device="cpu")) as service:
+        return service.base_model_input(model)
+
+
+def change_tensor(name: str) -> None:
+    file = Path("model/model.safetensors")
+    weights = load_file(file)
+    weights[name] = weights[name] * 1.5
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def edit(name: str, **values: object) -> None:
+    path = Path("model", name)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: change_tensor("model.layers.1.self_attn.o_proj.weight"),
+        # what no adapter touches
+        lambda: change_tensor("model.norm.weight"),
+        lambda: change_tensor("model.embed_tokens.weight"),
+        lambda: edit("config.json", rms_norm_eps=1e-3),
+        lambda: edit("generation_config.json", eos_token_id=0),
+        lambda: edit("tokenizer_config.json", eos_token="<|endoftext|>"),
+        lambda: Path("model/chat_template.jinja").write_text("{{ messages[0].content }}"),
+    ],
+)
+def test_what_makes_another_model(change: Callable[[], object]) -> None:
+    before = of()
+    assert before.source == "model"
+    assert before == of()
+    change()
+    assert of() != before
+
+
+def test_a_hub_model_is_known_by_its_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub's cache that holds two revisions, the first of which `main` means to begin with."""
+    repo = tmp_path / "hub" / "models--org--tiny"
+    for revision, seed in (("a" * 40, 0), ("b" * 40, 1)):
+        save_chat_model(repo / "snapshots" / revision, favourites="AB01", seed=seed)
+    shutil.copytree(repo / "snapshots" / ("a" * 40), repo / "snapshots" / ("c" * 40))
+    (repo / "refs").mkdir()
+
+    def point_to(letter: str) -> None:
+        (repo / "refs" / "main").write_text(letter * 40)
+
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    point_to("a")
+    assert model_files("org/tiny")[0] == f"org/tiny at {'a' * 40}"
+    first = of("org/tiny")
+    point_to("b")
+    moved = of("org/tiny")
+    assert moved.source == f"org/tiny at {'b' * 40}" and moved.sha256 != first.sha256
+    # a revision in which nothing that counts has changed
+    point_to("c")
+    assert of("org/tiny").sha256 == first.sha256
+
+
+def test_the_embedded_model_is_the_same_whoever_wrote_its_files() -> None:
+    assert model_files(models.EMBEDDED) == (models.EMBEDDED, [])

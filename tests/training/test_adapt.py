@@ -1,0 +1,178 @@
+"""Test-time training of many adapters at once, on a tiny random model.
+
+uv run pytest tests/training/test_adapt.py
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import cross_entropy_datum, random_tokens
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from training.adapt import AdaptJob, AdaptSettings, adapt, mean_weighted
+from training.api import AdamParams, Datum, ModelInput, SamplingClient
+from training.loop import learning_rate_factor
+
+LORA = {"rank": 4, "lora_alpha": 16.0, "target_modules": ["q_proj", "v_proj", "up_proj"]}
+
+
+def datums(seed: int, count: int) -> list[Datum]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for length in rng.integers(6, 30, count):
+        tokens = random_tokens(rng, int(length))
+        weights = np.array([0.0] * 4 + [1.0] * (len(tokens) - 5), dtype=np.float32)
+        fields: dict[str, Any] = {"target_tokens": tokens[1:], "weights": weights}
+        made.append(Datum(ModelInput.from_ints(tokens[:-1]), fields))
+    return made
+
+
+def jobs() -> list[AdaptJob]:
+    """Different sizes, epochs and rates; the third is empty."""
+    return [
+        AdaptJob(datums(0, 5), learning_rate=1e-2, num_epochs=2, seed=7),
+        AdaptJob(datums(1, 2), learning_rate=3e-3, num_epochs=3, seed=8),
+        AdaptJob([], learning_rate=1.0, num_epochs=3, seed=9),
+        AdaptJob(datums(2, 7), learning_rate=1e-3, num_epochs=1, seed=10),
+    ]
+
+
+def adapted_logprobs(
+    service: Any, folder: str, jobs_J: list[AdaptJob], settings: AdaptSettings
+) -> list[np.ndarray]:
+    """What each adapter thinks of one sequence."""
+    prompt = ModelInput.from_ints(random_tokens(np.random.default_rng(5), 20))
+    futures: dict[int, Any] = {}
+
+    def on_adapted(index: int, sampler: SamplingClient) -> None:
+        assert index not in futures
+        futures[index] = sampler.compute_logprobs(prompt)
+
+    adapt(service, folder, jobs_J, settings, on_adapted=on_adapted)
+    assert sorted(futures) == list(range(len(jobs_J)))
+    return [np.array(futures[j].result()[1:]) for j in sorted(futures)]
+
+
+@pytest.mark.parametrize("max_parallel", [1, 2, 16])
+def test_together_is_one_by_one(max_parallel: int, tiny_model: Any, service: Any) -> None:
+    folder = tiny_model("llama")
+    # Adam divides gradients by their own size; with a tiny eps the rounding error in a gradient of
+    # about zero would become a step of the full learning rate
+    settings = AdaptSettings(
+        lora=LORA, batch_size=2, warmup_steps=1, eps=1e-4, max_parallel=max_parallel
+    )
+    together = adapted_logprobs(service, folder, jobs(), settings)
+    alone = [adapted_logprobs(service, folder, [job], settings)[0] for job in jobs()]
+    base = service.create_sampling_client(base_model=folder)
+    prompt = ModelInput.from_ints(random_tokens(np.random.default_rng(5), 20))
+    untrained = np.array(base.compute_logprobs(prompt).result()[1:])
+    for index, (a, b) in enumerate(zip(together, alone, strict=True)):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
+        moved = np.abs(a - untrained).max()
+        assert moved == 0 if index == 2 else moved > 1e-2
+
+
+def test_a_job_is_what_the_plain_loop_does(tiny_model: Any, service: Any) -> None:
+    folder = tiny_model("llama")
+    [job, *_] = jobs()
+    settings = AdaptSettings(lora=LORA, batch_size=2, warmup_steps=1)
+    [got] = adapted_logprobs(service, folder, [job], settings)
+
+    client = service.create_lora_training_client(folder, seed=job.seed, **LORA)
+    rng = np.random.default_rng(job.seed)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 1, 6)
+    for order in (rng.permutation(5), rng.permutation(5)):
+        for chosen in (order[:2], order[2:4], order[4:]):
+            batch = [job.datums_D[i] for i in chosen]
+            count = sum(datum.loss_fn_inputs["weights"].to_numpy().sum() for datum in batch)
+            data = [
+                Datum(
+                    d.model_input,
+                    {
+                        "target_tokens": d.loss_fn_inputs["target_tokens"],
+                        "weights": d.loss_fn_inputs["weights"].to_numpy() / count,
+                    },
+                )
+                for d in batch
+            ]
+            client.forward_backward(data, "cross_entropy").result()
+            rate = 1e-2 * float(schedule.get_last_lr()[0])
+            client.optim_step(AdamParams(rate, beta1=0.9, beta2=0.999, eps=1e-8)).result()
+            optimizer.step()
+            schedule.step()
+    sampler = client.save_weights_and_get_sampling_client().result()
+    prompt = ModelInput.from_ints(random_tokens(np.random.default_rng(5), 20))
+    wanted = sampler.compute_logprobs(prompt).result()[1:]
+    np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
+
+
+class CountingService:
+    """Counts the adapters that have been made and not been handed over yet."""
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+        self.alive = self.most = 0
+
+    def create_lora_training_client(self, *args: Any, **kwargs: Any) -> Any:
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        return self._service.create_lora_training_client(*args, **kwargs)
+
+    def create_sampling_client(self, *args: Any, **kwargs: Any) -> Any:
+        return self._service.create_sampling_client(*args, **kwargs)
+
+
+@pytest.mark.parametrize("max_parallel", [1, 2, 3])
+def test_no_more_adapters_than_allowed(max_parallel: int, tiny_model: Any, service: Any) -> None:
+    counting: Any = CountingService(service)
+    finished: list[int] = []
+
+    def on_adapted(index: int, sampler: SamplingClient) -> None:
+        finished.append(index)
+        if many[index].datums_D:
+            counting.alive -= 1
+
+    many = [*jobs(), *jobs()]
+    settings = AdaptSettings(lora=LORA, max_parallel=max_parallel)
+    adapt(counting, tiny_model("llama"), many, settings, on_adapted=on_adapted)
+    assert sorted(finished) == list(range(8))
+    assert counting.most == max_parallel
+    assert counting.alive == 0
+
+
+def test_no_jobs_are_no_work(service: Any) -> None:
+    settings = AdaptSettings(lora=LORA)
+    adapt(service, "no model is loaded", [], settings, on_adapted=lambda *_: pytest.fail("called"))
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 3, 8])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_schedules_are_those_of_transformers(schedule: Any, warmup_steps: int) -> None:
+    make = {"cosine": get_cosine_schedule_with_warmup, "linear": get_linear_schedule_with_warmup}
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = make[schedule](optimizer, warmup_steps, 10)
+    for step in range(10):
+        ours = learning_rate_factor(schedule, step, 10, warmup_steps)
+        assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_sizes_of_a_job() -> None:
+    job = AdaptJob(datums(0, 5), learning_rate=1e-2, num_epochs=3, seed=0)
+    assert job.num_steps(batch_size=2) == 9
+    assert job.num_tokens == 3 * sum(datum.model_input.length for datum in job.datums_D)
+
+
+def test_mean_weights_sum_to_one() -> None:
+    rng = np.random.default_rng(0)
+    batch = [cross_entropy_datum(rng, random_tokens(rng, n)) for n in (5, 9)]
+    weighted = mean_weighted(batch)
+    total = sum(datum.loss_fn_inputs["weights"].to_numpy().sum() for datum in weighted)
+    assert total == pytest.approx(1, abs=1e-5)
+    before, after = (d[0].loss_fn_inputs["weights"].to_numpy() for d in (batch, weighted))
+    nonzero = before != 0
+    assert np.ptp(after[nonzero] / before[nonzero]) < 1e-6
