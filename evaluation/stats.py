@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -76,14 +77,16 @@ def paired_difference(
         units = [[pair] for pair in units[0]]
         notes.append("one cluster only: its prompts are the units, taken as independent")
 
-    base_U = [_mean([base for base, _ in pairs]) for pairs in units]
-    tuned_U = [_mean([tuned for _, tuned in pairs]) for pairs in units]
+    base_U = [fmean([base for base, _ in pairs]) for pairs in units]
+    tuned_U = [fmean([tuned for _, tuned in pairs]) for pairs in units]
     differences_U = [tuned - base for base, tuned in zip(base_U, tuned_U, strict=True)]
-    difference = _mean(differences_U) if units else None
+    difference = fmean(differences_U) if units else None
     interval = p = minimum_detectable = None
     if difference is None or len(units) < 2:
         notes.append(f"an interval and a p value need 2 units, {len(units)} scored")
     else:
+        from scipy import special
+
         df = len(units) - 1
         variance = math.fsum((value - difference) ** 2 for value in differences_U) / df
         error = math.sqrt(variance / len(units))
@@ -94,13 +97,13 @@ def paired_difference(
             )
             p = sign_flip_test(differences_U).p
         else:
-            p = 2 * t_tail(abs(difference) / error, df)
+            p = 2 * float(special.stdtr(df, -abs(difference) / error))
             margin = t_critical(df) * error
             interval = (difference - margin, difference + margin)
             minimum_detectable = detectable_noncentrality(df) * error
     return PairedDifference(
-        base_mean=_mean(base_U) if units else None,
-        tuned_mean=_mean(tuned_U) if units else None,
+        base_mean=fmean(base_U) if units else None,
+        tuned_mean=fmean(tuned_U) if units else None,
         difference=difference,
         interval=interval,
         p=p,
@@ -164,19 +167,17 @@ def mcnemar_exact(base_P: Sequence[bool | None], tuned_P: Sequence[bool | None])
 
     Pairs with a None are dropped and counted; p is None without a pair.
     """
+    from scipy import stats
+
     pairs = scored_pairs(base_P, tuned_P)
     for value in (*pairs.first_P, *pairs.second_P):
         if value not in (0, 1):
             raise ValueError(f"McNemar's test got {value!r}; it takes True, False or None")
     n_gained = sum(b > a for a, b in zip(pairs.first_P, pairs.second_P, strict=True))
     n_lost = sum(a > b for a, b in zip(pairs.first_P, pairs.second_P, strict=True))
-    n = n_gained + n_lost
-    # in whole numbers, for 2^n leaves the range of a float at n = 1024
-    term = tail = 1
-    for k in range(min(n_gained, n_lost)):
-        term = term * (n - k) // (k + 1)
-        tail += term
-    p = min(1.0, 2 * tail / 2**n) if pairs.first_P else None
+    p = 1.0 if pairs.first_P else None
+    if n_gained or n_lost:
+        p = float(stats.binomtest(n_gained, n_gained + n_lost).pvalue)
     return McNemar(p, n_gained, n_lost, len(pairs.first_P), pairs.n_unscored)
 
 
@@ -277,7 +278,10 @@ def krippendorff_alpha(
     distance = _DISTANCES["nominal" if level == "nominal" else "quadratic"]
     if level == "ordinal":
         # a value's place is the middle of its ranks: differences of places are the paper's sums
-        place = _average_ranks([value for column in columns for value in column])
+        from scipy import stats
+
+        values = [value for column in columns for value in column]
+        place = dict(zip(values, stats.rankdata(values).tolist(), strict=True))
         columns = [[place[value] for value in column] for column in columns]
         counts = Counter(value for column in columns for value in column)
     observed = math.fsum(
@@ -293,14 +297,13 @@ def spearman(first_P: Sequence[float], second_P: Sequence[float]) -> float | Non
     """Rank correlation, ties at their average rank; None with fewer than two pairs or where one
     side is constant."""
     _require_same_length(first_P=first_P, second_P=second_P)
-    ranks = []
-    for name, values in (("first_P", first_P), ("second_P", second_P)):
-        _require_numbers(name, values)
-        rank = _average_ranks(values)
-        centre = (len(values) + 1) / 2
-        ranks.append(np.array([rank[value] - centre for value in values]))
-    scale = math.sqrt(ranks[0] @ ranks[0] * (ranks[1] @ ranks[1]))
-    return float(ranks[0] @ ranks[1]) / scale if scale else None
+    _require_numbers("first_P", first_P)
+    _require_numbers("second_P", second_P)
+    if min(len(set(first_P)), len(set(second_P))) < 2:
+        return None
+    from scipy import stats
+
+    return float(stats.spearmanr(first_P, second_P).statistic)
 
 
 class BaseRate(NamedTuple):
@@ -318,117 +321,37 @@ def base_rate(labels_P: Sequence[Hashable]) -> BaseRate | None:
     return BaseRate(label, count / len(labels_P))
 
 
-# ---- Student's t: scipy is no dependency ----
-
-
-def t_tail(t: float, df: float) -> float:
-    """P(T > t) for t >= 0, to ten digits up to a million degrees of freedom; by the incomplete beta
-    function (DLMF 8.17)."""
-    assert t >= 0
-    if t == 0:
-        return 0.5
-    ratio = df / t / t
-    x, y = ratio / (1 + ratio), 1 / (1 + ratio)
-    a = df / 2
-    if x == 0:
-        return 0.0
-    # x is near 1 where df is large; its logarithm must come from y
-    log_x = math.log(x) if x < 0.5 else math.log1p(-y)
-    front = math.exp(a * log_x + 0.5 * math.log(y) - _log_beta_half(a))
-    # the fraction converges fast on this side of the mean, and by symmetry on the other
-    if x < (a + 1) / (a + 2.5):
-        return 0.5 * front / (a * _beta_fraction(a, 0.5, x))
-    return 0.5 - front / _beta_fraction(0.5, a, y)
-
-
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of DLMF 8.17.22, by the modified Lentz method."""
-    value = numerator = 1.0
-    denominator = 0.0
-    for j in range(1, 10_000):
-        m = j // 2
-        if j % 2:
-            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        else:
-            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        denominator = 1 / (1 + term * denominator)
-        numerator = 1 + term / numerator
-        value *= numerator * denominator
-        if abs(numerator * denominator - 1) < 1e-15:
-            break
-    return value
-
-
-def _log_beta_half(a: float) -> float:
-    """log B(a, 1/2); for large a by Stirling's series, where two lgamma would cancel."""
-    if a < 100:
-        return math.lgamma(a) + math.lgamma(0.5) - math.lgamma(a + 0.5)
-    series = 1 / (8 * a) - 1 / (192 * a**3) + 1 / (640 * a**5)
-    return 0.5 * math.log(math.pi / a) + series
+# ---- Student's t ----
 
 
 @lru_cache(maxsize=1024)
 def t_critical(df: float) -> float:
     """The two-sided 5 % point of Student's t."""
-    return _solve(lambda t: t_tail(t, df) < SIGNIFICANCE / 2)
+    from scipy import stats
+
+    return float(stats.t.isf(SIGNIFICANCE / 2, df))
 
 
 def t_power(noncentrality: float, df: float) -> float:
     """Power of the two-sided 5 % t test, both tails, when difference / standard error is
-    `noncentrality`: the normal tails averaged over the spread of the estimated deviation."""
-    spread = 10 / math.sqrt(2 * df)
-    nodes, weights = _legendre()
-    low, high = max(0.0, 1 - spread), 1 + spread
-    deviations = low + (high - low) * (nodes + 1) / 2
-    log_density = (df - 1) * np.log(deviations) - df * deviations**2 / 2
-    weights = weights * np.exp(log_density - log_density.max())
-    reach = t_critical(df) * deviations
-    rejected = [_normal_tail(c - noncentrality) + _normal_tail(c + noncentrality) for c in reach]
-    return float(weights @ rejected / weights.sum())
+    `noncentrality` (above 0): t squared is F's, whose tail scipy computes in one piece."""
+    from scipy import stats
+
+    return float(stats.ncf.sf(t_critical(df) ** 2, 1, df, noncentrality**2))
 
 
 @lru_cache(maxsize=1024)
 def detectable_noncentrality(df: float) -> float:
     """The difference, in standard errors, that `t_power` finds with 80 %."""
-    return _solve(lambda noncentrality: t_power(noncentrality, df) > POWER)
+    from scipy import optimize
 
-
-@lru_cache(maxsize=1)
-def _legendre() -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(200)
-
-
-def _normal_tail(z: float) -> float:
-    return 0.5 * math.erfc(z / math.sqrt(2))
-
-
-def _solve(reached: Callable[[float], bool]) -> float:
-    """Where on 0..inf a monotone condition becomes true, to the last bits of a float."""
-    high = 1.0
-    while not reached(high):
-        high *= 2
-    low = 0.0
-    while high - low > 1e-14 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+    # the power is below 0.2 at one standard error, and above 0.9 at twice the critical point
+    return float(
+        optimize.brentq(lambda x: t_power(x, df) - POWER, 1, 2 * t_critical(df), xtol=1e-13)
+    )
 
 
 # ---- small parts ----
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _average_ranks(values: Sequence[float]) -> dict[float, float]:
-    """Rank of each value from 1, ties at the middle of theirs."""
-    ranks: dict[float, float] = {}
-    below = 0
-    for value, count in sorted(Counter(values).items()):
-        ranks[value] = below + (count + 1) / 2
-        below += count
-    return ranks
 
 
 def _require_same_length(**columns: Sequence[Any]) -> None:
