@@ -26,6 +26,7 @@ from training.domains.base import Message
 from training.models import resolve_model
 from training.running_response import RunningResponse
 from utils.config.entrypoint import as_config_errors, config_entrypoint, problems_of, raise_problems
+from utils.config.help import SAMPLING, WHAT, group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,21 +38,29 @@ _GREETING: Message = {"role": "user", "content": "Hello."}
 
 @chz.chz(typecheck=True)
 class Config:
-    model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
+    model_name: str = chz.field(
+        default="embedded", doc="embedded, a folder or a hub id", metadata=WHAT
+    )
     checkpoint_path: str | None = chz.field(default=None, doc="an adapter of that model")
     system: str = chz.field(default="", doc="a system message")
-    temperature: float = chz.field(default=0.7, doc="0: always the likeliest token")
-    top_p: float = chz.field(default=1.0, doc="likeliest tokens with this much mass in all")
-    max_tokens: int = chz.field(default=512, doc="longest answer")
-    seed: int | None = chz.field(default=None, doc="the same answers every time")
     template: Literal["auto", "role_colon"] = chz.field(
         default="auto", doc="the model's own chat template, or the plain form for base models"
     )
-    backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
+
+    backend: Literal["local", "tinker"] = chz.field(
+        default="local", doc="where the model runs", metadata=group("Where it runs")
+    )
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
+
+    temperature: float = chz.field(
+        default=0.7, doc="0: always the likeliest token", metadata=SAMPLING
+    )
+    top_p: float = chz.field(default=1.0, doc="likeliest tokens with this much mass in all")
+    max_tokens: int = chz.field(default=512, doc="longest answer")
+    seed: int | None = chz.field(default=None, doc="the same answers every time")
 
     @chz.validate
     def _check(self) -> None:

@@ -19,18 +19,22 @@ from dotenv import load_dotenv
 
 from training.models import lacks_tokenizer, load_tokenizer, resolve_model
 from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
+from utils.config.help import OUTPUT, WHAT
 from utils.runs.files import shown_path
 from utils.terminal import command
 
 
 @chz.chz(typecheck=True)
 class Config:
-    checkpoint_path: str = chz.field(doc="the adapter: a checkpoint of ours or a PEFT folder")
-    output_dir: Path = chz.field(doc="the new folder; it must not exist")
-    merged: bool = chz.field(default=True, doc="base model and adapter as one; false: the adapter")
+    checkpoint_path: str = chz.field(
+        doc="the adapter: a checkpoint of ours or a PEFT folder", metadata=WHAT
+    )
     model_name: str | None = chz.field(
         default=None, doc="embedded, a folder or a hub id; default: what the checkpoint names"
     )
+    merged: bool = chz.field(default=True, doc="base model and adapter as one; false: the adapter")
+
+    output_dir: Path = chz.field(doc="the new folder; it must not exist", metadata=OUTPUT)
 
     @chz.validate
     def _check(self) -> None:

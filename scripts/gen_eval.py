@@ -46,6 +46,7 @@ from utils.config.entrypoint import (
     raise_problems,
     to_plain,
 )
+from utils.config.help import OUTPUT, WHAT, group
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
 from utils.llm.ledger import Ledger
@@ -62,30 +63,20 @@ NUM_CATEGORIES = 8
 
 @chz.chz(typecheck=True)
 class Config:
-    properties: list[str] = chz.field(doc="what the prompts are about; unknown ones list the known")
+    properties: list[str] = chz.field(
+        doc="what the prompts are about; unknown ones list the known", metadata=WHAT
+    )
     properties_file: Path | None = chz.field(
         default=None, doc="YAML with more properties", metadata=MUST_EXIST
-    )
-    num_turns: dict[str, int] = chz.field(
-        default_factory=dict, doc="user messages per prompt, by property; default: 1"
     )
     params_file: Path | None = chz.field(
         default=None,
         doc="an .eval-params.yaml: its settings and categories, but new prompts",
         metadata=INPUT,
     )
-    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
-    output_dir: Path = chz.field(default=Path("evals"), doc="where both files go")
-    seed: int = chz.field(default=0, doc="of sampling")
-
-    generator: RoleConfig = chz.field(default_factory=RoleConfig, doc="writes everything")
-    scorer: RoleConfig | None = chz.field(
-        default=None, doc="scores realism; default: the generator's model and how that is called"
+    num_turns: dict[str, int] = chz.field(
+        default_factory=dict, doc="user messages per prompt, by property; default: 1"
     )
-    device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
-    max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
-    max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
-
     num_categories: int | None = chz.field(
         default=None,
         doc="per property, where none are given: the clusters of the statistics; "
@@ -95,17 +86,36 @@ class Config:
     categories: dict[str, list[str]] = chz.field(
         default_factory=dict, doc="by property; default: the generator writes them"
     )
-    score_realism: bool = chz.field(default=True, doc="score realism and eval-awareness")
-    min_realism: float = chz.field(default=0, doc="of 1 to 10; prompts below are dropped")
-    max_eval_awareness: float = chz.field(
-        default=10, doc="of 1 to 10; prompts above are dropped, and with either those without score"
-    )
     examples_file: Path | None = chz.field(
         default=None,
         doc="an .examples.yaml; prompts near its inputs are written anew",
         metadata=INPUT,
     )
+    seed: int = chz.field(default=0, doc="of sampling")
     dry_run: bool = chz.field(default=False, doc="print calls and first requests, and stop")
+
+    generator: RoleConfig = chz.field(
+        default_factory=RoleConfig, doc="writes everything", metadata=group("Who writes and scores")
+    )
+    scorer: RoleConfig | None = chz.field(
+        default=None, doc="scores realism; default: the generator's model and how that is called"
+    )
+    device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
+    max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
+    max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
+
+    score_realism: bool = chz.field(
+        default=True, doc="score realism and eval-awareness", metadata=group("What is kept")
+    )
+    min_realism: float = chz.field(default=0, doc="of 1 to 10; prompts below are dropped")
+    max_eval_awareness: float = chz.field(
+        default=10, doc="of 1 to 10; prompts above are dropped, and with either those without score"
+    )
+
+    log_path: Path | None = chz.field(
+        default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
+    )
+    output_dir: Path = chz.field(default=Path("evals"), doc="where both files go")
 
     def problems(self) -> list[str]:
         """What is wrong with these settings."""

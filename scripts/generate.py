@@ -39,6 +39,7 @@ from utils.config.entrypoint import (
     raise_problems,
     to_plain,
 )
+from utils.config.help import OUTPUT, WHAT, group
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
 from utils.llm.ledger import Ledger
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 @chz.chz(typecheck=True)
 class Config:
-    type: str = chz.field(doc=f"of the examples: {', '.join(KINDS)}")
+    type: str = chz.field(doc=f"of the examples: {', '.join(KINDS)}", metadata=WHAT)
     property: str = chz.field(doc="what the examples show; an unknown one lists the known")
     properties_file: Path | None = chz.field(
         default=None, doc="YAML with more properties", metadata=MUST_EXIST
@@ -64,18 +65,6 @@ class Config:
         doc="a .params.yaml: its settings, subtypes and prompts, but new examples",
         metadata=INPUT,
     )
-    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
-    output_dir: Path = chz.field(default=Path("datasets"), doc="where both files go")
-    seed: int = chz.field(default=0, doc="of sampling and of what is held out")
-
-    generator: RoleConfig = chz.field(default_factory=RoleConfig, doc="writes everything")
-    verifier: RoleConfig | None = chz.field(
-        default=None, doc="checks labels; default: the generator's model and how that is called"
-    )
-    device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
-    max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
-    max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
-
     num_subtypes: int | None = chz.field(default=None, doc="kinds of situations; default: 8")
     prompts_per_subtype: int | None = chz.field(
         default=None, doc="premises for examples; default: 4"
@@ -86,12 +75,26 @@ class Config:
         default_factory=dict, doc="by subtype; default: the generator writes them"
     )
     max_chars: int = chz.field(default=600, doc="of an answer or a document")
-
     contrastive: bool = chz.field(
         default=False, doc="with each positive example a negative one for the same input"
     )
+    seed: int = chz.field(default=0, doc="of sampling and of what is held out")
+    dry_run: bool = chz.field(default=False, doc="print calls and requests, and stop")
+
+    generator: RoleConfig = chz.field(
+        default_factory=RoleConfig, doc="writes everything", metadata=group("Who writes and checks")
+    )
+    verifier: RoleConfig | None = chz.field(
+        default=None, doc="checks labels; default: the generator's model and how that is called"
+    )
+    device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
+    max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
+    max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
+
     verify: bool = chz.field(
-        default=True, doc="label all examples blindly a second time, by the property's rule if any"
+        default=True,
+        doc="label all examples blindly a second time, by the property's rule if any",
+        metadata=group("What is kept"),
     )
     drop_unconfirmed: bool | None = chz.field(
         default=None, doc="examples whose second label differs; default: where a rule decides"
@@ -101,7 +104,11 @@ class Config:
     eval_file: Path | None = chz.field(
         default=None, doc="a .eval.yaml; examples near its prompts are dropped", metadata=INPUT
     )
-    dry_run: bool = chz.field(default=False, doc="print calls and requests, and stop")
+
+    log_path: Path | None = chz.field(
+        default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
+    )
+    output_dir: Path = chz.field(default=Path("datasets"), doc="where both files go")
 
 
 class Task(NamedTuple):

@@ -56,6 +56,7 @@ from utils.config.entrypoint import (
     given_value,
     raise_problems,
 )
+from utils.config.help import MODEL, WHAT
 from utils.config.presets import has_preset
 from utils.devices import choose_device
 from utils.interrupts import exit_when_stopped
@@ -71,16 +72,20 @@ MAY_CHANGE = ("device", "dry_run", "evaluation", "name", "overwrite", "runs_dir"
 
 @chz.chz(typecheck=True)
 class Config(Experiment):
+    overwrite: bool = chz.field(
+        default=False, doc="evaluate anew what was evaluated already", metadata=WHAT
+    )
+    dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
+
     model: Model | None = chz.field(
         default=None,
         blueprint_unspecified=Transformer,
-        doc="LLM or Bayes; default, Transformer, MLP: what icl_train.py trained",
+        doc="Transformer or MLP: of what icl_train.py trained; LLM; Bayes; default: all it trained",
+        metadata=MODEL,
     )
     training: Training = chz.field(
         default_factory=Training, doc="only to choose among trained runs, see above"
     )
-    overwrite: bool = chz.field(default=False, doc="evaluate anew what was evaluated already")
-    dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
 
     @property
     def is_of_trained(self) -> bool:

@@ -21,6 +21,7 @@ from dotenv import load_dotenv
 from training.icl.config import Experiment, Trained, Training, Transformer, run_folder_name
 from training.icl.schedules import save_steps
 from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
+from utils.config.help import MODEL, OUTPUT, WHAT
 from utils.devices import choose_device
 from utils.runs.run_dir import RunDir
 
@@ -29,10 +30,14 @@ logger = logging.getLogger(__name__)
 
 @chz.chz(typecheck=True)
 class Config(Experiment):
-    model: Trained = chz.field(blueprint_unspecified=Transformer, doc="Transformer or MLP")
-    training: Training = chz.field(default_factory=Training, doc="see training....")
-    sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard")
-    dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
+    model: Trained = chz.field(
+        blueprint_unspecified=Transformer, doc="Transformer or MLP", metadata=MODEL
+    )
+    training: Training = chz.field(default_factory=Training, doc="updates, rates and what is kept")
+
+    sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard", metadata=OUTPUT)
+
+    dry_run: bool = chz.field(default=False, doc="print the plan, and stop", metadata=WHAT)
 
     @chz.validate
     def _check_positions(self) -> None:

@@ -49,6 +49,7 @@ from utils.config.entrypoint import (
     problems_of,
     raise_problems,
 )
+from utils.config.help import EVALUATION, MODEL, OUTPUT, SAMPLING, WHAT
 from utils.interrupts import uninterrupted
 from utils.runs.files import shown_path
 from utils.runs.progress import Stopwatch, progress
@@ -60,23 +61,27 @@ logger = logging.getLogger(__name__)
 
 @chz.chz(typecheck=True)
 class Config:
-    domain: str = chz.field(default="arc", doc="arc, gsm8k or gym; its settings follow below")
-    model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
+    domain: str = chz.field(
+        default="arc",
+        doc="arc, gsm8k or gym: has settings of its own, and defaults for those that show none",
+        metadata=WHAT,
+    )
+    num_steps: int | None = chz.field(default=None, doc="batches; 0: evaluate only")
+    seed: int = chz.field(default=0, doc="of adapters, sampling and the order of problems")
+    dry_run: bool = chz.field(default=False, doc="print the plan and an estimate of time, and stop")
+
+    model_name: str = chz.field(
+        default="embedded", doc="embedded, a folder or a hub id", metadata=MODEL
+    )
     backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
-    seed: int = chz.field(default=0, doc="of adapters, sampling and the order of problems")
-
     algorithm: Literal["grpo", "rest_em"] | None = chz.field(
         default=None, doc="grpo, or rest_em (imitate the successes); default: the domain's"
     )
-    num_steps: int | None = chz.field(default=None, doc="batches; 0: evaluate only")
     groups_per_batch: int | None = chz.field(default=None, doc="problems per batch")
-    group_size: int | None = chz.field(default=None, doc="answers per problem")
-    temperature: float | None = chz.field(default=None, doc="of the sampled answers")
     learning_rate: float | None = chz.field(default=None, doc="of Adam")
     lr_schedule: Literal["constant", "linear", "cosine"] = chz.field(
         default="constant", doc="over num_steps (grpo) or over one batch's updates (rest_em)"
@@ -95,18 +100,26 @@ class Config:
     rest_em_epochs: int | None = chz.field(default=None, doc="passes over a batch's successes")
     rest_em_batch_size: int | None = chz.field(default=None, doc="successes per update")
 
+    group_size: int | None = chz.field(default=None, doc="answers per problem", metadata=SAMPLING)
+    temperature: float | None = chz.field(default=None, doc="of the sampled answers")
     enforce_schema: bool = chz.field(
         default=True, doc="sample only valid JSON where a domain wants JSON (local only)"
     )
     max_resamples: int = chz.field(default=3, doc="new tries for invalid answers without schema")
-    eval_every: int = chz.field(default=10, doc="batches; also at the start and the end; 0: never")
+
+    eval_every: int = chz.field(
+        default=10, doc="batches; also at the start and the end; 0: never", metadata=EVALUATION
+    )
     eval_size: int | None = chz.field(default=None, doc="held-out problems")
     eval_group_size: int | None = chz.field(default=None, doc="answers per held-out problem")
     eval_temperature: float | None = chz.field(default=None, doc="0: greedy")
+
+    log_path: Path | None = chz.field(
+        default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
+    )
     save_every: int = chz.field(default=10, doc="batches between checkpoints; 0: only the last")
     keep_checkpoints: int = chz.field(default=2, doc="older ones are deleted; 0: keep all")
     sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard")
-    dry_run: bool = chz.field(default=False, doc="print the plan and an estimate of time, and stop")
 
     @chz.validate
     def _check(self) -> None:

@@ -27,6 +27,7 @@ from training.domains.base import Problem
 from training.rl.policy import Policy
 from training.rl.problems import PromptLimit, choose_problems
 from utils.config.entrypoint import ConfigError, as_config_errors, config_entrypoint
+from utils.config.help import MODEL, SAMPLING, WHAT
 from utils.runs.tables import text_table
 from utils.runs.terminal_grids import side_by_side, terminal_grid
 
@@ -35,14 +36,20 @@ logger = logging.getLogger(__name__)
 
 @chz.chz(typecheck=True)
 class Config(ArcConfig):
-    task_id: str = chz.field(doc="an ARC-AGI-1 or 2 task")
+    task_id: str = chz.field(doc="an ARC-AGI-1 or 2 task", metadata=WHAT)
     answer: str | None = chz.field(default=None, doc="the self-edit; default: the model writes it")
-    temperature: float = chz.field(default=1.0, doc="of the self-edit that the model writes")
     num_shown: int = chz.field(default=3, doc="training examples that are drawn")
-    backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
+
+    backend: Literal["local", "tinker"] = chz.field(
+        default="local", doc="where the model runs", metadata=MODEL
+    )
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+
+    temperature: float = chz.field(
+        default=1.0, doc="of the self-edit that the model writes", metadata=SAMPLING
     )
 
 

@@ -32,6 +32,7 @@ from training.loop import (
 from training.models import context_length, load_tokenizer, resolve_model
 from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
 from utils.config.entrypoint import as_config_errors, config_entrypoint, problems_of, raise_problems
+from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
 from utils.interrupts import uninterrupted
 from utils.runs.files import expanded, read_jsonl, shown_path
 from utils.runs.inputs import MUST_EXIST
@@ -46,12 +47,26 @@ logger = logging.getLogger(__name__)
 @chz.chz(typecheck=True)
 class Config:
     examples_file: Path = chz.field(
-        doc="a .examples.yaml, or JSONL of chats or instructions", metadata=MUST_EXIST
+        doc="a .examples.yaml, or JSONL of chats or instructions", metadata=MUST_EXIST | WHAT
     )
     labels: list[str] = chz.field(
         default_factory=lambda: ["positive"], doc="examples with another label are not learned"
     )
-    model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
+    train_on: Literal["all_assistant", "last_assistant", "all_tokens"] = chz.field(
+        default="all_assistant", doc="which tokens of a conversation are learned"
+    )
+    template: Literal["auto", "role_colon"] = chz.field(
+        default="auto", doc="the model's own chat template, or the plain form for base models"
+    )
+    max_length: int | None = chz.field(
+        default=None, doc="longer examples are left out; default: the model's context"
+    )
+    seed: int = chz.field(default=0, doc="of the adapter, the order and the held-out examples")
+    dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
+
+    model_name: str = chz.field(
+        default="embedded", doc="embedded, a folder or a hub id", metadata=MODEL
+    )
     # no Path: of tinker://... it would lose a slash
     checkpoint_path: str | None = chz.field(
         default=None,
@@ -63,22 +78,6 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
-    seed: int = chz.field(default=0, doc="of the adapter, the order and the held-out examples")
-
-    train_on: Literal["all_assistant", "last_assistant", "all_tokens"] = chz.field(
-        default="all_assistant", doc="which tokens of a conversation are learned"
-    )
-    template: Literal["auto", "role_colon"] = chz.field(
-        default="auto", doc="the model's own chat template, or the plain form for base models"
-    )
-    max_length: int | None = chz.field(
-        default=None, doc="longer examples are left out; default: the model's context"
-    )
-    heldout_fraction: float = chz.field(
-        default=0.1, doc="of the examples, whole subtypes at a time; where none is marked held out"
-    )
-
     num_epochs: int = chz.field(default=2, doc="passes over the examples")
     batch_size: int | None = chz.field(default=None, doc="examples per step; default: 8")
     batch_tokens: int | None = chz.field(default=None, doc="tokens per step, instead of batch_size")
@@ -93,11 +92,19 @@ class Config:
     lora_alpha: float | None = chz.field(default=None, doc="default: 32 (local only)")
     train_unembed: bool = chz.field(default=False, doc="adapt the output head too")
 
+    heldout_fraction: float = chz.field(
+        default=0.1,
+        doc="of the examples, whole subtypes at a time; where none is marked held out",
+        metadata=EVALUATION,
+    )
     eval_every: int = chz.field(default=10, doc="steps between held-out losses; 0: start and end")
+
+    log_path: Path | None = chz.field(
+        default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
+    )
     save_every: int = chz.field(default=50, doc="steps between checkpoints; 0: only the last")
     keep_checkpoints: int = chz.field(default=2, doc="older ones are deleted; 0: keep all")
     sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard")
-    dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
 
     @chz.validate
     def _check(self) -> None:

@@ -33,10 +33,13 @@ from dotenv import load_dotenv
 from utils.config.entrypoint import (
     ConfigError,
     exit_on_config_error,
+    exit_with_help,
     load_config,
     raise_problems,
     to_plain,
+    wants_help,
 )
+from utils.config.help import OUTPUT, WHAT
 from utils.runs.files import shown_path
 from utils.runs.locks import claimed
 from utils.runs.progress import progress
@@ -64,7 +67,9 @@ CHECK = "--check"
 
 @chz.chz(typecheck=True)
 class Config:
-    script: str = chz.field(doc="name of the script to run: icl_train, ttt, sft, ...")
+    script: str = chz.field(
+        doc="name of the script to run: icl_train, ttt, sft, ...", metadata=WHAT
+    )
     sweep: str = chz.field(
         default="{}", doc='axes, JSON or Python: {"key": [values]}; a value may be a list itself'
     )
@@ -72,8 +77,13 @@ class Config:
     threads: int | None = chz.field(
         default=None, doc="compute threads of each cell; default: cores / max_parallel"
     )
+    launcher: str = chz.field(default="local", doc=f"where cells run: {', '.join(LAUNCHERS)}")
+    dry_run: bool = chz.field(default=False, doc="print the grid, and stop")
+
     log_path: Path | None = chz.field(
-        default=None, doc="folder of the sweep; an existing one goes on. Cells lie in it"
+        default=None,
+        doc="folder of the sweep; an existing one goes on. Cells lie in it",
+        metadata=OUTPUT,
     )
     metrics: list[str] = chz.field(
         default_factory=list, doc="columns of the table; default: headline numbers that differ"
@@ -81,8 +91,6 @@ class Config:
     plot: str | None = chz.field(
         default=None, doc="metric to draw against the first axis of numbers; default: first column"
     )
-    launcher: str = chz.field(default="local", doc=f"where cells run: {', '.join(LAUNCHERS)}")
-    dry_run: bool = chz.field(default=False, doc="print the grid, and stop")
 
     @chz.validate
     def _check(self) -> None:
@@ -247,17 +255,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def help_text() -> str:
-    table = chz.Blueprint(Config).get_help(color=sys.stdout.isatty())
-    return f"{__doc__}\n{table[table.index('Arguments:') :].rstrip()}\n"
-
-
 def entrypoint(argv: Sequence[str], scripts: Path = SCRIPTS) -> None:
     """Sorts the arguments into the sweep's own and those of the script, and runs main."""
     print_anything()
-    if "--help" in argv or "-h" in argv:
-        print(help_text(), end="")
-        sys.exit(0)
+    if wants_help(argv):
+        # of the script's settings its own help tells
+        own = [a for a in argv if "=" not in a or key_of(a) in chz.chz_fields(Config)]
+        exit_with_help(Config, own, layers=(), doc=__doc__)
     own = [argument for argument in argv if key_of(argument) in chz.chz_fields(Config)]
     others = [argument for argument in argv if argument not in own and argument != CHECK]
     with exit_on_config_error(argv):

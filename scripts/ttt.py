@@ -29,6 +29,7 @@ from training.domains.bbh.results import load_finished
 from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
 from training.loop import exit_on_interrupt
 from utils.config.entrypoint import as_config_errors, config_entrypoint, exit_on_config_error
+from utils.config.help import MODEL, OUTPUT, WHAT
 from utils.runs.files import expanded
 from utils.runs.run_dir import RunDir, new_run_path
 
@@ -37,18 +38,24 @@ logger = logging.getLogger(__name__)
 
 @chz.chz(typecheck=True)
 class Config:
-    domain: str = chz.field(default="bbh", doc=", ".join(TTT_DOMAINS))
-    model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
-    device: str | None = chz.field(
-        default=None, doc="cpu or cuda; default: cuda where there is one"
-    )
-    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
-    seed: int = chz.field(default=42, doc="of splits, permutations and adapters")
-    max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
+    domain: str = chz.field(default="bbh", doc=", ".join(TTT_DOMAINS), metadata=WHAT)
     compare: list[str] = chz.field(
         default_factory=list, doc="folders of finished runs: one table and one plot of them, no run"
     )
+    seed: int = chz.field(default=42, doc="of splits, permutations and adapters")
     dry_run: bool = chz.field(default=False, doc="print the plan, and stop")
+
+    model_name: str = chz.field(
+        default="embedded", doc="embedded, a folder or a hub id", metadata=MODEL
+    )
+    device: str | None = chz.field(
+        default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
+
+    log_path: Path | None = chz.field(
+        default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
+    )
 
 
 def main(config: Any) -> None:

@@ -23,6 +23,7 @@ from evaluation.behaviour.targets import (
 )
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
+from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group
 from utils.llm.api import Role
 from utils.llm.roles import RoleConfig
 from utils.runs.inputs import INPUT
@@ -36,7 +37,7 @@ JUDGE_TOKENS = 2000
 @chz.chz(typecheck=True)
 class Config:
     eval_file: Path | None = chz.field(
-        default=None, doc="a .eval.yaml of scripts/gen_eval.py", metadata=INPUT
+        default=None, doc="a .eval.yaml of scripts/gen_eval.py", metadata=INPUT | WHAT
     )
     responses_file: Path | None = chz.field(
         default=None,
@@ -44,12 +45,14 @@ class Config:
         metadata=INPUT,
     )
     properties: list[str] = chz.field(default_factory=list, doc="default: all of the file")
-    log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
-    output_dir: Path = chz.field(default=Path("eval_results"), doc="where the results go")
-    dry_run: bool = chz.field(default=False, doc="print the number of calls, and stop")
     seed: int = chz.field(default=0, doc="of the answers and of the order of judging")
+    dry_run: bool = chz.field(default=False, doc="print the number of calls, and stop")
 
-    model_name: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
+    model_name: str = chz.field(
+        default="embedded",
+        doc="embedded, a folder or a hub id",
+        metadata=group("Models under test"),
+    )
     checkpoint_paths: list[str] = chz.field(
         default_factory=list,
         doc="adapters on that model, each compared with it",
@@ -64,11 +67,16 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    num_samples: int = chz.field(default=1, doc="answers to each prompt")
+
+    num_samples: int = chz.field(default=1, doc="answers to each prompt", metadata=SAMPLING)
     max_tokens: int = chz.field(default=512, doc="of an answer; longer ones are judged as cut off")
     temperature: float = chz.field(default=0.7, doc="of the answers; 0: always the likeliest token")
+    max_cost_usd: float | None = chz.field(default=None, doc="stop calling at this reported cost")
+    max_concurrency: int = chz.field(default=8, doc="calls of a role at the same time")
 
-    judge: RoleConfig = chz.field(default_factory=RoleConfig, doc="who reads the conversations")
+    judge: RoleConfig = chz.field(
+        default_factory=RoleConfig, doc="who reads the conversations", metadata=EVALUATION
+    )
     judge_kind: Literal["llm", "rule"] = chz.field(
         default="llm", doc="rule: the properties' own rules decide, without a judge's model"
     )
@@ -83,8 +91,11 @@ class Config:
     )
     labels_file: Path | None = chz.field(default=None, doc="YAML of people's verdicts")
     max_unscored: float = chz.field(default=0.2, doc="share of the judgments that may be missing")
-    max_cost_usd: float | None = chz.field(default=None, doc="stop calling at this reported cost")
-    max_concurrency: int = chz.field(default=8, doc="calls of a role at the same time")
+
+    log_path: Path | None = chz.field(
+        default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
+    )
+    output_dir: Path = chz.field(default=Path("eval_results"), doc="where the results go")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from eval_world import (
 )
 from fake_endpoint import FakeEndpoint, Gate
 from places import ROOT
-from script_help import help_of
 
 from evaluation.behaviour.plan import Config
 from utils.config.entrypoint import (
@@ -242,11 +241,6 @@ def test_dry_run_calls_nothing(capsys: pytest.CaptureFixture[str], workplace: Pa
         "second_judge calls": "24",
     }
     assert [path.name for path in workplace.iterdir()] == ["x.eval.yaml"]
-
-
-def test_help_loads_nothing_heavy() -> None:
-    shown, loaded = help_of(ROOT / "scripts" / "eval.py")
-    assert "checkpoint_paths" in shown and loaded == []
 
 
 # --- failures

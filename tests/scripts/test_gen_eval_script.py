@@ -24,7 +24,6 @@ import pytest
 from fake_endpoint import FakeEndpoint, Gate, Script, in_order
 from places import ROOT
 from prompt_world import answer, schema_of, stage_of, value_for
-from script_help import help_of
 
 from evaluation.behaviour.eval_file import EvalPrompt, load_eval_file
 from utils.config.entrypoint import config_entrypoint, dump_yaml, load_yaml
@@ -337,12 +336,6 @@ def test_dry_run_asks_nothing(workplace: Path, capsys: pytest.CaptureFixture[str
     assert rows == {"categories": "1", "prompts": "10", "realism": "10"}
     assert "generator: writer" in shown and "power-seeking" in shown
     assert list(workplace.iterdir()) == []
-
-
-def test_help_loads_nothing_heavy() -> None:
-    shown, loaded = help_of(ROOT / "scripts" / "gen_eval.py")
-    assert "num_turns" in shown and "params_file=PATH" in shown
-    assert loaded == []
 
 
 def test_the_page_escapes_what_was_written() -> None:

@@ -10,6 +10,7 @@ from training.api import ServiceClient
 from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
 from training.grading import extract_final_answer, same_answer
 from utils.config.entrypoint import raise_problems
+from utils.config.help import SAMPLING, WHAT
 from utils.json_files import read_json_lines
 from utils.runs.files import expanded
 from utils.runs.inputs import INPUT
@@ -26,13 +27,16 @@ class Gsm8kConfig:
         default=None,
         doc="folder with train.jsonl and test.jsonl, or one .jsonl file for both splits; "
         f"None: {HUB_NAME} from the Hugging Face hub",
-        metadata=INPUT,
+        metadata=INPUT | WHAT,
     )
     instruction: str = chz.field(
         default="Think step by step. End with the final answer, a number, in \\boxed{}.",
         doc="what stands after the question",
     )
-    max_tokens: int = chz.field(default=256, doc="longest answer that is sampled")
+
+    max_tokens: int = chz.field(
+        default=256, doc="longest answer that is sampled", metadata=SAMPLING
+    )
 
 
 class Gsm8kDomain(Stateless):

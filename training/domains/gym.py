@@ -13,6 +13,7 @@ import chz
 from training.api import ServiceClient
 from training.domains.base import Algorithm, Message, Problem, Reward, Split, Stateless
 from training.domains.gym_guard import Consulted, doubt, extract_answer, is_safe, own_score
+from utils.config.help import SAMPLING, WHAT
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
@@ -26,7 +27,9 @@ SPLIT_DISTANCE = 100_000_000
 
 @chz.chz(typecheck=True)
 class GymConfig:
-    task: str = chz.field(default="chain_sum", doc="name of a reasoning-gym data set")
+    task: str = chz.field(
+        default="chain_sum", doc="name of a reasoning-gym data set", metadata=WHAT
+    )
     task_config: dict[str, Any] = chz.field(
         default_factory=dict, doc="settings of that data set, such as task_config.max_terms=3"
     )
@@ -45,7 +48,8 @@ class GymConfig:
         doc="solved problems shown as earlier turns, the same in every prompt; not with "
         "answer_prefix, because the data sets have answers but no reasoning",
     )
-    max_tokens: int = chz.field(default=64, doc="longest answer that is sampled")
+
+    max_tokens: int = chz.field(default=64, doc="longest answer that is sampled", metadata=SAMPLING)
 
 
 class GymDomain(Stateless):

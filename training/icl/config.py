@@ -11,6 +11,7 @@ import chz
 
 from training.icl.settings import BallsAndUrns, Setting
 from utils.config.entrypoint import raise_problems
+from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
 from utils.sweeps.manifest import axis_labels
 
 # what a run's folder is named after; evaluation must not move it
@@ -223,16 +224,25 @@ class Experiment:
     line sets of model, setting, training and seed>."""
 
     setting: Setting = chz.field(
-        blueprint_unspecified=BallsAndUrns, doc="BallsAndUrns, LinearRegression or Classification"
+        blueprint_unspecified=BallsAndUrns,
+        doc="the tasks: BallsAndUrns, LinearRegression or Classification",
+        metadata=WHAT,
     )
-    name: str = chz.field(default="default", doc="of the experiment: the folder of its runs")
+    seed: int = chz.field(default=0, doc="of weights and training sequences")
+
+    device: str | None = chz.field(
+        default=None, doc="cpu or cuda; default: cuda where there is one", metadata=MODEL
+    )
+
+    evaluation: Evaluation = chz.field(
+        default_factory=Evaluation, doc="sequences and modes of icl_eval.py", metadata=EVALUATION
+    )
+
+    name: str = chz.field(
+        default="default", doc="of the experiment: the folder of its runs", metadata=OUTPUT
+    )
     runs_dir: Path = chz.field(default=Path("runs/icl"), doc="where experiments and task sets lie")
     log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
-    seed: int = chz.field(default=0, doc="of weights and training sequences")
-    device: str | None = chz.field(
-        default=None, doc="cpu or cuda; default: cuda where there is one"
-    )
-    evaluation: Evaluation = chz.field(default_factory=Evaluation, doc="see evaluation....")
 
     @property
     def experiment_dir(self) -> Path:

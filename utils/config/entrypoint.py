@@ -13,6 +13,7 @@ import difflib
 import inspect
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,14 @@ from chz.blueprint import (
 )
 
 from utils.config.errors import ConfigError, as_config_errors, problems_of, raise_problems
+from utils.config.help import (
+    GivenValue,
+    Page,
+    terminal_width,
+    wants_color,
+    wrapped,
+    wrapped_docstring,
+)
 from utils.config.layers import (
     COMMAND_LINE,
     PRESET_KEY,
@@ -94,10 +103,9 @@ def config_entrypoint(
     argv = sys.argv[1:] if argv is None else list(argv)
     script = script or script_name(main)
     target = chz.get_nested_target(main)
-    if "--help" in argv or "-h" in argv:
-        color = sys.stdout.isatty()
-        print(config_help(target, argv, layers=layers, script=script, color=color), end="")
-        sys.exit(0)
+    if wants_help(argv):
+        doc = inspect.unwrap(main).__globals__.get("__doc__")
+        exit_with_help(target, argv, layers=layers, script=script, doc=doc)
     if CHECK in argv:
         _exit_checked(check_config(target, argv, layers=layers, script=script))
     with exit_on_config_error(argv):
@@ -119,6 +127,38 @@ def exit_on_config_error(argv: Sequence[str] | None = None) -> Iterator[None]:
         if CHECK in (sys.argv[1:] if argv is None else argv):
             _exit_checked(_checked(error.problems))
         _exit_with(error)
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    return "--help" in argv or "-h" in argv
+
+
+def exit_with_help(
+    target: Callable[..., object],
+    argv: Sequence[str],
+    *,
+    layers: Sequence[str] = ("config_file",),
+    script: str | None = None,
+    doc: str | None = None,
+) -> NoReturn:
+    """Prints config_help as fits the terminal and ends the program. Words of `argv` that are
+    neither flags nor key=value are the settings to show."""
+    topics = [a for a in argv if "=" not in a and not a.startswith("-")]
+    others = [a for a in argv if a not in topics]
+    with exit_on_config_error(argv):
+        text = config_help(
+            target,
+            others,
+            layers=layers,
+            script=script,
+            doc=doc,
+            topics=topics,
+            width=terminal_width(),
+            color=wants_color(),
+        )
+        print(text, end="")
+        sys.exit(0)
+    raise AssertionError("both ways end the program")
 
 
 def load_config(
@@ -206,41 +246,64 @@ def config_help(
     *,
     layers: Sequence[str] = ("config_file",),
     script: str | None = None,
+    doc: str | None = None,
+    topics: Sequence[str] = (),
+    width: int = 80,
     color: bool = False,
 ) -> str:
-    """The help text: each field with its type, value, source and doc; problems come first."""
+    """The help text: `doc`, then each setting with its type, its value (and where that is from) or
+    default, and its doc; problems come first. Of `topics`, settings by dotted name, there is all
+    that is folded on the whole page. Raises ConfigError for a topic that is no setting."""
     script = script or script_name(target)
     view = _view(target, argv, layers, script)
-    lines = [f"WARNING: {problem}\n" for problem in view.problems]
-    lines += [f"NOTE: {note}\n" for note in view.notes]
-    try:
-        lines.append(_blueprint(target, view.layers).get_help(color=color).rstrip() + "\n")
-    except REFUSALS as error:
-        lines.append(f"WARNING: {_tidy(str(error))}\n")
-    choices = _class_choices(target)
-    if choices:
-        lines.append("Classes to choose from, each with fields of its own (choose one for help):")
-        lines += [f"  {path}={' | '.join(names)}" for path, names in choices.items()]
-        lines.append("")
-    lines.append("Files, each a YAML mapping of these arguments, under the command line:")
-    lines += [f"  {name}=PATH" for name in layers]
-    if PRESET_KEY not in fields_of(target):
-        presets = presets_text(script, indent="    ")
-        lines.append(
-            f"  {PRESET_KEY}=NAME for experiments/NAME.yaml, under those{':' if presets else ''}"
-        )
-        lines += [presets] if presets else []
-    lines.append(
-        "${oc.env:VAR} and ${oc.env:VAR,default} in values stand for environment variables."
+    notes = [f"WARNING: {problem}" for problem in view.problems]
+    notes += [f"NOTE: {note}" for note in view.notes]
+    lines = [
+        line for note in notes for part in note.split("\n") for line in wrapped(part, width, "    ")
+    ]
+    lines += [""] if lines else []
+    page = Page(view.shape, _given_values(view.layers), width=width, color=color)
+    if topics:
+        lines += [line for topic in topics for line in page.topic(topic)]
+        return "\n".join(lines).rstrip() + "\n"
+    lines += wrapped_docstring(doc, width) if doc else []
+    lines += page.settings()
+    if layers:
+        lines += _sources_help(target, layers, script, width)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _given_values(layers: Sequence[Layer]) -> dict[str, GivenValue]:
+    return {
+        key: GivenValue(value, layer.source)
+        for layer in layers
+        for key, value in layer.values.items()
+    }
+
+
+def _sources_help(
+    target: Callable[..., object], layers: Sequence[str], script: str | None, width: int
+) -> list[str]:
+    """How settings are written, and where they may stand besides the command line."""
+    files = " and ".join(f"{name}=PATH" for name in layers)
+    has_presets = PRESET_KEY not in fields_of(target)
+    presets = presets_text(script, indent="  ") if has_presets else ""
+    texts = [
+        'Settings are key=value; lists are a,b or \'["a","b"]\', entries of a map name.key=value. '
+        "`--help NAME` shows one setting in full, and what is folded under it.",
+        f"{files}: a YAML file of settings, under the command line."
+        + (f" {PRESET_KEY}=NAME: experiments/NAME.yaml, under that" if has_presets else "")
+        + (":" if presets else "." if has_presets else ""),
+    ]
+    lines = [line for text in texts for line in wrapped(text, width)]
+    for preset in presets.split("\n") if presets else []:
+        indent = len(preset) - len(re.sub(r"^ *\S+ *", "", preset))
+        lines += wrapped(preset, width, " " * indent)
+    more = (
+        "${oc.env:VAR} and ${oc.env:VAR,default} in values stand for environment variables. "
+        f"{CHECK} looks for mistakes in all of this and stops; it prints a line of JSON."
     )
-    lines.append(f"{CHECK} looks for mistakes in all of this and stops; it prints a line of JSON.")
-    return "\n".join(lines) + "\n"
-
-
-def _class_choices(target: Callable[..., object]) -> dict[str, list[str]]:
-    shape = Shape(target)
-    classes = {name: shape.classes_at(name) for name in fields_of(target)}
-    return {name: [cls.__name__ for cls in of] for name, of in classes.items() if len(of) > 1}
+    return lines + wrapped(more, width)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -249,6 +312,7 @@ def _class_choices(target: Callable[..., object]) -> dict[str, list[str]]:
 class _View(NamedTuple):
     """What there is to build a config of, and all that is wrong with it."""
 
+    shape: Shape
     layers: list[Layer]  # what chz accepts, lowest first
     problems: list[str]
     rejected: set[str]  # top-level fields with a value left out
@@ -263,6 +327,7 @@ def _view(
     settled = settle(target, sources.layers)
     accepted, problems, rejected = _offer(target, settled)
     return _View(
+        settled.shape,
         accepted,
         [*sources.problems, *settled.problems, *problems],
         settled.rejected | rejected,

@@ -167,6 +167,13 @@ def fields_of(cls: Any) -> Mapping[str, Any]:
     return chz.chz_fields(cls) if is_chz_class(cls) else {}
 
 
+def default_of(field: Any) -> Any:
+    """The default of chz's description of a field; chz.util.MISSING where it has to be given."""
+    if field._default_factory is not chz.util.MISSING:
+        return field._default_factory()
+    return field._default
+
+
 def arms_of(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, nested ones too; a lone type is its own only member."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):

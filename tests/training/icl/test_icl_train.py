@@ -461,7 +461,8 @@ def test_help_is_quick_and_checks_are_json(tmp_path: Path) -> None:
 
     shown = call("experiment=transience", "--help")
     assert shown.returncode == 0 and "preset transience" in shown.stdout
-    assert "model.hidden_size" in shown.stdout and "training.save_schedule" in shown.stdout
+    folded = call("experiment=transience", "--help", "model", "training")
+    assert "model.hidden_size" in folded.stdout and "training.save_schedule" in folded.stdout
     checked = call("experiment=transience", "model.max_positions=63", "--check")
     assert checked.returncode == 2
     (problem,) = json.loads(checked.stdout)["problems"]

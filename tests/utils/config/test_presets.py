@@ -218,8 +218,8 @@ def test_help_shows_the_source_and_the_presets(write):
     write("small", SMALL)
     write("other", "{doc: not for us, script: chat}")
     text = config_help(Config, ["experiment=small", "steps=5"], script="train")
-    assert "32 (from preset small)" in text and "5 (from command line)" in text
-    assert "    small  a small one, quickly done\n" in text and "not for us" not in text
+    assert "model.hidden_size = 32 (from preset small)" in text and "5 (from command line)" in text
+    assert "  small  a small one, quickly done\n" in text and "not for us" not in text
     assert "experiment=NAME" in text and "--check" in text
     assert "WARNING: experiment=none: unknown" in config_help(Config, ["experiment=none"])
 

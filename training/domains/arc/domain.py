@@ -31,6 +31,7 @@ from training.domains.arc.text import GridFormat
 from training.domains.base import Algorithm, Problem, Reward, Split
 from training.models import context_length, load_tokenizer
 from utils.config.entrypoint import raise_problems
+from utils.config.help import EVALUATION, MODEL, SAMPLING, WHAT, group
 from utils.runs.inputs import MUST_EXIST
 
 logger = logging.getLogger(__name__)
@@ -139,8 +140,7 @@ def given_or(given: Any, default: Any) -> Any:
 
 @chz.chz(typecheck=True)
 class ArcConfig:
-    model_name: str = chz.field(default="embedded", doc="base model of policy and adapters")
-    seed: int = chz.field(default=0, doc="of training sets, adapters and sampling")
+    seed: int = chz.field(default=0, doc="of training sets, adapters and sampling", metadata=WHAT)
     task_set: str = chz.field(
         default="auto",
         doc="small, seal, arc1, arc2 or ids; auto: small with the embedded model, else seal",
@@ -161,14 +161,17 @@ class ArcConfig:
         default="self_edit",
         doc="oracle: every answer is the paper's hand-tuned self-edit; baseline: no training",
     )
-    reward: Literal["solved", "cell_accuracy"] = chz.field(
-        default="solved", doc="cell_accuracy: the share of right cells, averaged over tests"
+
+    model_name: str = chz.field(
+        default="embedded", doc="base model of policy and adapters", metadata=MODEL
     )
-    grid_format: GridFormat | None = chz.field(default=None, doc="numpy, digits or words")
-    evaluation: Literal["greedy", "vote"] | None = chz.field(
-        default=None, doc="vote: augmented prompts, hierarchical voting, two attempts"
+    max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
+
+    inner_rank: int | None = chz.field(
+        default=None,
+        doc="rank of the task adapters (SEAL: 128)",
+        metadata=group("Self-edits and their training"),
     )
-    inner_rank: int | None = chz.field(default=None, doc="rank of the task adapters (SEAL: 128)")
     inner_alpha: float | None = chz.field(default=None, doc="their alpha (SEAL: 16)")
     inner_targets: list[str] | None = chz.field(
         default=None,
@@ -181,10 +184,6 @@ class ArcConfig:
     max_example_tokens: int | None = chz.field(
         default=None, doc="longer examples and prompts are left out (SEAL: 8192)"
     )
-    max_answer_tokens: int | None = chz.field(
-        default=None, doc="longest answer; 0: what the context leaves (SEAL)"
-    )
-    max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
     min_learning_rate: float | None = chz.field(default=None, doc="a self-edit below is refused")
     max_learning_rate: float | None = chz.field(default=None, doc="a self-edit above is refused")
     min_epochs: int | None = chz.field(default=None, doc="a self-edit below is refused")
@@ -192,7 +191,23 @@ class ArcConfig:
     max_inner_steps: int | None = chz.field(
         default=None, doc="a self-edit that needs more is refused (SEAL: 375)"
     )
-    max_tokens: int = chz.field(default=128, doc="longest self-edit that is sampled")
+
+    max_tokens: int = chz.field(
+        default=128, doc="longest self-edit that is sampled", metadata=SAMPLING
+    )
+
+    reward: Literal["solved", "cell_accuracy"] = chz.field(
+        default="solved",
+        doc="cell_accuracy: the share of right cells, averaged over tests",
+        metadata=EVALUATION,
+    )
+    evaluation: Literal["greedy", "vote"] | None = chz.field(
+        default=None, doc="vote: augmented prompts, hierarchical voting, two attempts"
+    )
+    grid_format: GridFormat | None = chz.field(default=None, doc="numpy, digits or words")
+    max_answer_tokens: int | None = chz.field(
+        default=None, doc="longest answer; 0: what the context leaves (SEAL)"
+    )
 
     @chz.validate
     def _check(self) -> None:

@@ -20,6 +20,7 @@ from training.domains.arc.tasks import Task, load_kaggle, load_tasks
 from training.domains.arc.text import GridFormat
 from training.domains.arc.ttt_data import METHODS, TRAINED, Method, TTTSettings
 from training.domains.base import Split
+from utils.config.help import EVALUATION, MODEL, WHAT
 from utils.runs.inputs import MUST_EXIST
 
 # Learning rate and epochs, as in arXiv 2411.07279's code; with the small preset, as for the
@@ -30,15 +31,13 @@ WARMUP_SHARE = 0.1
 
 @chz.chz(typecheck=True)
 class ArcTTTConfig:
-    model_name: str = chz.field(default="embedded", doc="base model of the adapters")
-    seed: int = chz.field(default=42, doc="of training sets, adapters and prompts")
-    max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
-
     method: Method = chz.field(
         default="ttt",
         doc=f"{', '.join(METHODS)}: shared is one adapter for all tasks, e2e trains and asks "
         "without demonstrations, baseline does not train",
+        metadata=WHAT,
     )
+    seed: int = chz.field(default=42, doc="of training sets, adapters and prompts")
     task_set: str = chz.field(
         default="auto",
         doc="small, seal, arc1, arc2 or ids; auto: small with the embedded model, else seal",
@@ -59,6 +58,10 @@ class ArcTTTConfig:
     )
     max_tasks: int | None = chz.field(default=None, doc="only the first ones; default: all")
 
+    model_name: str = chz.field(
+        default="embedded", doc="base model of the adapters", metadata=MODEL
+    )
+    max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
     transformations: bool = chz.field(
         default=True, doc="train on augmented examples too; false: on the task's own alone"
     )
@@ -68,6 +71,9 @@ class ArcTTTConfig:
     )
     cap: int | None = chz.field(default=None, doc="training examples per task (published: 250)")
     permute_n: int = chz.field(default=1, doc="permuted copies of each example")
+    max_example_tokens: int | None = chz.field(
+        default=None, doc="longer examples and voting prompts are left out (published: 8192)"
+    )
     lr: float | None = chz.field(default=None, doc="published: 5e-5; with the small preset 3e-3")
     epochs: int | None = chz.field(default=None, doc="passes over the examples (published: 2)")
     batch_size: int | None = chz.field(default=None, doc="examples per step (published: 2)")
@@ -83,11 +89,9 @@ class ArcTTTConfig:
         default=None,
         doc="vote: augmented prompts, hierarchical voting, two attempts; greedy: one answer; "
         "default: vote, with the small preset greedy",
+        metadata=EVALUATION,
     )
     grid_format: GridFormat | None = chz.field(default=None, doc="numpy, digits or words")
-    max_example_tokens: int | None = chz.field(
-        default=None, doc="longer examples and voting prompts are left out (published: 8192)"
-    )
     max_answer_tokens: int | None = chz.field(
         default=None, doc="longest answer; 0: what the context leaves (published)"
     )

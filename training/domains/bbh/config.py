@@ -22,6 +22,7 @@ from training.domains.bbh.methods import (
 from training.domains.bbh.tasks import BBHTask, choose_tasks
 from training.domains.bbh.text import LossMask
 from utils.config.entrypoint import problems_of
+from utils.config.help import EVALUATION, MODEL, WHAT
 from utils.runs.inputs import INPUT
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -46,7 +47,7 @@ PUBLISHED: dict[Method, _Published] = {
 
 @chz.chz(typecheck=True)
 class BBHConfig:
-    method: Method = chz.field(default="ttt", doc=", ".join(METHODS))
+    method: Method = chz.field(default="ttt", doc=", ".join(METHODS), metadata=WHAT)
     tasks: list[str] = chz.field(default_factory=list, doc="names; default: all there is data for")
     task_start: int = chz.field(default=0, doc="first task of the table of 27")
     task_end: int | None = chz.field(default=None, doc="the task after the last one")
@@ -57,19 +58,13 @@ class BBHConfig:
         default="auto", doc="without data_dir; auto: the hub, else what can be generated"
     )
     generated_size: int = chz.field(default=250, doc="items per generated task")
-    max_items: int | None = chz.field(default=None, doc="evaluated items per task; default: all")
-
     k: int = chz.field(default=10, doc="demonstrations; 0: none (baseline only)")
     shuffle: bool = chz.field(default=True, doc="permute the demonstrations")
-    leave_one_out: bool = chz.field(
-        default=False, doc="leave the last demonstration out of the prompts that are answered"
-    )
-    majority_vote: bool = chz.field(
-        default=False, doc="answer under several permutations, and vote"
-    )
-    vote_permutations: int = chz.field(default=5, doc="with majority_vote")
+
     loss_mask: LossMask = chz.field(
-        default="all_outputs", doc="trained tokens (ttt): all_tokens, last_output, all_outputs"
+        default="all_outputs",
+        doc="trained tokens (ttt)",
+        metadata=MODEL,
     )
     num_training_steps: int = chz.field(
         default=40, doc="training sequences per task, each a permutation; 0: no training (ttt)"
@@ -84,6 +79,17 @@ class BBHConfig:
         default_factory=lambda: list(TARGETS), doc="adapted layers, by the end of their names"
     )
     weight_decay: float = chz.field(default=0.01, doc="of AdamW")
+
+    max_items: int | None = chz.field(
+        default=None, doc="evaluated items per task; default: all", metadata=EVALUATION
+    )
+    leave_one_out: bool = chz.field(
+        default=False, doc="leave the last demonstration out of the prompts that are answered"
+    )
+    majority_vote: bool = chz.field(
+        default=False, doc="answer under several permutations, and vote"
+    )
+    vote_permutations: int = chz.field(default=5, doc="with majority_vote")
     generation_length: Literal["fit", "published"] = chz.field(
         default="fit",
         doc="tokens of an answer: the published number (counted with Llama 3's tokenizer), or at "
