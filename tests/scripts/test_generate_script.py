@@ -621,9 +621,3 @@ def test_a_dry_run_asks_and_loads_nothing(
             assert "List 3 kinds of everyday situations" in out and "{prompt}" in out
         assert fake.requests == []
     assert list(Path.cwd().iterdir()) == []
-
-
-def test_help_loads_nothing_heavy() -> None:
-    shown, loaded = help_of(SCRIPT)
-    assert "`--help generator` shows its 10 settings" in shown and "params_file=PATH" in shown
-    assert loaded == []
