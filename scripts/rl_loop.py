@@ -21,7 +21,8 @@ import chz
 from dotenv import load_dotenv
 
 from training.domains.base import Split
-from training.domains.registry import make_domain, with_domain_fields
+from training.domains.checks import checked_problems, checked_rewards
+from training.domains.registry import RL_INPUT, make_domain, with_domain_fields
 from training.loop import Recorder, connect_for_run, exit_on_interrupt, require_models
 from training.models import resolve_model
 from training.rl.plan import plan_table, probe
@@ -63,8 +64,9 @@ logger = logging.getLogger(__name__)
 class Config:
     domain: str = chz.field(
         default="arc",
-        doc="arc, gsm8k or gym: has settings of its own, and defaults for those that show none",
-        metadata=WHAT,
+        doc="arc, gsm8k, gym, or your own, path/to/file.py:Class (docs/own_domain.md): has "
+        "settings of its own, and defaults for those that show none",
+        metadata=WHAT | RL_INPUT,
     )
     num_steps: int | None = chz.field(default=None, doc="batches; 0: evaluate only")
     seed: int = chz.field(default=0, doc="of adapters, sampling and the order of problems")
@@ -169,11 +171,12 @@ def main(config: Any) -> None:
         settings = Settings.of(config, domain)
         limit = PromptLimit.of(config, service, domain)
         chosen: dict[Split, Chosen] = {
-            "train": choose_problems(domain.problems("train"), "train problems", limit),
+            "train": choose_problems(checked_problems(domain, "train"), "train problems", limit),
             "test": choose_problems(
-                domain.problems("test"), "test problems", limit, settings.eval_size
+                checked_problems(domain, "test"), "test problems", limit, settings.eval_size
             ),
         }
+        data = {f"{split} problems": problems_input(domain, chosen[split]) for split in chosen}
     problems = {split: found.problems for split, found in chosen.items()}
     if config.dry_run:
         with contextlib.closing(service):
@@ -189,7 +192,7 @@ def main(config: Any) -> None:
         log_path,
         config,
         resume_fields_ignored=may_change,
-        data={f"{split} problems": problems_input(domain, chosen[split]) for split in chosen},
+        data=data,
         sinks=config.sinks,
     )
     with run, exit_on_interrupt(run), contextlib.closing(service):
@@ -217,7 +220,7 @@ def main(config: Any) -> None:
                     temperature=settings.eval_temperature,
                     key=("eval", state.step),
                 )
-                rewards_P_G = domain.rewards(problems["test"], texts(groups_P_G))
+                rewards_P_G = checked_rewards(domain, problems["test"], texts(groups_P_G))
             metrics = reward_metrics("eval", rewards_P_G)
             metrics |= {f"time/{phase}": value for phase, value in stopwatch.pop().items()}
             with uninterrupted():
@@ -247,7 +250,7 @@ def main(config: Any) -> None:
                     key=("train", state.step),
                 )
             with stopwatch("rewards"):
-                rewards_P_G = domain.rewards(problems_P, texts(groups_P_G))
+                rewards_P_G = checked_rewards(domain, problems_P, texts(groups_P_G))
             adam, seed = settings.adam(state.step), (config.seed, state.step)
             with uninterrupted():
                 with stopwatch("update"):
@@ -297,7 +300,7 @@ def main(config: Any) -> None:
 
 def entrypoint(argv: list[str]) -> None:
     """Joins the loop's settings with those of the domain that `argv` names, and runs main."""
-    with exit_on_config_error():
+    with exit_on_config_error(argv):
         target = with_domain_fields(Config, argv, default="arc")
 
     def run(config: Any) -> None:

@@ -98,7 +98,7 @@ def compare(paths: list[Path], config: Any) -> None:
 
 def entrypoint(argv: list[str]) -> None:
     """Joins these settings with those of the domain that `argv` names, and runs main."""
-    with exit_on_config_error():
+    with exit_on_config_error(argv):
         target = with_domain_fields(Config, argv, default="bbh", entries=TTT_DOMAINS)
 
     def run(config: Any) -> None:

@@ -33,8 +33,15 @@ class Reward(NamedTuple):
     note: str = ""
 
 
+_NONE: dict[str, Any] = {}
+
+
 class Stateless:
     """For domains whose answers are free text, graded at once and then forgotten."""
+
+    algorithm: Algorithm = "grpo"
+    json_schema: dict[str, Any] | None = None
+    loop_defaults: dict[str, Any] = _NONE
 
     def invalid(self, answer: str) -> str | None:
         return None

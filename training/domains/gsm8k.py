@@ -2,12 +2,12 @@
 
 import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import chz
 
 from training.api import ServiceClient
-from training.domains.base import Algorithm, Problem, Reward, Split, Stateless
+from training.domains.base import Problem, Reward, Split, Stateless
 from training.grading import extract_final_answer, same_answer
 from utils.config.entrypoint import raise_problems
 from utils.config.help import SAMPLING, WHAT
@@ -41,9 +41,6 @@ class Gsm8kConfig:
 
 class Gsm8kDomain(Stateless):
     name = "gsm8k"
-    algorithm: Algorithm = "grpo"
-    json_schema: dict[str, Any] | None = None
-    loop_defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Gsm8kConfig, service: ServiceClient | None = None) -> None:
         """Raises FileNotFoundError where config.data_path names nothing; `service` is not used."""

@@ -6,12 +6,12 @@ import itertools
 import logging
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import chz
 
 from training.api import ServiceClient
-from training.domains.base import Algorithm, Message, Problem, Reward, Split, Stateless
+from training.domains.base import Message, Problem, Reward, Split, Stateless
 from training.domains.gym_guard import Consulted, doubt, extract_answer, is_safe, own_score
 from utils.config.help import SAMPLING, WHAT
 
@@ -54,9 +54,6 @@ class GymConfig:
 
 class GymDomain(Stateless):
     name = "gym"
-    algorithm: Algorithm = "grpo"
-    json_schema: dict[str, Any] | None = None
-    loop_defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: GymConfig, service: ServiceClient | None = None) -> None:
         """Raises ValueError for an unknown task or setting; `service` is not used."""

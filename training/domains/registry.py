@@ -8,7 +8,10 @@ import chz
 
 from training.api import ServiceClient
 from training.domains.base import Domain
-from utils.config.entrypoint import ConfigError, given_value
+from training.domains.checks import check_domain
+from training.domains.own import FORMS, clashes, is_own, load_own, own_file
+from utils.config.entrypoint import ConfigError, given_value, raise_problems
+from utils.config.layers import PRESET_KEY
 
 
 class _Entry(NamedTuple):
@@ -31,22 +34,34 @@ TTT_DOMAINS: Entries = {
 }
 
 
+# of a setting that takes a name of RL_DOMAINS or an own domain
+RL_INPUT = {"input": own_file}
+
+
 def domain_config_class(name: str, entries: Entries = RL_DOMAINS) -> type[Any]:
     """The chz class that configures the domain; ValueError for an unknown name."""
+    if entries is RL_DOMAINS and is_own(name):
+        return load_own(name).config_class
     entry = _entry(name, entries)
     return getattr(import_module(entry.module), entry.config_class)
 
 
 def make_domain(name: str, config: Any, service: ServiceClient) -> Domain:
-    """The domain, ready to use; raises ValueError for a config of another domain."""
-    entry = _entry(name, RL_DOMAINS)
+    """The domain, ready to use; raises ValueError for a config of another domain, and for an own
+    domain that is not what base.Domain says."""
     expected = domain_config_class(name)
     if not isinstance(config, expected):
         raise ValueError(
             f"domain {name!r} takes a config of class {expected.__name__}, "
             f"got {type(config).__name__}"
         )
-    return getattr(import_module(entry.module), entry.domain_class)(config, service)
+    if is_own(name):
+        domain = load_own(name).domain_class(config, service)
+    else:
+        entry = _entry(name, RL_DOMAINS)
+        domain = getattr(import_module(entry.module), entry.domain_class)(config, service)
+    check_domain(domain, name)
+    return domain
 
 
 def make_ttt(name: str, config: Any) -> Any:
@@ -68,19 +83,25 @@ def with_domain_fields(
     command line (else a YAML layer, else a preset of `script`, else `default`) names, so that all
     are set side by side. `script` is the file that defines `base` where none is given.
 
-    Raises ConfigError for an unknown domain.
+    Raises ConfigError for an unknown domain, and for an own one whose settings have names of the
+    script's.
     """
     # what is wrong with the layers is told with all other problems
     given = given_value(base, argv, "domain", layers=layers, script=script)
     name = default if given is None else str(given.value)
     try:
         domain_config = domain_config_class(name, entries)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if is_own(name):
+        raise_problems(clashes(domain_config, base, (*layers, PRESET_KEY, "meta")))
     return chz.chz(typecheck=True)(type("Config", (base, domain_config), {"__doc__": base.__doc__}))
 
 
 def _entry(name: str, entries: Entries) -> _Entry:
     if name not in entries:
-        raise ValueError(f"domain={name!r}: known are {', '.join(entries)}")
+        own = f", and {FORMS} of your own" if entries is RL_DOMAINS else ""
+        raise ValueError(f"domain={name!r}: known are {', '.join(entries)}{own}")
     return entries[name]

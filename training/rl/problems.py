@@ -8,6 +8,7 @@ from training.api import ServiceClient
 from training.chat import render_prompt
 from training.domains.base import Domain, Problem
 from training.models import context_length, load_tokenizer
+from utils.config.plain_yaml import to_plain
 from utils.runs.inputs import Input, data_input
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,19 @@ def choose_problems(
 
 
 def problems_input(domain: Domain, chosen: Chosen) -> Input:
-    """What a run stores of its problems, so that it goes on with no others."""
-    items = ([p.id, p.messages, domain.solution(p)] for p in chosen.problems)
+    """What a run stores of its problems, so that it goes on with no others. ValueError where a
+    solution is no plain data."""
+    items = ([p.id, p.messages, _solution(domain, p)] for p in chosen.problems)
     return data_input(f"what domain={domain.name} reads", items)
+
+
+def _solution(domain: Domain, problem: Problem) -> Any:
+    try:
+        return to_plain(domain.solution(problem))
+    except TypeError as error:
+        raise ValueError(
+            f"{problem.id}: its solution() has to be plain data, by which runs know it ({error})"
+        ) from error
 
 
 def _listed(ids: Sequence[str]) -> str:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from chz.tiepin import is_subtype_instance, type_repr
+
 from training.api import AdamParams, ServiceClient, TrainingClient
 from training.domains.base import Algorithm, Domain
 from training.loop import Schedule, learning_rate_factor
@@ -42,6 +44,7 @@ class Settings:
         grpo = GrpoSettings(
             config.loss_fn, config.loss_fn_config, config.updates_per_batch, config.kl_coef
         )
+        _check_loop_defaults(config.domain, domain)
         values: dict[str, Any] = {"algorithm": domain.algorithm, "grpo": grpo}
         values |= domain.loop_defaults | chosen
         settings = cls(**values)
@@ -71,6 +74,20 @@ class Settings:
             beta2=0.95,
             eps=1e-8,
             grad_clip_norm=self.grad_clip_norm,
+        )
+
+
+def _check_loop_defaults(name: str, domain: Domain) -> None:
+    types: dict[str, Any] = {f.name: f.type for f in fields(Settings) if f.name != "grpo"}
+    wrong = [
+        f"{key}={value!r}"
+        for key, value in domain.loop_defaults.items()
+        if key not in types or not is_subtype_instance(value, types[key])
+    ]
+    if wrong:
+        allowed = ", ".join(f"{key}: {type_repr(kind)}" for key, kind in types.items())
+        raise_problems(
+            [f"domain={name!r}: its loop_defaults have {', '.join(wrong)}; allowed are {allowed}"]
         )
 
 

@@ -1,6 +1,7 @@
 """What decides a run besides its settings: the files and the data that it reads, by what they hold.
 
-A setting that names such a file or folder says so: `chz.field(..., metadata=INPUT)`.
+A setting that names such a file or folder says so: `chz.field(..., metadata=INPUT)`. One whose
+value only leads to a file has a function instead of INPUT's True, which gives the path, or None.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def _named(config: object) -> Iterator[tuple[str, Path]]:
         return
     for name, field in chz.chz_fields(config).items():
         value: Any = getattr(config, name)
-        if not (field.metadata or {}).get("input") or value is None:
+        says = (field.metadata or {}).get("input")
+        value = says(value) if callable(says) else value
+        if not says or value is None:
             continue
         if isinstance(value, (list, tuple)):
             yield from ((f"{name}.{i}", expanded(item)) for i, item in enumerate(value))
