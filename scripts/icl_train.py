@@ -23,6 +23,8 @@ from training.icl.schedules import save_steps
 from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
 from utils.config.help import MODEL, OUTPUT, WHAT
 from utils.devices import choose_device
+from utils.runs.live_report import LiveReport
+from utils.runs.report import Report
 from utils.runs.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,9 @@ class Config(Experiment):
     )
     training: Training = chz.field(default_factory=Training, doc="updates, rates and what is kept")
 
-    sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard", metadata=OUTPUT)
+    sinks: list[str] = chz.field(
+        default_factory=list, doc="wandb, tensorboard, trackio", metadata=OUTPUT
+    )
 
     dry_run: bool = chz.field(default=False, doc="print the plan, and stop", metadata=WHAT)
 
@@ -69,7 +73,7 @@ def main(config: Config, folder: str) -> None:
         memory_estimate,
         train,
     )
-    from training.icl.train_report import closing_words, plan_table, write_report
+    from training.icl.train_report import closing_words, make_report, plan_table
     from training.loop import exit_on_interrupt
 
     training = config.training
@@ -108,6 +112,11 @@ def main(config: Config, folder: str) -> None:
         sinks=config.sinks,
     )
     with run, exit_on_interrupt(run, "its state is kept"):
+
+        def report() -> Report:
+            return make_report(run.path, f"icl_train {config.name}")
+
+        page = run.path / "report.html"
         state = load_resume_state(run.path)
         if state is not None and state["trainer"]["step"] == training.num_steps:
             logger.info("%s is finished: nothing is left to train", run.path)
@@ -116,17 +125,19 @@ def main(config: Config, folder: str) -> None:
                 config.model, training, family, tasks, seed=config.seed, device=device
             )
             evaluation = OnlineEvaluation(family, tasks, training, seed=config.seed, device=device)
-            train(
-                trainer,
-                evaluation,
-                run,
-                state,
-                model=config.model,
-                training=training,
-                setting=config.setting,
-                save_steps=steps,
-            )
-        write_report(run.path, f"icl_train {config.name}")
+            with LiveReport(page, report, "step", lambda: trainer.step, training.num_steps) as live:
+                train(
+                    trainer,
+                    evaluation,
+                    run,
+                    state,
+                    model=config.model,
+                    training=training,
+                    setting=config.setting,
+                    save_steps=steps,
+                    on_record=live.refresh,
+                )
+        report().write(page)
         print(closing_words(run.path, config))
 
 

@@ -30,10 +30,11 @@ from training.rl.policy import texts
 from training.rl.problems import Chosen, PromptLimit, choose_problems, problems_input
 from training.rl.report import (
     batch_metrics,
+    make_report,
     print_tables,
     record_answers,
     shown,
-    write_report,
+    write_published,
 )
 from training.rl.settings import Settings, make_policy, make_trainer
 from training.rl.updates import (
@@ -53,6 +54,7 @@ from utils.config.entrypoint import (
 from utils.config.help import EVALUATION, MODEL, OUTPUT, SAMPLING, WHAT
 from utils.interrupts import uninterrupted
 from utils.runs.files import shown_path
+from utils.runs.live_report import LiveReport
 from utils.runs.progress import Stopwatch, progress
 from utils.runs.run_dir import RunDir, new_run_path
 from utils.terminal import command
@@ -121,7 +123,7 @@ class Config:
     )
     save_every: int = chz.field(default=10, doc="batches between checkpoints; 0: only the last")
     keep_checkpoints: int = chz.field(default=2, doc="older ones are deleted; 0: keep all")
-    sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard")
+    sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard, trackio")
 
     @chz.validate
     def _check(self) -> None:
@@ -207,6 +209,14 @@ def main(config: Any) -> None:
             base = service.create_sampling_client(base_model=config.model_name)
         tokenizer = trainer.get_tokenizer()
         stopwatch = Stopwatch()
+        title = f"rl_loop {config.domain}"
+        live = LiveReport(
+            run.path / "report.html",
+            lambda: make_report(domain, problems, run.path, title=title),
+            "step",
+            lambda: state.step,
+            settings.num_steps,
+        )
 
         def save() -> None:
             state.domain = domain.state()
@@ -273,7 +283,10 @@ def main(config: Any) -> None:
             return metrics
 
         try:
-            with progress(settings.num_steps, "rl_loop", "batch", initial=state.step) as bar:
+            with (
+                live,
+                progress(settings.num_steps, "rl_loop", "batch", initial=state.step) as bar,
+            ):
                 while True:
                     last = state.step >= settings.num_steps
                     due = config.eval_every and (last or state.step % config.eval_every == 0)
@@ -281,8 +294,11 @@ def main(config: Any) -> None:
                         evaluate()
                     if last or (config.save_every and state.step % config.save_every == 0):
                         save()
+                        due = True
                     if last:
                         break
+                    if due:
+                        live.refresh()
                     metrics = step()
                     bar.update()
                     bar.add(tokens=int(metrics["tokens/sampled"] + metrics["tokens/trained"]))
@@ -290,7 +306,8 @@ def main(config: Any) -> None:
             save()
             raise
         print_tables(domain, problems, run.path)
-        report = write_report(domain, problems, run.path, title=f"rl_loop {config.domain}")
+        write_published(domain, run.path)
+        report = live.finish()
     print(f"\n{time.perf_counter() - started:.0f} s in all. Report: {shown_path(report)}")
     if config.backend == "local" and state.checkpoint is not None:
         adapter = shown_path(state.checkpoint)

@@ -36,6 +36,7 @@ from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
 from utils.interrupts import uninterrupted
 from utils.runs.files import expanded, read_jsonl, shown_path
 from utils.runs.inputs import MUST_EXIST
+from utils.runs.live_report import LiveReport
 from utils.runs.progress import Stopwatch, progress
 from utils.runs.report import Report, line_plot
 from utils.runs.run_dir import RunDir, new_run_path
@@ -104,7 +105,7 @@ class Config:
     )
     save_every: int = chz.field(default=50, doc="steps between checkpoints; 0: only the last")
     keep_checkpoints: int = chz.field(default=2, doc="older ones are deleted; 0: keep all")
-    sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard")
+    sinks: list[str] = chz.field(default_factory=list, doc="wandb, tensorboard, trackio")
 
     @chz.validate
     def _check(self) -> None:
@@ -181,17 +182,28 @@ def main(config: Config) -> None:
                 logger.info("step %d: held-out loss %.4f nats per token", state.step, loss)
             state.evaluated = True
 
+        live = LiveReport(
+            run.path / "report.html",
+            lambda: make_report(run.path, config),
+            "step",
+            lambda: state.step,
+            len(batches),
+        )
         try:
-            with progress(len(batches), "sft", "step", initial=state.step) as bar:
+            with live, progress(len(batches), "sft", "step", initial=state.step) as bar:
                 while True:
                     last = state.step == len(batches)
                     due = config.eval_every and state.step % config.eval_every == 0
-                    if (due or last or state.step == 0) and not state.evaluated:
+                    due = due or last or state.step == 0
+                    if due and not state.evaluated:
                         evaluate()
                     if last or (config.save_every and state.step % config.save_every == 0):
                         recorder.save(trainer, state, keep=config.keep_checkpoints)
+                        due = True
                     if last:
                         break
+                    if due:
+                        live.refresh()
                     batch = batches[state.step]
                     with uninterrupted():
                         metrics = train_step(config, trainer, batch, state.step, len(batches))
@@ -203,7 +215,7 @@ def main(config: Config) -> None:
         except KeyboardInterrupt:
             recorder.save(trainer, state, keep=config.keep_checkpoints)
             raise
-        report = write_report(run.path, config)
+        report = live.finish()
     assert state.checkpoint is not None
     print(closing_words(config, state.checkpoint, report, time.perf_counter() - started))
 
@@ -255,8 +267,9 @@ def train_step(
     }
 
 
-def write_report(run: Path, config: Config) -> Path:
-    metrics = read_jsonl(run / "metrics.jsonl")
+def make_report(run: Path, config: Config) -> Report:
+    """Of a run that is finished or still goes on."""
+    metrics = read_jsonl(run / "metrics.jsonl", missing_ok=True)
     report = Report(f"sft {config.examples_file.name}", str(run))
     curves = {"train": "train/loss", "held out": "heldout/loss"}
     series = {}
@@ -264,10 +277,9 @@ def write_report(run: Path, config: Config) -> Path:
         found = [m for m in metrics if key in m]
         if found:
             series[label] = ([m["step"] for m in found], [m[key] for m in found])
-    report.figure(line_plot(series, xlabel="step", ylabel="nats per learned token"), "Loss")
-    path = run / "report.html"
-    report.write(path)
-    return path
+    if series:
+        report.figure(line_plot(series, xlabel="step", ylabel="nats per learned token"), "Loss")
+    return report
 
 
 def closing_words(config: Config, checkpoint: str, report: Path, seconds: float) -> str:

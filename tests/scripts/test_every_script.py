@@ -75,6 +75,9 @@ GYM = ("domain=gym", "task=chain_sum", "train_size=4", "test_size=1", "num_steps
 ROLE = ("generator.model=./model", "generator.max_tokens=8")
 # of the calls to the model, the one at which a signal comes: some make no second one
 AT = {"ttt arc": 1, "eval": 1, "generate": 1, "gen_eval": 1, "icl_eval": 1}
+# whose pages are refreshed while they run
+LIVE = ("sft", "rl_loop", "ttt bbh", "ttt arc")
+RELOADS = 'http-equiv="refresh"'
 # how each script is started, on what, and what makes a finished run one that goes on
 SCRIPTS: dict[str, tuple[Callable[[list[str]], object], tuple[str, ...], str, str | None]] = {
     "sft": (
@@ -200,11 +203,18 @@ def test_every_script_stops_at_a_signal_and_goes_on(
             start(arguments)
     assert ended.value.code == 128 + number, capsys.readouterr().err
     assert "the same command with log_path=runs/r goes on" in capsys.readouterr().err
+    page = Path("runs/r/report.html")
+    if name in LIVE:
+        shown = page.read_text(encoding="utf-8")
+        assert re.search(r"stopped, (step|task) [01] of \d+ · ", shown) and RELOADS not in shown
     # what a random model writes may leave nothing
     with contextlib.suppress(LLMError, SystemExit):
         start(arguments)
     assert len(read_jsonl("runs/r/resumes.jsonl")) == 1
     assert "Stopped" not in capsys.readouterr().err
+    if name in LIVE:
+        shown = page.read_text(encoding="utf-8")
+        assert "stopped, " not in shown and "running, " not in shown and RELOADS not in shown
 
 
 # values that are paths, of settings that are and of those that may be

@@ -12,7 +12,7 @@ the last state with optimizer and random numbers, which is replaced.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,8 +221,10 @@ def train(
     training: Training,
     setting: Setting,
     save_steps: Sequence[int],
+    on_record: Callable[[], None],
 ) -> None:
-    """Updates until training.num_steps, from the run's last `state` on. Ctrl-C keeps a new one
+    """Updates until training.num_steps, from the run's last `state` on; `on_record` is
+    called after each evaluation and checkpoint on the way. Ctrl-C keeps a new one
     and goes on as KeyboardInterrupt. ConfigError where the loss is no longer a number."""
     if state is None:
         run.truncate_logs({})
@@ -238,6 +240,7 @@ def train(
 
     if trainer.step == 0:
         run.log_metrics(0, evaluation.metrics(trainer.model))
+    on_record()
     try:
         with progress(training.num_steps, "icl_train", "step", initial=trainer.step) as bar:
             while trainer.step < training.num_steps:
@@ -262,6 +265,10 @@ def train(
                         save_checkpoint(run.path, trainer, setting, model)
                     if trainer.step in keep or due(training.resume_every):
                         save_resume_state(run, trainer)
+                if trainer.step < training.num_steps and (
+                    trainer.step in keep or due(training.eval_every)
+                ):
+                    on_record()
                 bar.update()
     except KeyboardInterrupt:
         with uninterrupted():

@@ -30,10 +30,10 @@ def plan_table(
     return text_table(["plan", ""], rows, max_width=100)
 
 
-def write_report(run_dir: Path, title: str) -> Path:
-    """report.html from metrics.jsonl: losses beside the exact predictors', relative distance,
+def make_report(run_dir: Path, title: str) -> Report:
+    """A run so far, from metrics.jsonl: losses beside the exact predictors', relative distance,
     losses of the tasks one by one, training loss."""
-    records = read_jsonl(run_dir / "metrics.jsonl")
+    records = read_jsonl(run_dir / "metrics.jsonl", missing_ok=True)
     report = Report(title, str(run_dir))
     last = _last(records)
     report.tiles(
@@ -64,10 +64,8 @@ def write_report(run_dir: Path, title: str) -> Path:
     per_task = {key.split("/")[1].replace("_", " "): _series(records, key) for key in tasks[:6]}
     _figure(report, per_task, "Loss on single tasks", "loss")
     _figure(report, {"training": _series(records, "train/loss")}, "Training loss", "loss")
-    report.table(["metric", "at the end"], [[key, value] for key, value in last.items()])
-    path = run_dir / "report.html"
-    report.write(path)
-    return path
+    report.table(["metric", "last value"], [[key, value] for key, value in last.items()])
+    return report
 
 
 def closing_words(run_dir: Path, config: Any) -> str:

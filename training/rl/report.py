@@ -111,9 +111,9 @@ def _self_edit_table(
 def _when(sample: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     if sample["kind"] == "train":
         return f"train, batch {sample['step']}"
-    last = max(s["step"] for s in samples if s["kind"] == "eval")
     if sample["step"] == 0:
         return "held out, before"
+    last = max(s["step"] for s in samples if s["kind"] == "eval")
     return "held out, after" if sample["step"] == last else f"held out, step {sample['step']}"
 
 
@@ -134,11 +134,14 @@ def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[li
     return ["held-out evaluation", "mean reward ± s.e.", "range", "solved"], rows
 
 
-def write_report(domain: Domain, problems: Problems, run: Path, *, title: str) -> Path:
-    metrics = read_jsonl(run / "metrics.jsonl")
-    samples = read_jsonl(run / "samples.jsonl")
+def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) -> Report:
+    """Of a run that is finished or still goes on."""
+    metrics = read_jsonl(run / "metrics.jsonl", missing_ok=True)
+    samples = read_jsonl(run / "samples.jsonl", missing_ok=True)
     report = Report(title, f"run {run.name}")
     report.tiles(_tiles(metrics))
+    if not samples:
+        return report
     _plots(report, metrics)
     report.heading("Held-out evaluation")
     report.table(*_evaluation_table(samples))
@@ -146,7 +149,6 @@ def write_report(domain: Domain, problems: Problems, run: Path, *, title: str) -
         report.heading("Self-edits and their rewards")
         report.table(*_self_edit_table(domain, problems, samples))
         _arc_tasks(report, domain, problems, samples)
-        write_published_files(run, [s for s in samples if s["kind"] == "train"], domain.bounds)
     report.heading("Answers")
     for sample in samples[-_SHOWN_ANSWERS:]:
         label = f"{_when(sample, samples)}, {sample['problem']}: reward {sample['reward']:.2f}"
@@ -155,9 +157,14 @@ def write_report(domain: Domain, problems: Problems, run: Path, *, title: str) -
             report.pre(sample["answer"], "answer")
             if sample["note"]:
                 report.paragraph(sample["note"])
-    path = run / "report.html"
-    report.write(path)
-    return path
+    return report
+
+
+def write_published(domain: Domain, run: Path) -> None:
+    """Files in the formats that the domain's published code reads, if it has any."""
+    if isinstance(domain, ArcDomain):
+        samples = read_jsonl(run / "samples.jsonl")
+        write_published_files(run, [s for s in samples if s["kind"] == "train"], domain.bounds)
 
 
 def _tiles(metrics: list[dict[str, Any]]) -> list[tuple[str, Any] | tuple[str, Any, str]]:
@@ -167,7 +174,8 @@ def _tiles(metrics: list[dict[str, Any]]) -> list[tuple[str, Any] | tuple[str, A
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         tiles.append(("held-out reward before", f"{first['eval/reward']:.3f}"))
-        tiles.append(("held-out reward after", f"{last['eval/reward']:.3f}"))
+        if last is not first:
+            tiles.append(("held-out reward after", f"{last['eval/reward']:.3f}"))
     tiles.append(("batches", len(batches)))
     for name in ("tokens/sampled", "tokens/trained"):
         tiles.append((name.replace("/", " "), f"{sum(m[name] for m in batches):,.0f}"))
@@ -205,7 +213,11 @@ def _arc_tasks(
             best = max(mine, key=lambda s: s["reward"])
             worst = min(mine, key=lambda s: s["reward"])
             outcomes = [("base model", domain.outcome(problem, None))]
-            for name, sample in (("best self-edit", best), ("worst self-edit", worst)):
+            shown = [("best self-edit", best), ("worst self-edit", worst)]
+            if best["reward"] == worst["reward"]:
+                same = f"one of {len(mine)} self-edits, all of the same reward"
+                shown = [("the only self-edit" if len(mine) == 1 else same, best)]
+            for name, sample in shown:
                 summary = edit_summary(sample["answer"], domain.bounds)
                 label = f"{name}: {summary} (reward {sample['reward']:.2f})"
                 outcomes.append((label, domain.outcome(problem, sample["answer"])))

@@ -86,13 +86,15 @@ def append_jsonl(path: Path | str, record: Mapping[str, Any], *, fsync: bool = F
             os.fsync(file.fileno())
 
 
-def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
-    """The records of a file written by `append_jsonl`.
+def read_jsonl(path: Path | str, *, missing_ok: bool = False) -> list[dict[str, Any]]:
+    """The records of a file written by `append_jsonl`; with `missing_ok` none where it is absent.
 
     A last line without its newline that does not parse was torn by a crash: it is dropped with a
     warning. Any other broken line is a ValueError naming file and line.
     """
-    records = []
+    records: list[dict[str, Any]] = []
+    if missing_ok and not Path(path).exists():
+        return records
     for number, line in numbered_lines(path):
         try:
             record = parse_json(line, str(path), line=number)

@@ -50,6 +50,9 @@ class Report:
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
         self.subtitle = subtitle
+        # of a run that goes on: how far it is, and how often a browser shall look again
+        self.status = ""
+        self.reload_seconds: int | None = None
         self._parts: list[str] = []
         self._n_figures = 0
 
@@ -155,8 +158,15 @@ class Report:
     def html(self) -> str:
         """The page."""
         subtitle = f'<p class="subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
+        status = f'<p class="status">{escape(self.status)}</p>' if self.status else ""
+        every = self.reload_seconds
+        reload = "" if every is None else f'<meta http-equiv="refresh" content="{every}">\n'
         return _PAGE.format(
-            title=escape(self.title), style=_STYLE, subtitle=subtitle, body="\n".join(self._parts)
+            title=escape(self.title),
+            style=_STYLE,
+            reload=reload,
+            subtitle=subtitle + status,
+            body="\n".join(self._parts),
         )
 
     def write(self, path: Path | str) -> None:
@@ -317,7 +327,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{title}</title>
+{reload}<title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
@@ -346,6 +356,8 @@ h1, h2, h3, p, figcaption, summary { overflow-wrap: anywhere; }
 td { overflow-wrap: break-word; }
 p { max-width: 72ch; margin: .6em 0; white-space: pre-line; }
 .subtitle { color: var(--soft); margin: .35em 0 0; }
+.status { display: inline-block; margin: .7em 0 0; padding: 2px 12px; border-radius: 999px;
+  border: 1px solid var(--line); background: var(--card); font-size: .9rem; }
 .tiles { display: grid; gap: 12px; margin: 18px 0;
   grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;

@@ -34,7 +34,7 @@ from utils.terminal import setting
 
 logger = logging.getLogger(__name__)
 
-SINKS = ("wandb", "tensorboard")
+SINKS = ("wandb", "tensorboard", "trackio")
 CHECKPOINT_PATHS = ("state_path", "sampler_path")
 LOCK = ".writer.lock"
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -220,8 +220,7 @@ class RunDir:
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """All lines of checkpoints.jsonl, oldest first, with absolute paths."""
-        path = self.path / "checkpoints.jsonl"
-        records = read_jsonl(path) if path.exists() else []
+        records = read_jsonl(self.path / "checkpoints.jsonl", missing_ok=True)
         return [_with_paths(record, self._absolute_path) for record in records]
 
     def last_checkpoint(self, kind: Literal["state", "sampler"] = "state") -> dict[str, Any] | None:
@@ -405,6 +404,7 @@ def _sink_factories(names: Sequence[str]) -> list[_SinkFactory]:
     factories: dict[str, tuple[str, _SinkFactory]] = {
         "wandb": ("wandb", _WandbSink),
         "tensorboard": ("torch.utils.tensorboard", _TensorboardSink),
+        "trackio": ("trackio", _TrackioSink),
     }
     problems = []
     for name in names:
@@ -434,6 +434,28 @@ class _WandbSink:
             dir=str(run.path),
             config=config,
             resume="allow",
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _TrackioSink:
+    """Its files lie in the user's cache; `trackio show` is the dashboard."""
+
+    def __init__(self, script: str, run: RunDir, config: dict[str, Any]) -> None:
+        trackio: Any = importlib.import_module("trackio")
+        self._run = trackio.init(
+            project="autodidact",
+            group=script,
+            name=run.run_id,
+            config=config,
+            # a name is all it knows a run by, and another script may have one of this name
+            resume="allow" if run.resumed else "never",
+            embed=False,
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

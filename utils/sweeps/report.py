@@ -299,7 +299,7 @@ def _plot_caption(drawn: Curves) -> str:
 
 def _read_result(cell: Cell, path: Path) -> Result:
     try:
-        records = read_jsonl(path) if path.exists() else []
+        records = read_jsonl(path, missing_ok=True)
     except ValueError as error:
         logger.warning("%s; its cell is shown without metrics", error)
         records = []

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from utils.config.entrypoint import ConfigError, load_config, load_yaml
+from utils.config.entrypoint import ConfigError, load_config, load_yaml, to_plain
 from utils.runs.inputs import Input
 from utils.runs.run_dir import RunDir, git_state, run_meta
 
@@ -291,16 +291,20 @@ def test_sinks_are_checked_before_anything_is_made(tmp_path: Path, monkeypatch):
     real = importlib.import_module
 
     def missing(name: str) -> object:
-        if name in ("wandb", "torch.utils.tensorboard"):
+        if name in ("wandb", "torch.utils.tensorboard", "trackio"):
             raise ImportError(f"No module named {name!r}")
         return real(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ConfigError) as caught:
-        RunDir.open("sft", tmp_path / "run", {}, sinks=["wandb", "tensorboard", "mlflow"])
-    wandb, tensorboard, mlflow = caught.value.problems
+        RunDir.open(
+            "sft", tmp_path / "run", {}, sinks=["wandb", "tensorboard", "trackio", "mlflow"]
+        )
+    wandb, tensorboard, trackio, mlflow = caught.value.problems
+    assert trackio.startswith("sinks asks for trackio, which cannot be imported (No module")
+    assert "run `uv pip install trackio`, or leave it out" in trackio
     assert "uv pip install wandb" in wandb and "uv pip install tensorboard" in tensorboard
-    assert mlflow == "sinks names 'mlflow'; allowed: wandb, tensorboard"
+    assert mlflow == "sinks names 'mlflow'; allowed: wandb, tensorboard, trackio"
     assert not (tmp_path / "run").exists()
 
 
@@ -334,6 +338,40 @@ def test_tensorboard_gets_every_number_with_its_step(tmp_path: Path, monkeypatch
     # one folder is one run to tensorboard
     assert first.log_dir == second.log_dir == str(tmp_path / "run" / "tensorboard")
     assert first.closed and second.closed
+
+
+def test_trackio_gets_every_number_with_its_step(tmp_path: Path, monkeypatch):
+    made = []
+
+    class Run:
+        def __init__(self, **options: Any) -> None:
+            self.options, self.finished = options, False
+            self.logged: list[tuple[int, dict[str, float]]] = []
+            made.append(self)
+
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            self.logged.append((step, metrics))
+
+        def finish(self) -> None:
+            self.finished = True
+
+    trackio: Any = types.ModuleType("trackio")
+    trackio.init = Run
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    config = Config(log_path=tmp_path / "run")
+    for step in (1, 2):
+        with RunDir.open("sft", config.log_path, config, sinks=["trackio"]) as run:
+            run.log_metrics(step, {"loss": 0.5, "kind": "text", "n": 2, "done": True})
+            assert not made[-1].finished
+    first, second = made
+    assert first.logged == [(1, {"loss": 0.5, "n": 2.0, "done": 1.0})]
+    assert second.logged == [(2, {"loss": 0.5, "n": 2.0, "done": 1.0})]
+    assert first.finished and second.finished
+    # a new run is never mixed with another of its name, a resumed one is gone on with
+    assert [run.options["resume"] for run in made] == ["never", "allow"]
+    assert first.options["name"] == second.options["name"] == "run"
+    assert first.options["project"] == "autodidact" and first.options["group"] == "sft"
+    assert first.options["config"] == to_plain(config)
 
 
 def test_wandb_gets_every_number_with_its_step(tmp_path: Path, monkeypatch):

@@ -28,10 +28,10 @@ from training.domains.arc.ttt_results import (
     TaskRecord,
     answered,
     append_record,
+    make_report,
     metrics,
     read_records,
     record_rows,
-    write_report,
     write_submission_of,
 )
 from training.loop import require_models
@@ -39,7 +39,9 @@ from training.models import check_rank, context_length, load_tokenizer
 from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
 from utils.runs.files import shown_path
 from utils.runs.inputs import Input, data_input
+from utils.runs.live_report import LiveReport
 from utils.runs.progress import progress
+from utils.runs.report import Report
 from utils.runs.run_dir import RunDir
 from utils.runs.tables import text_table
 
@@ -238,18 +240,31 @@ class ArcTestTime:
         run.truncate_logs({})
         for number in range(1, len(records) + 1):
             run.log_metrics(number, metrics(records[:number]))
-        for record in ArcRun(service, tokenizer, settings).records(self._tasks, done):
-            append_record(run.path, record)
-            records.append(record)
-            run.log_metrics(len(records), metrics(records))
-            logger.info("%s: solved %s", record.task, record.last.solved)
+        with self._report(run, records) as live:
+            for record in ArcRun(service, tokenizer, settings).records(self._tasks, done):
+                append_record(run.path, record)
+                records.append(record)
+                run.log_metrics(len(records), metrics(records))
+                logger.info("%s: solved %s", record.task, record.last.solved)
+                live.refresh()
+
+    def _report(self, run: RunDir, done: Sequence[TaskRecord]) -> LiveReport:
+        order = {task.id: place for place, task in enumerate(self._tasks)}
+
+        def make() -> Report:
+            records = sorted(read_records(run.path), key=lambda record: order[record.task])
+            return make_report(run.path.name, self.config.experiment_name, records, self._tasks)
+
+        return LiveReport(
+            run.path / "report.html", make, "task", lambda: len(done), len(self._tasks)
+        )
 
     def finish(self, run: RunDir) -> str:
         order = {task.id: place for place, task in enumerate(self._tasks)}
         records = sorted(read_records(run.path), key=lambda record: order[record.task])
         name = self.config.experiment_name
         submission = write_submission_of(run.path, records)
-        report = write_report(run.path, name, records, self._tasks)
+        report = self._report(run, records).finish()
         return (
             f"\n{name}\n\n{text_table(HEADERS, record_rows(records))}\n\n"
             f"Log: {shown_path(run.path / TASKS)}\nSubmission: {shown_path(submission)}\n"

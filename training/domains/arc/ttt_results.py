@@ -188,11 +188,14 @@ def write_submission_of(run: Path, records: Sequence[TaskRecord]) -> Path:
     return path
 
 
-def write_report(
-    run: Path, name: str, records: Sequence[TaskRecord], tasks: Sequence[Task]
-) -> Path:
+def make_report(
+    run: str, name: str, records: Sequence[TaskRecord], tasks: Sequence[Task]
+) -> Report:
+    """Of the tasks that are done; `run` is its name."""
     by_id = {task.id: task for task in tasks}
-    report = Report(f"ARC test-time training: {name}", run.name)
+    report = Report(f"ARC test-time training: {name}", run)
+    if not records:
+        return report
     before, after = [r.before for r in records], [r.after for r in records]
     report.tiles(
         [
@@ -217,6 +220,4 @@ def write_report(
         outcomes = [("before", record.before), ("after", record.after)]
         shown = [(label, None if a is None else asdict(a)) for label, a in outcomes]
         add_task(report, by_id[record.task], shown)
-    path = run / "report.html"
-    report.write(path)
-    return path
+    return report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.domains.bbh.data import TaskData
@@ -17,14 +16,17 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-def write_report(
-    folder: Path,
+def make_report(
+    run: str,
     name: str,
     results: Sequence[TaskResult],
     data: Sequence[TaskData],
     rows: Sequence[Sequence[Any]],
-) -> Path:
-    report = Report(f"BIG-Bench-Hard: {name}", folder.name)
+) -> Report:
+    """Of the tasks that are done; `run` is its name."""
+    report = Report(f"BIG-Bench-Hard: {name}", run)
+    if not results:
+        return report
     mean = rows[-1]
     report.tiles(
         [
@@ -48,9 +50,7 @@ def write_report(
                 report.pre(p.question, f"item {p.index}")
                 answer = "no answer" if p.answer is None else p.answer
                 report.pre(f"{answer}  ({mark}; expected {p.target})", p.event or "answer")
-    path = folder / "report.html"
-    report.write(path)
-    return path
+    return report
 
 
 def accuracy_bars(

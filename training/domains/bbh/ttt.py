@@ -12,7 +12,7 @@ from training.api import ServiceClient
 from training.domains.bbh.config import BBHConfig
 from training.domains.bbh.data import TaskData, load_data
 from training.domains.bbh.methods import TRAINED, BBHRun, TaskResult
-from training.domains.bbh.report import write_report
+from training.domains.bbh.report import make_report
 from training.domains.bbh.results import (
     HEADERS,
     append_result,
@@ -26,6 +26,8 @@ from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
 from utils.runs.inputs import Input, data_input
+from utils.runs.live_report import LiveReport
+from utils.runs.report import Report
 from utils.runs.run_dir import RunDir
 from utils.runs.tables import text_table
 
@@ -105,20 +107,37 @@ class BBHTestTime:
         for number in range(1, len(done) + 1):
             _log_metrics(run, done[:number])
         names = [result.task for result in done]
-        for result in BBHRun(service, tokenizer, settings).results(self._data, names):
-            append_result(run.path, result)
-            done.append(result)
-            _log_metrics(run, done)
-            logger.info("%s: %.1f %%", result.task, result.accuracy)
+        with self._report(run, done) as live:
+            for result in BBHRun(service, tokenizer, settings).results(self._data, names):
+                append_result(run.path, result)
+                done.append(result)
+                _log_metrics(run, done)
+                logger.info("%s: %.1f %%", result.task, result.accuracy)
+                live.refresh()
+
+    def _results(self, run: RunDir) -> list[TaskResult]:
+        order = {d.task.name: place for place, d in enumerate(self._data)}
+        return sorted(read_results(run.path), key=lambda result: order[result.task])
+
+    def _report(self, run: RunDir, done: Sequence[TaskResult]) -> LiveReport:
+        name = self.config.experiment_name(self.config.seed)
+
+        def make() -> Report:
+            results = self._results(run)
+            rows = result_rows(results, lambda task: BY_NAME[task].chance) if results else []
+            return make_report(run.path.name, name, results, self._data, rows)
+
+        return LiveReport(
+            run.path / "report.html", make, "task", lambda: len(done), len(self._data)
+        )
 
     def finish(self, run: RunDir) -> str:
         config = self.config
-        order = {d.task.name: place for place, d in enumerate(self._data)}
-        results = sorted(read_results(run.path), key=lambda result: order[result.task])
+        results = self._results(run)
         name = config.experiment_name(config.seed)
         log = write_log(run.path, results, name, trained=config.method in TRAINED)
         rows = result_rows(results, lambda task: BY_NAME[task].chance)
-        report = write_report(run.path, name, results, self._data, rows)
+        report = self._report(run, results).finish()
         sources = ", ".join(dict.fromkeys(d.source for d in self._data))
         return (
             f"\n{name}, items from {sources}\n\n{text_table(HEADERS, rows)}\n\nLog: {log}\n"
