@@ -10,8 +10,6 @@ metrics.pt is written last and in one step: where it is, the evaluation is whole
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +30,7 @@ from training.icl.tasks import load_task_set, make_generator, new_task_set
 from utils.config.entrypoint import as_config_errors, raise_problems, to_plain
 from utils.runs.files import atomic_write_text, atomic_writer, shown_path
 from utils.runs.progress import Progress, progress
-from utils.runs.tables import truncate
+from utils.runs.tables import csv_text, truncate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -471,13 +469,3 @@ def position_rows(modes: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
             values = {name: column[position] for name, column in columns.items()}
             rows.append({"mode": mode, "position": position, **values})
     return rows
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """With a header of all columns; None is an empty cell."""
-    buffer = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.icl.evaluator import csv_text
 from evaluation.icl.results import what_varies
 from utils.runs.files import atomic_write_bytes, atomic_write_text
 from utils.runs.report import LINE_COLOURS, Report
+from utils.runs.tables import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,9 +1,11 @@
-"""Tables as plain text, for the end of a script."""
+"""Tables as plain text, for the end of a script, and as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -35,6 +37,16 @@ def text_table(
         ).rstrip()
         for line in lines
     )
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """With a header of all columns; None is an empty cell."""
+    buffer = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def cell_text(value: Any) -> str:
