@@ -1,5 +1,4 @@
-"""Results of inspect_ai and lm-eval, in files that the libraries wrote (logs/make_*.py), matched and
-compared.
+"""Results of inspect_ai and lm-eval, in files that the libraries wrote (logs/make_*.py), compared.
 
 uv run pytest tests/evaluation/compare/test_compare_readers.py
 """
