@@ -346,9 +346,10 @@ def detectable_noncentrality(df: float) -> float:
     from scipy import optimize
 
     # the power is below 0.2 at one standard error, and above 0.9 at twice the critical point
-    return float(
-        optimize.brentq(lambda x: t_power(x, df) - POWER, 1, 2 * t_critical(df), xtol=1e-13)
+    found = optimize.root_scalar(
+        lambda x: t_power(x, df) - POWER, bracket=(1, 2 * t_critical(df)), xtol=1e-13
     )
+    return float(found.root)
 
 
 # ---- small parts ----

@@ -44,6 +44,8 @@ class Config:
                 f"checkpoint_path={self.checkpoint_path!r}: only adapter folders of the local "
                 "backend can be exported; a service's weights have to be downloaded first"
             )
+        elif not self.checkpoint_path:
+            problems.append("checkpoint_path is empty: a folder of weights is needed")
         elif not Path(self.checkpoint_path).expanduser().is_dir():
             problems.append(f"checkpoint_path={self.checkpoint_path!r}: no such file or folder")
         if self.output_dir.expanduser().exists():

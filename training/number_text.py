@@ -76,16 +76,17 @@ _STATING_PAIRS = frozenset({("equal", "to"), ("total", "of"), ("sum", "of")})
 _DENYING = _listed("not no never nor neither or wrong incorrect false")
 # a number with these is another one, or none
 _CHANGING = _DENYING | _listed(
-    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-    sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
-    hundred hundreds thousand thousands million millions billion billions trillion trillions
-    quadrillion dozen dozens score gross grand lakh lakhs crore crores mil mill mn mln mio bn bln
-    tn trn thou half halves third thirds fourth fourths fifth fifths sixth sixths seventh sevenths
-    eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths point
-    plus minus negative least most minimum maximum max
-    about approx approximately roughly nearly almost ish
-    pi tau phi theta alpha beta gamma delta lambda omega sigma infinity inf nan
-    sqrt root log ln lg exp sin cos tan cot sec csc abs mod modulo factorial"""
+    """zeros ones twos threes fours fives tens twenties zero one two three four five six seven
+    eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+    twenty thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands
+    million millions billion billions trillion trillions quadrillion thsd thsnd dozen dozens
+    score gross grand lakh lakhs crore crores mil mill mn mln mio bn bln tn trn thou half halves
+    third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths
+    quarter ninth ninths tenth tenths hundredth hundredths thousandth thousandths point below
+    above under beneath short less binary octal hex hexadecimal plus minus negative least
+    most minimum maximum max about approx approximately roughly nearly almost ish pi tau phi
+    theta alpha beta gamma delta lambda omega sigma infinity inf nan sqrt root log ln lg exp sin
+    cos tan cot sec csc abs mod modulo factorial"""
 )
 # right behind a number these go on with it: 5 squared, 5 and up
 _CONTINUING = _listed("squared cubed and over choose")

@@ -136,8 +136,7 @@ class LLMJudge:
 
 
 class _Answer(BaseModel):
-    # strict, because True would pass for a score of 1
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class _VerdictAnswer(_Answer):

@@ -147,6 +147,7 @@ def test_what_cannot_change_a_number_may_stand_beside_it(
 @pytest.mark.parametrize(
     "text",
     [
+        *("5 tens", "5 twos", "5 thsd", "5 quarter", "5 degrees below", "101 in binary"),
         # unknowns, constants and functions
         *("5x", "5 x", "x5", "5xy", "5abc", "3i", "5e", "5π", r"5\pi", "5 pi", r"5\sqrt", "√5"),
         *("C(5)", "f(5)", "sqrt(5)", "log 5", r"\frac{1}{2}x", r"x\frac{1}{2}", "5(x)", "5/x"),

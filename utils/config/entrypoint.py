@@ -49,7 +49,7 @@ from utils.config.layers import (
 )
 from utils.config.plain_yaml import dump_yaml, load_yaml, to_plain, yaml_text
 from utils.config.presets import presets_text
-from utils.config.types import Rejected, Shape, chz_arms, expected_type, fields_of
+from utils.config.types import Rejected, Shape, chz_arms, expected_type, fields_of, wants_text
 from utils.openmp import bound_spinning
 from utils.runs.inputs import file_inputs
 from utils.terminal import print_anything
@@ -391,7 +391,11 @@ def _describe(shape: Shape, key: str, value: Any, place: str, error: Exception) 
         return f"{key} (from {place}): {missing.path} is None, so nothing of it can be set"
     annotation = shape.type_at(key)
     if annotation is not None and not chz_arms(annotation):
-        return f"{key} (from {place}): expected {expected_type(annotation)}, got {text!r}"
+        # a shell takes the double quotes away where there are no single ones around them
+        typed = isinstance(value, chz.Castable) and text.startswith("[")
+        quoted = f'; write \'{key}=["first","second"]\', quotes included'
+        hint = quoted if typed and wants_text(annotation) else ""
+        return f"{key} (from {place}): expected {expected_type(annotation)}, got {text!r}{hint}"
     return f"{key} (from {place}): {_tidy(str(error))}"
 
 

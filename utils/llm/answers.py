@@ -60,7 +60,8 @@ def require_model(reply: Reply, role: str, model: type[M]) -> M:
         detail = f"not JSON ({error}): {_shown(text)}"
         raise LLMError("invalid_json", role, detail, reply=reply) from None
     try:
-        return model.model_validate(value)
+        # strict, because "no" would pass for False and True for a score of 1
+        return model.model_validate(value, strict=True)
     except ValidationError as error:
         detail = _problems_of(error)
         raise LLMError("invalid_schema", role, detail, reply=reply) from None

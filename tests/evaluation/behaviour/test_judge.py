@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from eval_world import PROPERTIES, assistant_turns, server, told_conversation, verdicts
 from fake_endpoint import FakeEndpoint, in_order
-from pydantic import ValidationError
 
 from evaluation.behaviour.answers import Conversation, Failure, hold_conversations
 from evaluation.behaviour.eval_file import EvalPrompt
@@ -27,7 +26,8 @@ from evaluation.behaviour.judge import (
     judgment_model,
 )
 from generation.properties import Property, read_properties
-from utils.llm.api import LLMError, Message, Role
+from utils.llm.answers import require_model
+from utils.llm.api import LLMError, Message, Reply, Role
 from utils.llm.client import LLMClient
 from utils.llm.openai_endpoint import OpenAIEndpoint
 from utils.llm.retry import RetryPolicy
@@ -140,8 +140,8 @@ def test_a_good_answer() -> None:
     ],
 )
 def test_wrong_answers(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        judgment_model(BOTH).model_validate(wrong)
+    with pytest.raises(LLMError, match="invalid_schema"):
+        require_model(Reply(json.dumps(wrong), "stop"), "judge", judgment_model(BOTH))
 
 
 # --- what a judge is told

@@ -113,3 +113,9 @@ def test_wrapped_answers_are_held_to_the_model() -> None:
         read('```json\n{"rationale": "plain", "score": 7, "also": 1}\n```')
     assert error.value.kind == "invalid_schema"
     assert "also: Extra inputs are not permitted" in error.value.detail
+
+
+@pytest.mark.parametrize("score", ["true", '"7"', "7.0", "7.5"])
+def test_other_types_are_asked_for_again(score: str) -> None:
+    with pytest.raises(LLMError, match="score"):
+        read(f'{{"rationale": "plain", "score": {score}}}')

@@ -117,12 +117,22 @@ def _take_probe(model: Any, head: Any, path: str | Path, dtype: torch.dtype) -> 
 
 @torch.no_grad()
 def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AttentionInterface,
+        AutoConfig,
+        AutoModelForCausalLM,
+    )
     from transformers.utils import logging as transformers_logging
 
     AttentionInterface.register(ATTENTION_NAME, attend_packed)
     transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(path)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{path}: model_type {config.model_type!r} is none of transformers' causal language "
+            "models; it is not supported by the local engine"
+        )
     model: Any = AutoModelForCausalLM.from_pretrained(
         path, config=config, dtype=dtype, attn_implementation="eager"
     )
@@ -137,6 +147,8 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
     weights = weights_digest(model.parameters())
     key = comparison_key(path, model.config, weights, device, dtype)
     note = read_note(key)
+    if note is not None and note.mode not in {mode.name for mode in MODES}:
+        note = None
     probe = _take_probe(model, head, path, dtype) if note is None else None
     if probe is not None and not probe.finite:
         raise ValueError(f"{path}: its own logits are not finite; are there NaN weights?")

@@ -89,6 +89,7 @@ def _gspo(p: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
     return _clipped(log_s + (p - p.detach()), inputs["advantages"], config)
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _RL = ("target_tokens", "logprobs", "advantages")
 _PPO_CLIPS: dict[str, float | None] = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 
@@ -189,6 +190,11 @@ def prepare(index: int, datum: Datum, loss_fn: str, vocab_size: int) -> LossInpu
             )
         if not np.isfinite(array).all():
             raise ValueError(f"{where}.{key} has NaN or infinite values; it needs finite ones")
+        if array.dtype == np.float64 and np.abs(array).max(initial=0) > FLOAT32_MAX:
+            raise ValueError(
+                f"{where}.{key} has {array.flat[np.abs(array).argmax()]:.4g}; float32 holds values "
+                f"up to {FLOAT32_MAX:.4g}"
+            )
     matters = np.zeros(targets.shape, dtype=bool)
     for key in ("weights", "advantages", "logprobs", "sequence_ratio_mask"):
         if key in arrays:
@@ -229,7 +235,12 @@ def overflow_message(
     position = prepared.positions[at // (size.shape[1] if size.ndim == 2 else 1)]
     values = {"logprob": logprobs, **prepared.inputs, "loss": losses, "gradient": gradient}
     listed = ", ".join(f"{key} {value.flatten()[at].item():.4g}" for key, value in values.items())
+    remedy = (
+        "`logprobs` have to be those that the sampler gave to the same target_tokens"
+        if "logprobs" in prepared.inputs
+        else "Smaller `weights` are needed"
+    )
     return (
         f"data[{datum}] at position {position}: {listed}; float32 cannot hold what follows from "
-        "that. `logprobs` have to be those that the sampler gave to the same target_tokens"
+        f"that. {remedy}"
     )

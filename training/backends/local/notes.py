@@ -73,8 +73,10 @@ def notes_file() -> Path:
 
 
 def read_note(key: str) -> Note | None:
-    found = _read().get(key)
-    return None if found is None else Note(found["mode"], tuple(found["left_out"]))
+    match _read().get(key):
+        case {"mode": str(mode), "left_out": [*names]}:
+            return Note(mode, tuple(map(str, names)))
+    return None
 
 
 def write_note(key: str, note: Note) -> None:
@@ -88,7 +90,10 @@ def write_note(key: str, note: Note) -> None:
 
 
 def _read() -> dict[str, Any]:
+    """A file that cannot be read, or holds something else, is as good as none: what it said of a
+    model is found out again."""
     try:
-        return json.loads(notes_file().read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        found = json.loads(notes_file().read_bytes())
+    except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}

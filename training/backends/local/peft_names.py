@@ -204,7 +204,8 @@ def check_layer_fields(
 
 def _shown(fields: dict[str, Any], *names: str) -> str:
     """Those that are set, as settings."""
-    texts = (f"{name}={fields[name]!r}" for name in names if fields.get(name) not in (None, []))
+    texts = [f"{name}={fields[name]!r}" for name in names if fields.get(name) not in (None, [])]
+    texts = texts or [f"{name} is not set" for name in names[:1]]
     return ", ".join(text if len(text) <= 200 else f"{text[:200]}..." for text in texts)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import save_tiny_model
 
-from training.backends.local import loading
+from training.backends.local import loading, notes
 from training.backends.local.attention import SegmentAttention
 from training.backends.local.batching import Segment
 from training.backends.local.decoder import Decoder
@@ -110,3 +110,40 @@ def test_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Decoder(path, CPU)
     monkeypatch.setattr(loading, "_was_compared", lambda _folder: False)
     assert_same(first, Decoder(path, CPU))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'{"KEY": {}}',
+        b'{"KEY": {"mode": "packed"}}',
+        b'{"KEY": 5}',
+        b'{"KEY": {"mode": "upside down", "left_out": []}}',
+        None,
+    ],
+)
+def test_a_damaged_note_is_as_good_as_none(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "compared.json"
+    monkeypatch.setattr(notes, "notes_file", lambda: file)
+    path = save_tiny_model(tmp_path / "model", "llama")
+    Decoder(path, CPU)
+    [key] = json.loads(file.read_text())
+    right = file.read_bytes()
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content.replace(b"KEY", key.encode()))
+    assert Decoder(path, CPU).shares_prefixes
+    assert content is None or json.loads(file.read_bytes())[key] == json.loads(right)[key]
+
+
+def test_what_is_no_causal_language_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ValueError, match="model_type 'clip' is none of transformers' causal lang"):
+        Decoder(tmp_path, CPU)
