@@ -75,7 +75,7 @@ def main(config: Any) -> None:
         service = connect("local", device=config.device)
     log_path = config.log_path or new_run_path("ttt", about=config.domain)
     # where items come from may change, as long as they are the same
-    ignored = ("max_parallel_adapters", "dry_run", "source")
+    ignored = ("max_parallel_adapters", "dry_run", "source", "output_file")
     run = RunDir.open("ttt", log_path, config, resume_fields_ignored=ignored, data=work.data())
     with run, exit_on_interrupt(run, "tasks that are done are kept"), contextlib.closing(service):
         work.train_and_answer(service, run)

@@ -86,6 +86,33 @@ def log_of(path: Path) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------- whole runs
 
 
+def test_a_copy_of_the_log_where_it_is_asked_for(
+    run: Run, model: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    copy = tmp_path / "results.json"
+    arguments = ["method=random_guessing", f"output_file={copy}"]
+    path = run(tmp_path / "run", *arguments)
+    assert json.loads(copy.read_bytes()) == log_of(path)
+    # what the run itself left there may be written again, and nothing else
+    run(tmp_path / "run", *arguments)
+    assert f"output_file={copy} exists; name another file" in refused(f"output_file={copy}")
+    copy.write_text("mine")
+    for found in (
+        refused(f"output_file={copy}", f"log_path={path}"),
+        refused(f"output_file={copy}"),
+    ):
+        assert f"output_file={copy} exists; name another file" in found
+    assert copy.read_text() == "mine"
+    assert "is a folder; name a file in it" in refused(f"output_file={tmp_path}")
+    nowhere = tmp_path / "nowhere" / "log.json"
+    assert f"there is no folder {nowhere.parent}" in refused(f"output_file={nowhere}")
+    assert not nowhere.parent.exists()
+    # a finished run gives its copy later too
+    late = tmp_path / "late.json"
+    run(tmp_path / "run", "method=random_guessing", f"output_file={late}")
+    assert json.loads(late.read_bytes()) == log_of(path)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_log_has_the_published_structure(method: str, run: Run, tmp_path: Path) -> None:
     path = run(tmp_path / "run", f"method={method}")

@@ -32,6 +32,8 @@ from utils.runs.files import expanded, shown_path
 
 COMMAND_LINE = "command line"
 PRESET_KEY = "experiment"
+# names of earlier systems, for the setting that means the same
+ALSO = {"model_dir": "model_name"}
 FLAGS = ("--help", "-h", "--check")
 
 
@@ -108,6 +110,7 @@ def read_sources(
     """All layers as they stand: the preset, the files, the command line."""
     fields = fields_of(target)
     arguments, problems = _parse_argv(argv)
+    _rename(arguments, fields, COMMAND_LINE, problems)
     layers: list[RawLayer] = []
     unreadable = False
     below: dict[str, Any] = {}
@@ -128,6 +131,7 @@ def read_sources(
             )
         values = {str(key): value for key, value in values.items()}
         resolved = {k: _resolved(v, k, place, problems) for k, v in values.items()}
+        _rename(resolved, fields, place, problems)
         below.update(resolved)
         # a layer may name the files above it, which need not be fields
         kept = {k: v for k, v in resolved.items() if k in fields or k not in files_above}
@@ -166,6 +170,23 @@ def read_sources(
         add(str(path), str(path), expanded(path), values, layer_names[position + 1 :])
     layers.append(RawLayer(COMMAND_LINE, COMMAND_LINE, arguments, is_text=True))
     return Sources(layers, problems, unreadable)
+
+
+def _rename(
+    values: dict[str, Any], fields: Mapping[str, Any], place: str, problems: list[str]
+) -> None:
+    """Gives the settings of one layer their own names; both names with different values are a
+    problem."""
+    for other, name in ALSO.items():
+        if other not in values or other in fields or name not in fields:
+            continue
+        value = values.pop(other)
+        if name in values and values[name] != value:
+            problems.append(
+                f"{other}={value} and {name}={values[name]} (from {place}) are one setting; keep "
+                "one of them"
+            )
+        values.setdefault(name, value)
 
 
 def _parse_argv(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

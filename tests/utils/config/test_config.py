@@ -459,6 +459,37 @@ def test_resuming_compares_the_classes_too(tmp_path: Path):
 # ----------------------------------------------------------------------------------- environment
 
 
+@chz.chz
+class Trained:
+    model_name: str = "embedded"
+    seed: int = 0
+
+
+@chz.chz
+class Stored(Trained):
+    model_dir: str = "here"
+
+
+def test_model_dir_is_model_name(yaml_file):
+    assert load_config(Trained, ["model_dir=a/b"]) == Trained(model_name="a/b")
+    assert load_config(Trained, ["model_dir=a", "model_name=a"]) == Trained(model_name="a")
+    path = yaml_file("{model_dir: low, seed: 3}")
+    file = f"config_file={path}"
+    assert load_config(Trained, [file]) == Trained(model_name="low", seed=3)
+    assert load_config(Trained, [file, "model_name=high"]) == Trained(model_name="high", seed=3)
+    given = given_value(Trained, [file], "model_name")
+    assert given is not None and given.value == "low"
+    with pytest.raises(ConfigError) as error:
+        load_config(Trained, ["model_dir=a", "model_name=b"])
+    assert error.value.problems == [
+        "model_dir=a and model_name=b (from command line) are one setting; keep one of them"
+    ]
+    # where a script has such settings of its own, and where it has no model
+    assert load_config(Stored, ["model_dir=a"]) == Stored(model_dir="a")
+    with pytest.raises(ConfigError, match=r"model_dir \(from command line\): unknown"):
+        load_config(Optimizer, ["model_dir=a"])
+
+
 def test_environment_variables_are_filled_in(yaml_file, monkeypatch: pytest.MonkeyPatch):
     for name, value in {"WORD": "x", "STEPS": "12", "RATE": "1e-3", "EMPTY": ""}.items():
         monkeypatch.setenv(name, value)

@@ -22,7 +22,7 @@ from training.domains.bbh.methods import (
 from training.domains.bbh.tasks import BBHTask, choose_tasks
 from training.domains.bbh.text import LossMask
 from utils.config.entrypoint import problems_of
-from utils.config.help import EVALUATION, MODEL, WHAT
+from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
 from utils.runs.inputs import INPUT
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -94,6 +94,10 @@ class BBHConfig:
         default="fit",
         doc="tokens of an answer: the published number (counted with Llama 3's tokenizer), or at "
         "least what the task's longest target takes",
+    )
+
+    output_file: Path | None = chz.field(
+        default=None, doc="a copy of log.json goes there; must not exist", metadata=OUTPUT
     )
 
     def problems(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from training.domains.bbh.methods import Prediction, TaskResult
 from utils.config.entrypoint import ConfigError, load_yaml, raise_problems
-from utils.runs.files import append_jsonl, atomic_write_text, read_jsonl
+from utils.runs.files import append_jsonl, atomic_write_text, expanded, read_jsonl
 
 LOG = "log.json"
 TASKS = "tasks.jsonl"
@@ -61,6 +62,21 @@ def write_log(run: Path, results: Sequence[TaskResult], name: str, *, trained: b
     path = run / LOG
     atomic_write_text(path, json.dumps(log, indent=1, ensure_ascii=False))
     return path
+
+
+def copy_problems(output_file: Path, log_path: Path | None) -> list[str]:
+    """Why log.json cannot be copied there. The copy that this very run left may be replaced."""
+    told, path = f"output_file={output_file}", expanded(output_file)
+    if path.is_dir():
+        return [f"{told} is a folder; name a file in it"]
+    if not path.parent.is_dir():
+        return [f"{told}: there is no folder {path.parent}"]
+    if not os.access(path.parent, os.W_OK):
+        return [f"{told}: the folder {path.parent} cannot be written to"]
+    log = None if log_path is None else log_path / LOG
+    if path.exists() and not (log and log.is_file() and log.read_bytes() == path.read_bytes()):
+        return [f"{told} exists; name another file"]
+    return []
 
 
 def mean_accuracy(results: Sequence[TaskResult]) -> float:

@@ -16,6 +16,7 @@ from training.domains.bbh.report import make_report
 from training.domains.bbh.results import (
     HEADERS,
     append_result,
+    copy_problems,
     mean_accuracy,
     read_results,
     result_rows,
@@ -25,6 +26,7 @@ from training.domains.bbh.tasks import BY_NAME
 from training.loop import require_models
 from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
+from utils.runs.files import atomic_write_bytes, expanded
 from utils.runs.inputs import Input, data_input
 from utils.runs.live_report import LiveReport
 from utils.runs.report import Report
@@ -40,6 +42,8 @@ class BBHTestTime:
         self.config = config
         self._data: list[TaskData] = []
         problems = config.problems() + problems_of(self._check_model)
+        if config.output_file is not None:
+            problems += copy_problems(config.output_file, config.log_path)
         for name, least in (("max_parallel_adapters", 1), ("seed", 0)):
             if getattr(config, name) < least:
                 problems.append(f"{name}={getattr(config, name)}: at least {least} is needed")
@@ -135,7 +139,12 @@ class BBHTestTime:
         config = self.config
         results = self._results(run)
         name = config.experiment_name(config.seed)
+        if config.output_file is not None:
+            # somebody may have made it since the start
+            raise_problems(copy_problems(config.output_file, run.path))
         log = write_log(run.path, results, name, trained=config.method in TRAINED)
+        if config.output_file is not None:
+            atomic_write_bytes(expanded(config.output_file), log.read_bytes())
         rows = result_rows(results, lambda task: BY_NAME[task].chance)
         report = self._report(run, results).finish()
         sources = ", ".join(dict.fromkeys(d.source for d in self._data))
