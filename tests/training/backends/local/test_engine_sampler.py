@@ -28,7 +28,7 @@ from training.api import (
 )
 from training.backends.local import attention
 from training.backends.local import sampler as sampler_module
-from training.backends.local.sampler import sample_tokens
+from training.backends.local.tokens import sample_tokens
 
 GREEDY = SamplingParams(max_tokens=25, temperature=0, stop=[])
 
