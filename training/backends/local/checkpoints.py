@@ -19,11 +19,10 @@ from training.backends.local.adapters import (
     Adapter,
     AdapterConfig,
     fill_layers,
-    peft_files,
-    read_peft_folder,
 )
 from training.backends.local.decoder import HEAD, Decoder
 from training.backends.local.linear import LowRank
+from training.backends.local.peft_folders import peft_files, read_peft_folder
 from training.backends.local.peft_names import PEFT_CONFIG, PEFT_WEIGHTS
 from utils.json_files import read_json_object
 from utils.runs.files import expanded

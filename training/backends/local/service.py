@@ -39,7 +39,6 @@ from training.backends.local.adapters import (
     AdapterWeights,
     choose_targets,
     describe,
-    targets_for_peft,
 )
 from training.backends.local.checkpoints import (
     base_model_of,
@@ -50,6 +49,7 @@ from training.backends.local.checkpoints import (
 )
 from training.backends.local.decoder import Decoder
 from training.backends.local.engine import Engine, EngineOptions
+from training.backends.local.peft_folders import targets_for_peft
 from training.backends.local.sampler import SampleJob
 from training.backends.local.stops import StopStrings
 from training.backends.local.trainer import TrainJob
