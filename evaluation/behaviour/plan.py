@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import chz
 
-from evaluation.behaviour.analysis import Label
+from evaluation.behaviour.agreement import Label
 from evaluation.behaviour.eval_file import EvalFile, load_eval_file
 from evaluation.behaviour.results import StoredAnswers, load_answers, load_labels
 from evaluation.behaviour.targets import (

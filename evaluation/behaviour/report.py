@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.behaviour.analysis import Agreement, Comparison, key_of
+from evaluation.behaviour.agreement import Agreement
+from evaluation.behaviour.analysis import Comparison, key_of
 from evaluation.behaviour.answers import Conversation, Failure
 from evaluation.behaviour.eval_file import EvalFile
 from evaluation.behaviour.judge import HIGHEST, LOWEST, Judged, Judgment

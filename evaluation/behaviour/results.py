@@ -9,22 +9,24 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from evaluation.behaviour.analysis import (
+from evaluation.behaviour.agreement import (
     Agreement,
-    Comparison,
     Label,
+    agreement_of_judges,
+    agreement_with_labels,
+    self_agreement,
+)
+from evaluation.behaviour.analysis import (
+    Comparison,
     ModelQuality,
     ModelScore,
     Scores,
     Unscored,
-    agreement_of_judges,
-    agreement_with_labels,
     compare_models,
     count_unscored,
     key_of,
     model_quality,
     model_scores,
-    self_agreement,
 )
 from evaluation.behaviour.answers import Conversation, Failure
 from evaluation.behaviour.eval_file import EvalFile, read_eval_records

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 
 import pytest
 
-from evaluation.behaviour.analysis import (
+from evaluation.behaviour.agreement import (
     Label,
-    Scores,
     agreement_of_judges,
     agreement_with_labels,
+    self_agreement,
+)
+from evaluation.behaviour.analysis import (
+    Scores,
     compare_models,
     count_unscored,
     model_quality,
     model_scores,
-    self_agreement,
 )
 from evaluation.behaviour.answers import Conversation, Failure
 from evaluation.behaviour.eval_file import EvalPrompt
