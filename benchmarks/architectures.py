@@ -34,7 +34,7 @@ from tiny_architectures import CONTEXT, VOCAB, architectures, save_tiny_architec
 from training.api import Datum, ModelInput, SamplingParams
 from utils.runs.files import append_jsonl, atomic_write_text
 from utils.runs.progress import progress
-from utils.runs.run_dir import package_versions, run_meta
+from utils.runs.provenance import package_versions, run_meta
 from utils.runs.tables import text_table
 from utils.terminal import print_anything
 

@@ -28,7 +28,7 @@ from training.models import resolve_model
 from utils.config.entrypoint import to_plain
 from utils.runs.files import append_jsonl
 from utils.runs.progress import progress
-from utils.runs.run_dir import PACKAGES, package_versions, run_meta
+from utils.runs.provenance import PACKAGES, package_versions, run_meta
 from utils.runs.tables import text_table
 from utils.terminal import print_anything
 

@@ -41,7 +41,8 @@ from utils.llm.client import LLMClient
 from utils.llm.ledger import Ledger
 from utils.llm.roles import describe_roles
 from utils.llm.runs import claimed_output, exit_unfinished
-from utils.runs.run_dir import RunDir, run_meta
+from utils.runs.provenance import run_meta
+from utils.runs.run_dir import RunDir
 from utils.runs.tables import text_table
 from utils.terminal import setting
 

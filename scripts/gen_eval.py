@@ -53,7 +53,8 @@ from utils.llm.ledger import Ledger
 from utils.llm.roles import RoleConfig, describe_roles, roles_text, second_role
 from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths
 from utils.runs.inputs import INPUT, MUST_EXIST
-from utils.runs.run_dir import RunDir, new_run_path, run_meta
+from utils.runs.provenance import run_meta
+from utils.runs.run_dir import RunDir, new_run_path
 from utils.runs.tables import text_table
 from utils.terminal import command
 

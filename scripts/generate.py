@@ -46,7 +46,8 @@ from utils.llm.ledger import Ledger
 from utils.llm.roles import RoleConfig, describe_roles, second_role
 from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths, require_whole
 from utils.runs.inputs import INPUT, MUST_EXIST
-from utils.runs.run_dir import RunDir, new_run_path, run_meta
+from utils.runs.provenance import run_meta
+from utils.runs.run_dir import RunDir, new_run_path
 from utils.runs.tables import text_table
 from utils.terminal import command
 

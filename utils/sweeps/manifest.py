@@ -23,7 +23,7 @@ from utils.config.entrypoint import ConfigError, raise_problems
 from utils.json_files import read_json
 from utils.runs.files import atomic_write_text
 from utils.runs.inputs import Input, input_problems
-from utils.runs.run_dir import run_meta
+from utils.runs.provenance import run_meta
 from utils.terminal import argument_text
 
 Axes = dict[str, list[Any]]

@@ -20,7 +20,8 @@ from places import ROOT
 
 from utils.config.entrypoint import ConfigError, load_config, load_yaml, to_plain
 from utils.runs.inputs import Input
-from utils.runs.run_dir import RunDir, git_state, run_meta
+from utils.runs.provenance import git_state, run_meta
+from utils.runs.run_dir import RunDir
 
 
 class Kind(enum.Enum):

@@ -17,7 +17,7 @@ import torch
 
 from training.backends.local.embedded import cache_dir
 from utils.runs.files import atomic_write_text
-from utils.runs.run_dir import package_versions
+from utils.runs.provenance import package_versions
 
 logger = logging.getLogger(__name__)
 
