@@ -55,6 +55,19 @@ def test_it_is_data_of_the_property() -> None:
         assert str(ROOT) not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git repository")
+def test_users_files_stay_out_of_git() -> None:
+    mine = ["datasets/mine.examples.yaml", "evals/mine.eval.yaml", "evals/mine.eval-params.yaml"]
+    shipped = [str(path.relative_to(ROOT)) for path in (EXAMPLES, PARAMS, PROMPTS, EVAL_PARAMS)]
+    told = subprocess.run(
+        ["git", "check-ignore", "--no-index", *mine, *shipped],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.split() == mine
+
+
 def test_examples_are_made_anew_from_the_params_file() -> None:
     with writer_world.server() as fake:
         given = [f"params_file={PARAMS}", "seed=1", "log_path=runs/again"]

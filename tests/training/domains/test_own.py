@@ -3,9 +3,11 @@
 uv run pytest tests/training/domains/test_own.py
 """
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import chz
 import pytest
 import rl_loop
+import sweep
 from places import ROOT
 
 from training.domains.base import Domain, Message, Problem, Reward, Split, Stateless
@@ -108,6 +111,22 @@ def test_help_and_check_show_its_settings(folder: Path, capsys: pytest.CaptureFi
         if not problems:
             assert told["config"]["length"] == 4
             assert told["inputs"]["domain"]["source"] == "own/count_letter.py"
+
+
+def test_the_documented_commands_are_valid(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("own")
+    # the sweep asks the script as users run it
+    monkeypatch.delenv("PYTEST_VERSION", raising=False)
+    text = (ROOT / "docs" / "own_domain.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in re.findall(r"uv run scripts/(.*)", text)]
+    assert [command[0] for command in commands] == ["rl_loop.py", "rl_loop.py", "sweep.py"]
+    for script, *arguments in commands:
+        start = rl_loop.entrypoint if script == "rl_loop.py" else sweep.entrypoint
+        with contextlib.suppress(SystemExit):
+            start([*(a for a in arguments if a != "--help"), "--check"])
+        assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
 def test_a_config_file_may_name_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
