@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import chz
 from dotenv import load_dotenv
 
+from training.adapter_proof import AdapterProof
 from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
 from training.connect import connect
@@ -90,6 +91,10 @@ def main(config: Config) -> None:
         tokenizer = sampler.get_tokenizer()
         stop = stop_sequences(tokenizer, config.template)
         context = context_of(service, sampler)
+    if config.checkpoint_path is not None:
+        path = config.checkpoint_path
+        proof = AdapterProof(service, sampler.get_base_model())
+        proof.check(sampler, path, checkpoint=path)
     # bytes that are no text are shown as what they are, and end nothing
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")

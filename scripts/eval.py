@@ -16,7 +16,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dotenv import load_dotenv
 
@@ -32,7 +32,7 @@ from evaluation.behaviour.judge import (
 from evaluation.behaviour.plan import Config, Plan, count_calls, make_plan, results_problems
 from evaluation.behaviour.report import closing_tables, write_report
 from evaluation.behaviour.results import Summary, headline_numbers, results_to_plain, summarise
-from evaluation.behaviour.targets import open_targets
+from evaluation.behaviour.targets import model_records, open_targets
 from generation.properties import Property
 from training.endpoints import Endpoints
 from utils.config.entrypoint import config_entrypoint, dump_yaml, to_plain
@@ -73,25 +73,26 @@ def main(config: Config) -> None:
         claimed_output(plan.results, lambda: results_problems(plan.results, plan.log_path)),
         RunDir.open("eval", plan.log_path, config, resume_fields_ignored=may_change) as run,
         exit_unfinished(run.path),
-        Endpoints(device=config.device) as endpoints,
+        Endpoints(device=config.device, run_path=run.path) as endpoints,
     ):
         describe_roles(*(target.role for target in plan.targets[:1]), *plan.judges)
-        models = {f"{role.name}.model": role for role in plan.judges}
+        roles = {f"{role.name}.model": role for role in plan.judges}
         if plan.targets:
-            models["model_name"] = plan.targets[0].role
-        endpoints.require_models(run, models)
+            roles["model_name"] = plan.targets[0].role
+        endpoints.require_models(run, roles)
         opened = open_targets(plan.targets, endpoints, template=config.template)
         opened += [endpoints.endpoint(role) for role in plan.judges]
+        models = plan.source.models or model_records(plan.targets, endpoints)
         outcome = asyncio.run(answer_and_judge(config, plan, opened, run.path / "calls.jsonl"))
         summary = summarise(
             plan.source.eval_file,
-            plan.models,
+            models,
             outcome.conversations,
             outcome.judged,
             plan.labels,
             seed=config.seed,
         )
-        write_results(config, plan, outcome, summary)
+        write_results(config, plan, models, outcome, summary)
         run.log_metrics(0, headline_numbers(summary))
         report = run.path / "report.html"
         write_report(
@@ -142,10 +143,15 @@ async def answer_and_judge(
         return Outcome(conversations, judged, client.ledger)
 
 
-def write_results(config: Config, plan: Plan, outcome: Outcome, summary: Summary) -> None:
+def write_results(
+    config: Config,
+    plan: Plan,
+    models: list[dict[str, Any]],
+    outcome: Outcome,
+    summary: Summary,
+) -> None:
     source = config.responses_file or config.eval_file
     assert source is not None
-    models = plan.source.models or [target.to_plain() for target in plan.targets]
     judging = {
         "kind": config.judge_kind,
         "prompt_hash": prompt_hash(),

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import chz
 from dotenv import load_dotenv
 
+from training.adapter_proof import AdapterProof
 from training.domains.base import Split
 from training.domains.checks import checked_problems, checked_rewards
 from training.domains.registry import RL_INPUT, make_domain, with_domain_fields
@@ -203,7 +204,8 @@ def main(config: Any) -> None:
         state = recorder.load()
         domain.load_state(state.domain)
         trainer = make_trainer(config, settings, service, state.checkpoint)
-        policy = make_policy(config, trainer, domain)
+        proof = AdapterProof(service, config.model_name, run.path)
+        policy = make_policy(config, trainer, domain, proof)
         base = None
         if config.kl_coef:
             base = service.create_sampling_client(base_model=config.model_name)

@@ -20,6 +20,7 @@ import chz
 from dotenv import load_dotenv
 
 from training.adapt import mean_weighted
+from training.adapter_proof import AdapterProof
 from training.api import AdamParams, TrainingClient
 from training.examples import Example, load_examples
 from training.loop import (
@@ -215,6 +216,7 @@ def main(config: Config) -> None:
         except KeyboardInterrupt:
             recorder.save(trainer, state, keep=config.keep_checkpoints)
             raise
+        prove(config, service, trainer, state.checkpoint, run.path)
         report = live.finish()
     assert state.checkpoint is not None
     print(closing_words(config, state.checkpoint, report, time.perf_counter() - started))
@@ -234,6 +236,19 @@ def make_trainer(config: Config, service: Any, checkpoint: str | None) -> Traini
     return service.create_lora_training_client(
         config.model_name, train_unembed=config.train_unembed, **options
     )
+
+
+def prove(
+    config: Config, service: Any, trainer: TrainingClient, checkpoint: str | None, run: Path
+) -> None:
+    """Holds what answers with the trained adapter against the trainer: the last checkpoint as it is
+    read back, or the service's own sampler."""
+    proof = AdapterProof(service, config.model_name, run)
+    if config.backend == "local" and checkpoint is not None:
+        sampler = service.create_sampling_client(checkpoint, config.model_name)
+        proof.check(sampler, "the trained adapter", trainer=trainer, checkpoint=checkpoint)
+    else:
+        proof.sampler(trainer, "the trained adapter")
 
 
 def train_step(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from training.adapter_proof import AdapterProof
 from training.api import AdamParams, Datum, SamplingClient, ServiceClient, TrainingClient
 from training.loop import epoch_batches, learning_rate_factor
 from utils.runs.progress import progress
@@ -109,11 +110,13 @@ def adapt(
     *,
     on_adapted: Callable[[int, SamplingClient], None],
     desc: str = "adapting",
+    proof: AdapterProof | None = None,
 ) -> None:
     """Trains every job's adapter; calls on_adapted(index, sampler) as each is finished.
 
     At most `max_parallel` adapters exist at a time: one that is done makes room for the next, so
-    memory does not grow with the number of jobs.
+    memory does not grow with the number of jobs. `proof` holds the first that is finished against
+    its trainer and the base model.
     """
     waiting = sorted(range(len(jobs_J)), key=lambda j: -jobs_J[j].num_tokens)
     running: dict[int, _Run] = {}
@@ -133,7 +136,11 @@ def adapt(
             for j, step in submitted.items():
                 if step is None:
                     client = running.pop(j).client
-                    on_adapted(j, client.save_weights_and_get_sampling_client().result())
+                    if proof is None:
+                        sampler = client.save_weights_and_get_sampling_client().result()
+                    else:
+                        sampler = proof.sampler(client, f"{desc}, adapter {j + 1} of {len(jobs_J)}")
+                    on_adapted(j, sampler)
                 else:
                     futures, num_tokens = step
                     for future in futures:

@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
+from training.adapter_proof import AdapterProof, Figures
 from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
 from training.connect import connect
@@ -69,12 +71,17 @@ class LocalEndpoint:
 
 class Endpoints:
     """The endpoints of a script's roles; those in this process share one service, whose model is
-    loaded on the first use. Roles of one model share it; use it with `with`."""
+    loaded on the first use. Roles of one model share it; use it with `with`.
+    Proofs that adapters are in use are stored in `run_path`."""
 
-    def __init__(self, *, device: str | None = None) -> None:
+    def __init__(self, *, device: str | None = None, run_path: Path | None = None) -> None:
         self._device = device
         self._service: ServiceClient | None = None
         self._samplers: dict[tuple[str, str | None], SamplingClient] = {}
+        self._proofs: dict[str, AdapterProof] = {}
+        self._run_path = run_path
+        # what the proof of each adapter found, by the path of its checkpoint
+        self.figures: dict[str, Figures] = {}
 
     def check(self, roles: Sequence[Role]) -> list[str]:
         """What is wrong with `roles` and their models; no model is loaded and nothing is called."""
@@ -115,12 +122,20 @@ class Endpoints:
         return LocalEndpoint(role, self.sampler(role.model))
 
     def sampler(self, model_name: str, checkpoint_path: str | None = None) -> SamplingClient:
-        """The model, or an adapter on it, in this process."""
+        """The model, or an adapter on it, in this process. Raises AdapterNotUsedError where it is
+        not the adapter that would answer; `figures` tells what was found."""
         key = (model_name, checkpoint_path)
         if key not in self._samplers:
             with as_config_errors():
                 self._samplers[key] = self._connected().create_sampling_client(
                     model_path=checkpoint_path, base_model=model_name
+                )
+            if checkpoint_path is not None:
+                proof = self._proofs.setdefault(
+                    model_name, AdapterProof(self._connected(), model_name, self._run_path)
+                )
+                self.figures[checkpoint_path] = proof.check(
+                    self._samplers[key], checkpoint_path, checkpoint=checkpoint_path
                 )
         return self._samplers[key]
 

@@ -11,6 +11,7 @@ from evaluation.behaviour.answers import Conversation, Failure
 from evaluation.behaviour.eval_file import EvalFile
 from evaluation.behaviour.judge import HIGHEST, LOWEST, Judged, Judgment
 from evaluation.behaviour.results import Summary
+from training.adapter_proof import UNTRAINED
 from utils.llm.ledger import Ledger
 from utils.llm.runs import ledger_text
 from utils.runs.report import LINE_COLOURS, Report
@@ -43,7 +44,7 @@ def comparison_rows(summary: Summary) -> list[list[Any]]:
     return [
         [
             *(row.property, row.model, row.scores.base_mean, row.scores.tuned_mean),
-            *(difference_text(row), interval_text(row), row.p_holm, row.verdict),
+            *(difference_text(row), interval_text(row), row.p_holm, verdict_text(summary, row)),
         ]
         for row in summary.comparisons
     ]
@@ -123,9 +124,13 @@ def agreement_parts(summary: Summary) -> Iterator[tuple[str, list[Agreement]]]:
     )
 
 
+def verdict_text(summary: Summary, row: Comparison) -> str:
+    return "untrained adapter" if row.model in summary.untrained else row.verdict
+
+
 def notes_of(summary: Summary) -> list[str]:
-    """What the statistics say about themselves."""
-    return [
+    """What is to be known about the models, and what the statistics say about themselves."""
+    return [f"{model}: {UNTRAINED}" for model in summary.untrained] + [
         f"{row.property}, {row.model}: {note}"
         for row in summary.comparisons
         for note in row.scores.notes
@@ -252,7 +257,11 @@ def _tiles(summary: Summary) -> Iterator[tuple[str, Any, str]]:
         change = difference_text(row) or "-"
         p = "no p value" if row.p_holm is None else f"Holm p {row.p_holm:.2g}"
         rates = rates_text(row) or "-"
-        yield f"{row.property}, {row.model}", change, f"{row.verdict}; {p}; exhibits {rates}"
+        yield (
+            f"{row.property}, {row.model}",
+            change,
+            f"{verdict_text(summary, row)}; {p}; exhibits {rates}",
+        )
     if not summary.comparisons:
         for score in summary.scores:
             if score.own:

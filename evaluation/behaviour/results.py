@@ -38,9 +38,11 @@ SPEAKERS = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Summary:
-    """All numbers of an evaluation; `models` begins with the base model."""
+    """All numbers of an evaluation; `models` begins with the base model, and `untrained` are those
+    whose adapter changes nothing."""
 
     models: list[str]
+    untrained: list[str]
     scores: list[ModelScore]
     quality: list[ModelQuality]
     comparisons: list[Comparison]
@@ -52,7 +54,7 @@ class Summary:
 
 def summarise(
     eval_file: EvalFile,
-    models: Sequence[str],
+    models: Sequence[Mapping[str, Any]],
     conversations: Sequence[Conversation],
     judged_J: Sequence[Sequence[Judged]],
     labels: Sequence[Label] = (),
@@ -60,15 +62,17 @@ def summarise(
     seed: int = 0,
 ) -> Summary:
     """Scores and comparisons are the first judge's; a second one and `labels` say how far to trust
-    it."""
+    it. `models` are as the results file describes them."""
+    names_of_models = [model["label"] for model in models]
     judged, *others = judged_J
     scores, names = Scores(judged), list(eval_file.properties)
     repeated = any(record.repeat for record in judged)
     return Summary(
-        models=list(models),
-        scores=model_scores(scores, eval_file.prompts, names, models),
-        quality=model_quality(scores, conversations, eval_file.prompts, models),
-        comparisons=compare_models(scores, eval_file.prompts, names, models, seed=seed),
+        models=names_of_models,
+        untrained=[model["label"] for model in models if model.get("untrained")],
+        scores=model_scores(scores, eval_file.prompts, names, names_of_models),
+        quality=model_quality(scores, conversations, eval_file.prompts, names_of_models),
+        comparisons=compare_models(scores, eval_file.prompts, names, names_of_models, seed=seed),
         unscored=[row for own in judged_J for row in count_unscored(own)],
         repeats=self_agreement(judged, names) if repeated else [],
         judges=[row for own in others for row in agreement_of_judges(judged, own, names)],

@@ -86,6 +86,17 @@ def open_targets(
     ]
 
 
+def model_records(targets: Sequence[Target], endpoints: Endpoints) -> list[dict[str, Any]]:
+    """The opened targets as the results file describes them; of an adapter, `untrained` says
+    whether it is the base model itself."""
+    return [
+        {**target.to_plain(), "untrained": bool(endpoints.figures[target.checkpoint].untrained)}
+        if target.checkpoint
+        else target.to_plain()
+        for target in targets
+    ]
+
+
 def checkpoint_labels(paths: Sequence[str]) -> list[str]:
     """Short names by which to tell checkpoints apart: a run's id and step, or the folder's name."""
     labels = [BASE]

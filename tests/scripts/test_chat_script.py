@@ -10,6 +10,7 @@ from pathlib import Path
 import chat
 import pytest
 
+from training.adapter_proof import UNTRAINED
 from training.domains.base import Message
 from training.models import load_tokenizer
 from utils.config.entrypoint import config_entrypoint
@@ -53,6 +54,15 @@ def talk(
 
 def said(messages: list[Message]) -> list[str]:
     return [m["content"].split()[0] for m in messages if m["role"] != "assistant"]
+
+
+def test_a_checkpoint_before_the_first_step_is_said_to_be_one(
+    talk, model: str, connect_local, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = connect_local().create_lora_training_client(model, rank=2, seed=0)
+    path = trainer.save_state("000000").result().path
+    talk(b"Hi", settings=(f"checkpoint_path={path}",))
+    assert f"{path}: {UNTRAINED}" in caplog.text
 
 
 def test_a_conversation_longer_than_the_context_loses_its_oldest_turns(talk) -> None:

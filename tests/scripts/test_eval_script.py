@@ -35,6 +35,7 @@ from fake_endpoint import FakeEndpoint, Gate
 from places import ROOT
 
 from evaluation.behaviour.plan import Config
+from training.adapter_proof import UNTRAINED
 from utils.config.entrypoint import (
     ConfigError,
     config_entrypoint,
@@ -628,6 +629,10 @@ def test_a_base_model_and_its_adapter_in_this_process(
     assert len({json.dumps(messages) for messages in answers["base"]}) > 2
     [row] = results["statistics"]
     assert row["scores"]["difference"] == 0.0
+    # and that is said, not only that no change was shown
+    assert [m.get("untrained") for m in results["models"]] == [None, True]
+    printed = capsys.readouterr().out
+    assert "untrained adapter" in printed and f"run-1/000003: {UNTRAINED}" in printed
     again = run_eval(*given, *small, f"model_name={model}")
     calls = again["meta"]["ledger_of_this_process"]["calls"]
     assert [call["calls"] for call in calls] == [0, 0]

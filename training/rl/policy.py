@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from training.adapter_proof import AdapterProof
 from training.api import (
     APIFuture,
     ModelInput,
@@ -22,6 +23,7 @@ class Policy:
 
     With `enforce_schema` only answers that fit the domain's JSON schema are sampled; without,
     invalid ones are sampled again, at most `max_resamples` times, and then stay as they are.
+    `proof` holds the first sampler of trained weights against the trainer and the base model.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Policy:
         enforce_schema: bool,
         max_resamples: int,
         seed: int,
+        proof: AdapterProof | None = None,
     ) -> None:
         self.trainer = trainer
         self._domain = domain
@@ -40,6 +43,7 @@ class Policy:
         self._schema: dict[str, Any] | None = domain.json_schema if enforce_schema else None
         self._max_resamples = max_resamples
         self._seed = seed
+        self._proof = proof
 
     def prompt(self, problem: Problem) -> list[int]:
         return render_prompt(self._tokenizer, problem.messages)
@@ -54,7 +58,10 @@ class Policy:
             seed_for(self._seed, *key, index, problem.id)
             for index, problem in enumerate(problems_P)
         ]
-        sampler = self.trainer.save_weights_and_get_sampling_client().result()
+        if self._proof is None:
+            sampler = self.trainer.save_weights_and_get_sampling_client().result()
+        else:
+            sampler = self._proof.sampler(self.trainer, "the policy's adapter")
         futures_P = [
             self.request(sampler, prompt, size=size, temperature=temperature, seed=seed)
             for prompt, seed in zip(prompts_P, seeds_P, strict=True)

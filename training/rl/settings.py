@@ -5,6 +5,7 @@ from typing import Any
 
 from chz.tiepin import is_subtype_instance, type_repr
 
+from training.adapter_proof import AdapterProof
 from training.api import AdamParams, ServiceClient, TrainingClient
 from training.domains.base import Algorithm, Domain
 from training.loop import Schedule, learning_rate_factor
@@ -105,11 +106,14 @@ def make_trainer(
     return service.create_lora_training_client(config.model_name, **options)
 
 
-def make_policy(config: Any, trainer: TrainingClient, domain: Domain) -> Policy:
+def make_policy(
+    config: Any, trainer: TrainingClient, domain: Domain, proof: AdapterProof | None = None
+) -> Policy:
     return Policy(
         trainer,
         domain,
         enforce_schema=config.enforce_schema and config.backend == "local",
         max_resamples=config.max_resamples,
         seed=config.seed,
+        proof=proof,
     )

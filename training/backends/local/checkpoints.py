@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from training.backends.local.adapters import (
@@ -73,6 +74,13 @@ def base_model_of(state: State, base_model: str | None) -> str:
             "that revision and pass its folder as base_model"
         )
     return name
+
+
+def largest_b(state: State) -> float:
+    """The largest absolute value in the folder's B matrices: 0 of an adapter that does nothing."""
+    with safe_open(state.folder / PEFT_WEIGHTS, framework="pt") as file:
+        names = [name for name in file.keys() if ".lora_B" in name]  # noqa: SIM118
+        return max(float(file.get_tensor(name).abs().max()) for name in names)
 
 
 def save_adapter(

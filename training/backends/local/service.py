@@ -7,10 +7,12 @@ import secrets
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 
+from training.adapter_proof import probe_datum
 from training.api import (
     AdamParams,
     APIFuture,
@@ -43,6 +45,7 @@ from training.backends.local.adapters import (
 from training.backends.local.checkpoints import (
     base_model_of,
     export_merged,
+    largest_b,
     load_adapter,
     read_state,
     save_adapter,
@@ -72,6 +75,17 @@ class _Ready:
     def __await__(self) -> Generator[Any, None, Self]:
         yield from ()
         return self
+
+
+class ProbedSampler(NamedTuple):
+    """A new sampler, the largest absolute value of its adapter's B, and float64 logprobs of the
+    probe's tokens after the first by that sampler, by its trainer and by the base model."""
+
+    sampler: "LocalSamplingClient"
+    largest_b: float
+    sampled: np.ndarray
+    trained: np.ndarray
+    base: np.ndarray
 
 
 class LocalServiceClient:
@@ -112,6 +126,11 @@ class LocalServiceClient:
         source, files = model_files(base_model)
         weights = [engine.decoder.fingerprint, engine.decoder.weights_digest]
         return data_input(source, [*weights, files])
+
+    def largest_b(self, path: str) -> float:
+        """Local extension: the largest absolute value in the B matrices of a checkpoint's file; 0
+        of an adapter that changes nothing."""
+        return largest_b(read_state(path))
 
     def create_lora_training_client(
         self,
@@ -328,6 +347,29 @@ class LocalTrainingClient(_Ready):
             self._queue, lambda: LocalSamplingClient(self._engine, self._adapter.snapshot())
         )
 
+    def save_weights_and_probe(self, tokens: list[int]) -> APIFuture[ProbedSampler]:
+        """Local extension: save_weights_and_get_sampling_client(), with what it, this client and
+        the base model say of `tokens`. Where B is zero they are not asked: logprobs are empty.
+
+        Computed in this request's turn, in passes of their own that are cut alike, so that nothing
+        else runs sooner, later or with others, and equal weights give equal bits.
+        """
+        job = self._job([probe_datum(tokens)], "cross_entropy", None, backward=False, drop=False)
+
+        def probe() -> ProbedSampler:
+            sampler = LocalSamplingClient(self._engine, self._adapter.snapshot())
+            largest = max(float(layer.b.abs().max()) for layer in self._adapter.layers.values())
+            if largest == 0:
+                nothing = np.empty(0)
+                return ProbedSampler(sampler, largest, nothing, nothing, nothing)
+            [output] = self._engine.trainer.run([job])
+            trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
+            base = LocalSamplingClient(self._engine, None)
+            sampled, of_base = (client.logprobs_now(tokens) for client in (sampler, base))
+            return ProbedSampler(sampler, largest, sampled, trained, of_base)
+
+        return self._engine.submit_call(self._queue, probe)
+
     def export_merged(self, folder: str | Path) -> APIFuture[str]:
         """Local extension: base model plus adapter as one Hugging Face folder, without a tokenizer
         where the base model's folder has none."""
@@ -461,15 +503,33 @@ class LocalSamplingClient(_Ready):
             wanted = False
 
     def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
-        job = self._job(prompt, 0, SamplingParams(max_tokens=1, stop=[]))
-        job.include_prompt_logprobs = True
+        job = self._logprobs_job(prompt)
         return self._engine.submit_sample(job).map(lambda r: r.prompt_logprobs or [])
+
+    def logprobs_now(self, tokens: list[int]) -> np.ndarray:
+        """On the worker: compute_logprobs() without the first token's, in a pass of its own."""
+        job = self._logprobs_job(ModelInput.from_ints(tokens))
+        self._engine.sampler.admit([job])
+        if job.error is not None:
+            raise job.error
+        assert job.prompt_logprobs is not None
+        return job.prompt_logprobs[1:].astype(float)
+
+    @property
+    def dtype(self) -> str:
+        """Local extension: of the base model's weights, float32 or bfloat16."""
+        return str(self._engine.decoder.dtype).removeprefix("torch.")
 
     def get_tokenizer(self) -> Any:
         return self._engine.tokenizer
 
     def get_base_model(self) -> str:
         return self._engine.model_name
+
+    def _logprobs_job(self, prompt: ModelInput) -> SampleJob:
+        job = self._job(prompt, 0, SamplingParams(max_tokens=1, stop=[]))
+        job.include_prompt_logprobs = True
+        return job
 
     def _job(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> SampleJob:
         if not isinstance(prompt, ModelInput):

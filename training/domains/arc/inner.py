@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.adapt import AdaptJob, AdaptSettings, adapt
+from training.adapter_proof import AdapterProof
 from training.api import Datum, SamplingClient, ServiceClient
 from training.chat import datum_from_tokens, render_training
 from training.domains.arc.answers import Answerer, AnswerSettings, Question
@@ -49,6 +50,7 @@ class InnerLoop:
         self._service = service
         self._tokenizer = tokenizer
         self._answerer = Answerer(tokenizer, settings)
+        self._proof = AdapterProof(service, settings.base_model)
         self.settings = settings
 
     def examples(self, task: Task, edit: SelfEdit) -> ExampleSet:
@@ -95,6 +97,7 @@ class InnerLoop:
             self.settings.adapt,
             on_adapted=ask,
             desc=desc,
+            proof=self._proof,
         )
         return [
             self._outcome(task, job, asked[index])

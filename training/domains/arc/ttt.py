@@ -4,9 +4,11 @@ of the task's own demonstrations (arXiv 2411.07279)."""
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from training.adapt import AdaptJob, adapt, require_adapters
+from training.adapter_proof import AdapterProof
 from training.api import SamplingClient, ServiceClient
 from training.domains.arc.answers import Answerer, Question
 from training.domains.arc.grids import FAMILIES
@@ -52,8 +54,15 @@ logger = logging.getLogger(__name__)
 class ArcRun:
     """Trains and asks the tasks of a run; `max_parallel` adapters at a time."""
 
-    def __init__(self, service: ServiceClient, tokenizer: Any, settings: TTTSettings) -> None:
+    def __init__(
+        self,
+        service: ServiceClient,
+        tokenizer: Any,
+        settings: TTTSettings,
+        run_path: Path | None = None,
+    ) -> None:
         self._service = service
+        self._proof = AdapterProof(service, settings.base_model, run_path)
         self._answerer = Answerer(tokenizer, settings)
         self._data = TrainingData(tokenizer, self._answerer, settings)
         self.settings = settings
@@ -120,6 +129,7 @@ class ArcRun:
             settings.adapt,
             on_adapted=on_adapted,
             desc=settings.method,
+            proof=self._proof,
         )
 
     def _ask_trained(self, task: Task, sampler: SamplingClient) -> list[Question]:
@@ -241,7 +251,7 @@ class ArcTestTime:
         for number in range(1, len(records) + 1):
             run.log_metrics(number, metrics(records[:number]))
         with self._report(run, records) as live:
-            for record in ArcRun(service, tokenizer, settings).records(self._tasks, done):
+            for record in ArcRun(service, tokenizer, settings, run.path).records(self._tasks, done):
                 append_record(run.path, record)
                 records.append(record)
                 run.log_metrics(len(records), metrics(records))

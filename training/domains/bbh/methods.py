@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.adapt import AdaptJob, AdaptSettings, adapt
+from training.adapter_proof import AdapterProof
 from training.api import APIFuture, ModelInput, SampleResponse, SamplingClient, SamplingParams
 from training.domains.bbh.data import TaskData, split
 from training.domains.bbh.items import Item
@@ -22,6 +23,8 @@ from training.domains.bbh.text import STOP, LossMask, PromptTokens
 from utils.runs.progress import progress
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from training.api import Datum, ServiceClient
 
 logger = logging.getLogger(__name__)
@@ -107,8 +110,15 @@ class _Plan:
 class BBHRun:
     """Trains and asks the tasks of a run; `max_parallel` adapters at a time."""
 
-    def __init__(self, service: ServiceClient, tokenizer: Any, settings: BBHSettings) -> None:
+    def __init__(
+        self,
+        service: ServiceClient,
+        tokenizer: Any,
+        settings: BBHSettings,
+        run_path: Path | None = None,
+    ) -> None:
         self._service = service
+        self._proof = AdapterProof(service, settings.base_model, run_path)
         self._tokens = PromptTokens(tokenizer)
         self.settings = settings
 
@@ -205,6 +215,7 @@ class BBHRun:
             self.settings.adapt,
             on_adapted=samplers.__setitem__,
             desc=self.settings.method,
+            proof=self._proof,
         )
         return [samplers[index] for index in range(len(jobs))]
 

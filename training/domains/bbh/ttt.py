@@ -112,7 +112,7 @@ class BBHTestTime:
             _log_metrics(run, done[:number])
         names = [result.task for result in done]
         with self._report(run, done) as live:
-            for result in BBHRun(service, tokenizer, settings).results(self._data, names):
+            for result in BBHRun(service, tokenizer, settings, run.path).results(self._data, names):
                 append_result(run.path, result)
                 done.append(result)
                 _log_metrics(run, done)

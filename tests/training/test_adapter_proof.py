@@ -1,0 +1,257 @@
+"""Proof that an adapter is what answers, on a tiny model that loses it.
+
+uv run pytest tests/training/test_adapter_proof.py
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import randomise
+
+from training.adapt import AdaptJob, AdaptSettings, adapt
+from training.adapter_proof import (
+    UNTRAINED,
+    AdapterNotUsedError,
+    AdapterProof,
+    compare,
+    probe_datum,
+    probe_tokens,
+)
+from training.api import ModelInput, SamplingClient, SamplingParams
+from training.backends.local.service import LocalSamplingClient
+from training.endpoints import Endpoints
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from tiny_chat import save_chat_model
+
+    return save_chat_model(tmp_path_factory.mktemp("chat"), favourites="abc ")
+
+
+@pytest.fixture
+def trainer(service: Any, model: str) -> Any:
+    made = service.create_lora_training_client(model, rank=2, seed=0)
+    randomise(made, seed=1)
+    return made
+
+
+def logprobs(sampler: SamplingClient) -> np.ndarray:
+    tokens = ModelInput.from_ints(probe_tokens(sampler.get_tokenizer()))
+    return np.array(sampler.compute_logprobs(tokens).result()[1:])
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, weights_of: Callable[[Any], Any]) -> None:
+    """Samplers get other weights than those they are made with."""
+    make = LocalSamplingClient.__init__
+
+    def other(self: Any, engine: Any, weights: Any) -> None:
+        make(self, engine, None if weights is None else weights_of(weights))
+
+    monkeypatch.setattr(LocalSamplingClient, "__init__", other)
+
+
+class OnlyTheProtocol:
+    """A client of which only what the protocols name is there, as of a remote backend."""
+
+    ASKED = (
+        *("create_sampling_client", "compute_logprobs", "forward", "get_tokenizer"),
+        *("save_weights_and_get_sampling_client", "result"),
+    )
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.ASKED:
+            raise AttributeError(name)
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            made = method(*args, **options)
+            is_client = isinstance(made, LocalSamplingClient) or name.startswith("save_weights")
+            return OnlyTheProtocol(made) if is_client else made
+
+        return call
+
+
+def test_the_figures_are_those_of_the_requests(
+    service: Any, model: str, trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    proof = AdapterProof(service, model, tmp_path)
+    sampler = proof.sampler(trainer, "the adapter")
+    sampled, base = logprobs(sampler), logprobs(service.create_sampling_client(base_model=model))
+    datum = probe_datum(probe_tokens(trainer.get_tokenizer()))
+    [output] = trainer.forward([datum], "cross_entropy").result().loss_fn_outputs
+    difference = sampled - output["logprobs"].to_numpy()
+    stored = json.loads((tmp_path / "adapter_proof.json").read_text())
+    assert stored == {
+        "the adapter": {
+            "from_base": np.abs(sampled - base).max(),
+            "from_trainer": pytest.approx(np.abs(difference).max(), abs=1e-7),
+            "from_trainer_rms": pytest.approx(np.sqrt((difference**2).mean()), abs=1e-7),
+            "untrained": False,
+        }
+    }
+    assert stored["the adapter"]["from_base"] > 0.1
+    assert stored["the adapter"]["from_trainer"] < 1e-4
+    # told once a run, also when it goes on in another process
+    proof.sampler(trainer, "the adapter")
+    randomise(trainer, seed=2)
+    AdapterProof(service, model, tmp_path).sampler(trainer, "the adapter")
+    assert json.loads((tmp_path / "adapter_proof.json").read_text()) == stored
+    assert caplog.text.count("the adapter is in use") == 2
+
+
+@pytest.mark.parametrize(
+    ("whose", "told"),
+    [("base", "it answers as the base model does"), ("another", "does not have the trainer's")],
+)
+def test_a_sampler_without_the_trainers_adapter_is_an_error(
+    whose: str,
+    told: str,
+    service: Any,
+    model: str,
+    trainer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    another = service.create_lora_training_client(model, rank=2, seed=0)
+    randomise(another, seed=3)
+    weights = None if whose == "base" else another._adapter.snapshot()
+    lose(monkeypatch, lambda _: weights)
+    clients: list[tuple[Any, Any]] = [(service, trainer)]
+    clients.append((OnlyTheProtocol(service), OnlyTheProtocol(trainer)))
+    for client, of in clients:
+        if whose == "another" and client is not service:
+            # of a backend that does not tell its precision only the base model is recognised
+            continue
+        with pytest.raises(AdapterNotUsedError, match=told):
+            AdapterProof(client, model).sampler(of, "the adapter")
+
+
+def test_a_checkpoint_that_is_not_in_use_is_an_error(
+    service: Any, model: str, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = trainer.save_state("lost").result().path
+    with Endpoints(device="cpu") as endpoints:
+        assert endpoints.sampler(model, path)
+        assert endpoints.figures[path].from_base > 0.1 and not endpoints.figures[path].untrained
+    lose(monkeypatch, lambda _: None)
+    with (
+        Endpoints(device="cpu") as endpoints,
+        pytest.raises(AdapterNotUsedError, match="although its adapter is trained"),
+    ):
+        endpoints.sampler(model, path)
+
+
+def test_a_checkpoint_before_the_first_step_is_said_to_be_one(
+    service: Any, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = service.create_lora_training_client(model, rank=2, seed=0)
+    path = trainer.save_state("000000").result().path
+    proof = AdapterProof(service, model)
+    figures = proof.check(service.create_sampling_client(path), "mine", checkpoint=path)
+    assert figures.untrained and figures.from_base == 0
+    assert f"mine: {UNTRAINED}" in caplog.text
+    # in a run it is where every adapter begins: nothing is said, and the next one is looked at
+    caplog.clear()
+    proof.sampler(trainer, "policy")
+    assert not caplog.records
+    randomise(trainer, seed=1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(AdapterNotUsedError):
+        lose(patch, lambda _: None)
+        proof.sampler(trainer, "policy")
+
+
+def test_what_is_allowed_depends_on_the_precision(caplog: pytest.LogCaptureFixture) -> None:
+    base, trained = np.array([-1.0, -2.0, -3.0, -4.0]), np.array([-2.0, -3.0, -3.5, -1.0])
+    first = np.array([1.0, 0, 0, 0])
+    near, off, wide = (trained + by * first for by in (9e-5, 0.09, 0.11))
+    for sampled, dtype in ((near, "float32"), (off, "bfloat16")):
+        figures = compare("x", sampled, base, trained, dtype=dtype, largest_b=1.0)
+        assert figures.from_trainer == pytest.approx(np.abs(sampled - trained).max())
+        assert figures.from_trainer_rms == pytest.approx(np.abs(sampled - trained).max() / 2)
+    for sampled, dtype in ((trained + 2e-4 * first, "float32"), (wide, "bfloat16")):
+        with pytest.raises(AdapterNotUsedError, match="allowed from the trainer's"):
+            compare("x", sampled, base, trained, dtype=dtype, largest_b=1.0)
+    # noise of a backend of unknown precision
+    assert not caplog.records
+    compare("x", wide, base, trained, dtype=None, largest_b=None)
+    assert "usual is RMS 0.05" in caplog.text
+    with pytest.raises(AdapterNotUsedError, match="does not have the trainer's adapter"):
+        compare("x", base + 1e-3, base, trained, dtype=None, largest_b=None)
+
+
+def test_an_adapter_too_small_to_be_seen_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    base = np.array([-1.0, -2.0])
+    figures = compare("x", base, base, base, dtype="float32", largest_b=1e-9)
+    assert not figures.untrained and "so small" in caplog.text
+    with pytest.raises(AdapterNotUsedError, match="not in use"):
+        compare("x", base, base, base, dtype="float32", largest_b=1e-4)
+
+
+def test_a_remote_backend_is_asked_through_the_api(
+    service: Any, model: str, trainer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    proof = AdapterProof(OnlyTheProtocol(service), model)  # type: ignore[arg-type]
+    fresh = service.create_lora_training_client(model, rank=2, seed=0)
+    proof.sampler(OnlyTheProtocol(fresh), "before")  # type: ignore[arg-type]
+    assert "before: a test text has the very logprobs of the base model" in caplog.text
+    proof.sampler(OnlyTheProtocol(trainer), "after")  # type: ignore[arg-type]
+    assert "after is in use" in caplog.text
+
+
+def test_what_else_is_asked_is_computed_as_without_the_proof(
+    connect_local: Callable[..., Any], model: str
+) -> None:
+    """While the base model is still answering and other adapters are trained, bit by bit."""
+    letters = [list(b"a lazy dog and a fox"), list(b"ab ab ab ab"), list(b"why not now, then?")]
+    jobs = [
+        AdaptJob([probe_datum(letters[j])] * (j + 1), learning_rate=1e-2, num_epochs=2, seed=j)
+        for j in range(3)
+    ]
+    settings = AdaptSettings(lora={"rank": 2}, batch_size=1)
+
+    def answers(with_proof: bool) -> list[tuple[list[int], list[float]]]:
+        service = connect_local()
+        base = service.create_sampling_client(base_model=model)
+        params = SamplingParams(max_tokens=40, seed=3, stop=[])
+        asked = {-1: base.sample(ModelInput.from_ints(letters[0]), 3, params)}
+        ran: list[tuple[int, int]] = []
+        engine = service.engine(model)
+        step, run = engine.sampler.step, engine.trainer.run
+
+        def counted_step() -> None:
+            ran.append((0, engine.sampler.rows))
+            step()
+
+        def counted_run(jobs: list[Any]) -> Any:
+            if any(job.backward for job in jobs):
+                ran.append((1, len(jobs)))
+            return run(jobs)
+
+        engine.sampler.step, engine.trainer.run = counted_step, counted_run
+
+        def ask(index: int, sampler: SamplingClient) -> None:
+            asked[index] = sampler.sample(ModelInput.from_ints(letters[index]), 2, params)
+
+        proof = AdapterProof(service, model) if with_proof else None
+        adapt(service, model, jobs, settings, on_adapted=ask, proof=proof)
+        sequences = [s for j in sorted(asked) for s in asked[j].result().sequences]
+        told.append(ran)
+        return [(s.tokens, s.logprobs or []) for s in sequences]
+
+    told: list[list[tuple[int, int]]] = []
+    assert answers(True) == answers(False)
+    # what ran, one after the other: decoding steps with their rows, training passes with their jobs
+    assert told[0] == told[1]
+    assert {kind for kind, _ in told[0]} == {0, 1}

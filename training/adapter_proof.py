@@ -1,0 +1,216 @@
+"""Proof that an adapter is what answers: a fixed text's logprobs by the sampler that is going to
+answer, by the trainer it was made of and by the base model.
+
+A sampler that lost its adapter answers as the base model does, and its answers do not tell.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.api import Datum, ModelInput, SamplingClient, ServiceClient, TrainingClient
+from utils.json_files import read_json_object
+from utils.runs.files import atomic_write_text
+
+logger = logging.getLogger(__name__)
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+NUM_TOKENS = 8
+PROOF_FILE = "adapter_proof.json"
+# how far a sampler may be from its trainer, in nats: at most in float32, root mean square otherwise
+FLOAT32_LIMIT = 1e-4
+BFLOAT16_LIMIT = 0.05
+# where all of B is smaller than this, logprobs may well round to the base model's
+NEGLIGIBLE_B = 1e-6
+UNTRAINED = (
+    "every B of its adapter is zero (a checkpoint of step 0?), so it is the base model itself"
+)
+
+
+class AdapterNotUsedError(RuntimeError):
+    """What answers is not the adapter that was asked for."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Distances in nats over the probe's tokens: the sampler's logprobs from the base model's (the
+    largest) and from the trainer's (the largest, and root mean square); None without a trainer.
+
+    `untrained` says whether every B is zero, None where the backend does not tell.
+    """
+
+    from_base: float
+    from_trainer: float | None = None
+    from_trainer_rms: float | None = None
+    untrained: bool | None = False
+
+    def __str__(self) -> str:
+        parts = [f"{self.from_base:.2g} nats at most from the base model's"]
+        if self.from_trainer is not None:
+            parts.append(
+                f"{self.from_trainer:.2g} at most (RMS {self.from_trainer_rms:.2g}) from the "
+                "trainer's"
+            )
+        return ", ".join(parts)
+
+
+def compare(
+    name: str,
+    sampled: np.ndarray,
+    base: np.ndarray,
+    trained: np.ndarray | None = None,
+    *,
+    dtype: str | None,
+    largest_b: float | None,
+) -> Figures:
+    """Of the logprobs [T] of the same tokens. `dtype` is the base model's, `largest_b` the largest
+    absolute value in the adapter's B matrices; None where the backend does not tell.
+
+    Raises AdapterNotUsedError where the sampler is the base model although B is not zero, or
+    further than allowed from the trainer. Where the dtype is not known, so that neither is the
+    noise, only if it is nearer to the base model as well.
+    """
+    from_base = float(np.abs(sampled - base).max())
+    if from_base == 0 and largest_b == 0:
+        return Figures(0.0, untrained=True)
+    untrained = None if largest_b is None else largest_b == 0
+    if trained is None:
+        figures = Figures(from_base, untrained=untrained)
+    else:
+        difference = sampled - trained
+        largest, rms = float(np.abs(difference).max()), float(np.sqrt((difference**2).mean()))
+        figures = Figures(from_base, largest, rms, untrained)
+        too_far = largest > FLOAT32_LIMIT if dtype == "float32" else rms > BFLOAT16_LIMIT
+        allowed = f"{FLOAT32_LIMIT:g} at most" if dtype == "float32" else f"RMS {BFLOAT16_LIMIT:g}"
+        if too_far and (dtype is not None or from_base < largest):
+            is_base = "; it answers as the base model does" if from_base == 0 else ""
+            raise AdapterNotUsedError(
+                f"{name}: the sampler does not have the trainer's adapter{is_base}. The logprobs "
+                f"of a test text are {figures}; allowed from the trainer's is {allowed}"
+            )
+        if too_far:
+            logger.warning(
+                "%s: the sampler's logprobs of a test text are %s; usual is %s from the trainer's",
+                *(name, figures, allowed),
+            )
+    if from_base == 0 and largest_b is not None:
+        if largest_b > NEGLIGIBLE_B:
+            raise AdapterNotUsedError(
+                f"{name}: the sampler answers exactly as the base model does, although its adapter "
+                f"is trained (B has values up to {largest_b:.2g}): the adapter is not in use"
+            )
+        logger.warning(
+            "%s: its adapter is so small (B has values up to %.2g) that a test text has the very "
+            "logprobs of the base model",
+            *(name, largest_b),
+        )
+    return figures
+
+
+class AdapterProof:
+    """The proofs of one run on one base model; those that succeed are logged, and stored in the
+    run's adapter_proof.json, once."""
+
+    def __init__(
+        self, service: ServiceClient, base_model: str, run_path: Path | None = None
+    ) -> None:
+        self._service = service
+        self._base_model = base_model
+        self._file = None if run_path is None else run_path / PROOF_FILE
+        self._base: np.ndarray | None = None
+        self._proven = False
+
+    def sampler(self, trainer: TrainingClient, name: str) -> SamplingClient:
+        """A sampler of the trainer's weights as they are. The first of a trained adapter is held
+        against its trainer and the base model; see compare() for what it raises.
+
+        In the local backend no other request runs sooner, later or with others because of that.
+        """
+        if self._proven:
+            return trainer.save_weights_and_get_sampling_client().result()
+        probe = getattr(trainer, "save_weights_and_probe", None)
+        if probe is None:
+            sampler = trainer.save_weights_and_get_sampling_client().result()
+            self.check(sampler, name, trainer=trainer)
+            return sampler
+        probed = probe(probe_tokens(trainer.get_tokenizer())).result()
+        if probed.largest_b > 0:
+            figures = compare(
+                name,
+                probed.sampled,
+                probed.base,
+                probed.trained,
+                dtype=probed.sampler.dtype,
+                largest_b=probed.largest_b,
+            )
+            self._tell(name, figures)
+        return probed.sampler
+
+    def check(
+        self,
+        sampler: SamplingClient,
+        name: str,
+        *,
+        trainer: TrainingClient | None = None,
+        checkpoint: str | None = None,
+    ) -> Figures:
+        """Holds a sampler against the base model, and against `trainer` where there is one;
+        `checkpoint` is what it was loaded from. See compare() for what it raises."""
+        tokens = probe_tokens(sampler.get_tokenizer())
+        # one after the other: passes of the same shape have the same rounding
+        sampled = _logprobs(sampler, tokens)
+        if self._base is None:
+            base = self._service.create_sampling_client(base_model=self._base_model)
+            self._base = _logprobs(base, tokens)
+        trained = None if trainer is None else _trained_logprobs(trainer, tokens)
+        largest_b = getattr(self._service, "largest_b", None)
+        figures = compare(
+            name,
+            sampled,
+            self._base,
+            trained,
+            dtype=getattr(sampler, "dtype", None),
+            largest_b=largest_b(checkpoint) if largest_b and checkpoint else None,
+        )
+        self._tell(name, figures)
+        return figures
+
+    def _tell(self, name: str, figures: Figures) -> None:
+        if figures.untrained:
+            logger.warning("%s: %s", name, UNTRAINED)
+        elif figures.from_base == 0:
+            if figures.untrained is None:
+                logger.warning("%s: a test text has the very logprobs of the base model", name)
+        else:
+            logger.info("%s is in use: the logprobs of a test text are %s", name, figures)
+            # a remote backend's noise is no proof
+            self._proven = figures.untrained is False or figures.from_base > BFLOAT16_LIMIT
+        if self._file is not None:
+            stored = read_json_object(self._file) if self._file.is_file() else {}
+            if name not in stored:
+                stored[name] = asdict(figures)
+                atomic_write_text(self._file, json.dumps(stored, indent=2) + "\n")
+
+
+def probe_tokens(tokenizer: Any) -> list[int]:
+    """The first tokens of the test text."""
+    return tokenizer.encode(TEXT, add_special_tokens=False)[:NUM_TOKENS]
+
+
+def _logprobs(sampler: SamplingClient, tokens: Sequence[int]) -> np.ndarray:
+    return np.array(sampler.compute_logprobs(ModelInput.from_ints(tokens)).result()[1:], float)
+
+
+def _trained_logprobs(trainer: TrainingClient, tokens: Sequence[int]) -> np.ndarray:
+    output = trainer.forward([probe_datum(tokens)], "cross_entropy").result()
+    return output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
+
+
+def probe_datum(tokens: Sequence[int]) -> Datum:
+    fields = {"target_tokens": list(tokens[1:]), "weights": [1.0] * (len(tokens) - 1)}
+    return Datum(ModelInput.from_ints(tokens[:-1]), fields)
