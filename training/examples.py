@@ -7,7 +7,8 @@ with from and value (ShareGPT), `instruction`, `input` and `output` (Alpaca), or
 
 Columns beside these, such as id, source or metadata, are not read. Those that would change what a
 row means (CHANGING; of a message CHANGING_MESSAGE) are refused where its form does not read them,
-unless they are empty or say again what a message says.
+unless they are empty or say again what a message says. Two forms in a row are read where one says
+the other again: `text` that is the rendering of an instruction, an instruction that is in the chat.
 """
 
 import json
@@ -47,7 +48,8 @@ _AS_WEIGHT = "give the messages of assistants a weight, 0 or 1"
 _AS_MESSAGES = "take it out, or write it as messages"
 # fields of a row that its meaning depends on, and what to do where its form does not read them
 CHANGING = {
-    **dict.fromkeys(("prompt", "input", "output", "response", "context"), _AS_MESSAGES),
+    **dict.fromkeys(("prompt", "instruction", "input", "output"), _AS_MESSAGES),
+    **dict.fromkeys(("response", "context"), _AS_MESSAGES),
     "history": "write the turns as messages",
     "system": "write it as a message",
     "system_prompt": "write it as `system`",
@@ -72,7 +74,7 @@ _CHAT_READS = ("system", "tools")
 _READS = {
     "messages": _CHAT_READS,
     "conversations": _CHAT_READS,
-    "instruction": ("input", "output", *_CHAT_READS),
+    "instruction": ("instruction", "input", "output", *_CHAT_READS),
     "completion": ("prompt", *_CHAT_READS),
     "text": (),
 }
@@ -136,17 +138,13 @@ def load_examples(path: Path, labels: Sequence[str]) -> list[Example]:
 def _example(record: Any, where: str) -> Example:
     if not isinstance(record, Mapping):
         raise ValueError(f"a mapping is needed, got {type(record).__name__}")
-    forms = [form for form in _FORMS if record.get(form) is not None]
-    if len(forms) != 1:
-        raise ValueError(
-            f"exactly one of {', '.join(_FORMS)} is needed; has {sorted(map(str, record))}"
-        )
+    form = _form(record)
     held_out = record.get("held_out")
     if held_out is not None and not isinstance(held_out, bool):
         raise ValueError(f"held_out={held_out!r}: true or false is needed")
     label, subtype, group = (_optional_text(record, key) for key in ("label", "subtype", "group"))
-    messages, prompt, text = _content(record, forms[0])
-    _check_nothing_lost(record, forms[0], messages)
+    messages, prompt, text = _content(record, form)
+    _check_nothing_lost(record, form, messages)
     return Example(
         where=where,
         messages=messages,
@@ -157,6 +155,30 @@ def _example(record: Any, where: str) -> Example:
         prompt=prompt,
         tools=_tools(record),
     )
+
+
+def _form(record: Mapping[str, Any]) -> str:
+    """The form to read a row in: its only one, or the fuller of two that say the same."""
+    forms = [form for form in _FORMS if record.get(form) is not None]
+    if forms == ["instruction", "text"]:
+        # Alpaca's own rows have their rendering as text
+        fields = {key: record.get(key) for key in ("instruction", "input", "output")}
+        whole = str(record["text"])
+        lacks = [k for k, v in fields.items() if not _is_empty(v) and str(v).strip() not in whole]
+        if lacks:
+            raise ValueError(
+                f"text is not the instruction form in one piece: it lacks {', '.join(lacks)}; take "
+                "out the one that is not to be learned"
+            )
+        return "instruction"
+    if forms in (["messages", "instruction"], ["conversations", "instruction"]):
+        # Magpie's, whose messages have to say all that the other fields say
+        return forms[0]
+    if len(forms) != 1:
+        raise ValueError(
+            f"exactly one of {', '.join(_FORMS)} is needed; has {sorted(map(str, record))}"
+        )
+    return forms[0]
 
 
 def _check_nothing_lost(record: Mapping[str, Any], form: str, messages: list[Message]) -> None:

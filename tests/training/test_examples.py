@@ -92,6 +92,25 @@ def test_forms_of_one_conversation_are_the_same_messages(tmp_path: Path) -> None
     assert [example.messages for example in forms] == [chat] * len(forms)
 
 
+def test_a_row_that_says_the_same_in_two_forms_is_read_once(tmp_path: Path) -> None:
+    """As those of tatsu-lab/alpaca and of Magpie are."""
+    alpaca = {"instruction": "Add these.", "input": "2 and 3", "output": " 5 \n"}
+    text = "Below is a task.\n\n### Task:\nAdd these.\n\n### Input:\n2 and 3\n\n### Response:\n 5"
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    magpie = {"instruction": "Why?", "response": "So.", "input_length": 4}
+    examples = read(
+        tmp_path,
+        {**alpaca, "text": text},
+        {"instruction": "Why?", "input": "", "output": "So.", "text": "Why? So."},
+        {"conversations": turns, **magpie},
+        {"conversations": turns, "instruction": "Why?", "output": "So.", "input": ""},
+        {"messages": [user("Why?"), assistant("So.")], **magpie},
+    )
+    asked = [user("Add these.\n\n2 and 3"), assistant(" 5 \n")]
+    assert [e.messages for e in examples] == [asked] + [[user("Why?"), assistant("So.")]] * 4
+    assert not any(e.text for e in examples)
+
+
 def test_prompt_and_completion(tmp_path: Path) -> None:
     raw, lists = read(
         tmp_path,
@@ -168,6 +187,12 @@ WRONG: list[tuple[Any, str]] = [
     ({"messages": CHAT, "label": " "}, "label=' ': text is needed"),
     ({"messages": CHAT, "text": "a"}, "exactly one of messages"),
     ({"prompt": "a"}, "exactly one of messages"),
+    ({"instruction": "a", "output": "b", "text": "a c"}, "it lacks output; take out the one"),
+    ({"instruction": "a", "input": "i", "output": "b", "text": "b"}, "lacks instruction, input;"),
+    ({"messages": CHAT, "instruction": "c"}, "instruction is not read beside messages"),
+    ({"messages": CHAT, "instruction": 3}, "instruction is not read beside messages"),
+    ({"messages": CHAT, "instruction": "a", "response": "c"}, "response is not read beside mess"),
+    ({"messages": CHAT, "instruction": "a", "text": "a b"}, "exactly one of messages"),
     ({"messages": {}}, "messages must be a list of messages, got {}"),
     ({"messages": []}, "messages must be a list of messages"),
     ({"messages": [["user", "a"]]}, r"messages[0] needs role and content"),
