@@ -35,7 +35,7 @@ from evaluation.behaviour.results import Summary, headline_numbers, results_to_p
 from evaluation.behaviour.targets import model_records, open_targets
 from generation.properties import Property
 from training.endpoints import Endpoints
-from utils.config.entrypoint import config_entrypoint, dump_yaml, to_plain
+from utils.config.entrypoint import config_entrypoint, dump_yaml, held_log, to_plain
 from utils.llm.api import Endpoint
 from utils.llm.client import LLMClient
 from utils.llm.ledger import Ledger
@@ -63,7 +63,8 @@ def main(config: Config) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     # everything that can be wrong with settings and files, before a model is loaded or called
-    plan = make_plan(config)
+    with held_log():
+        plan = make_plan(config)
     if config.dry_run:
         print(text_table(("", "number"), count_calls(config, plan)))
         return

@@ -49,6 +49,7 @@ from utils.config.entrypoint import (
     as_config_errors,
     config_entrypoint,
     exit_on_config_error,
+    held_log,
     problems_of,
     raise_problems,
 )
@@ -166,22 +167,36 @@ def main(config: Any) -> None:
         checks.append(lambda: resolve_model(config.model_name))
     raise_problems(problems_of(*checks))
     log_path = config.log_path or new_run_path("rl_loop")
-    with as_config_errors():
-        service = connect_for_run(
-            log_path, config.backend, base_url=config.base_url, device=config.device
-        )
-        domain = make_domain(config.domain, config, service)
-        settings = Settings.of(config, domain)
-        limit = PromptLimit.of(config, service, domain)
-        chosen: dict[Split, Chosen] = {
-            "train": choose_problems(checked_problems(domain, "train"), "train problems", limit),
-            "test": choose_problems(
-                checked_problems(domain, "test"), "test problems", limit, settings.eval_size
-            ),
-        }
-        data = {f"{split} problems": problems_input(domain, chosen[split]) for split in chosen}
+    may_change = ("num_steps", "sinks", "dry_run", "save_every", "keep_checkpoints")
+    with held_log():
+        with as_config_errors():
+            service = connect_for_run(
+                log_path, config.backend, base_url=config.base_url, device=config.device
+            )
+            domain = make_domain(config.domain, config, service)
+            settings = Settings.of(config, domain)
+            limit = PromptLimit.of(config, service, domain)
+            chosen: dict[Split, Chosen] = {
+                "train": choose_problems(
+                    checked_problems(domain, "train"), "train problems", limit
+                ),
+                "test": choose_problems(
+                    checked_problems(domain, "test"), "test problems", limit, settings.eval_size
+                ),
+            }
+            data = {f"{split} problems": problems_input(domain, chosen[split]) for split in chosen}
+        run = None
+        if not config.dry_run:
+            run = RunDir.open(
+                "rl_loop",
+                log_path,
+                config,
+                resume_fields_ignored=may_change,
+                data=data,
+                sinks=config.sinks,
+            )
     problems = {split: found.problems for split, found in chosen.items()}
-    if config.dry_run:
+    if run is None:
         with contextlib.closing(service):
             # an adapter of its own, thrown away at the end
             policy = make_policy(config, make_trainer(config, settings, service), domain)
@@ -189,15 +204,6 @@ def main(config: Any) -> None:
         print(f"\n{plan_table(settings, domain, chosen, policy, speeds)}\n\nNothing was written.")
         return
 
-    may_change = ("num_steps", "sinks", "dry_run", "save_every", "keep_checkpoints")
-    run = RunDir.open(
-        "rl_loop",
-        log_path,
-        config,
-        resume_fields_ignored=may_change,
-        data=data,
-        sinks=config.sinks,
-    )
     with run, exit_on_interrupt(run), contextlib.closing(service):
         require_models(run, service, {"model_name": config.model_name})
         recorder = Recorder(run)

@@ -32,7 +32,13 @@ from training.loop import (
 )
 from training.models import context_length, load_tokenizer, resolve_model
 from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
-from utils.config.entrypoint import as_config_errors, config_entrypoint, problems_of, raise_problems
+from utils.config.entrypoint import (
+    as_config_errors,
+    config_entrypoint,
+    held_log,
+    problems_of,
+    raise_problems,
+)
 from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
 from utils.interrupts import uninterrupted
 from utils.runs.files import expanded, read_jsonl, shown_path
@@ -140,29 +146,34 @@ def main(config: Config) -> None:
 
     # everything that can be wrong with settings and data, before a model is loaded
     log_path = config.log_path or new_run_path("sft")
-    with as_config_errors():
-        service = connect_for_run(
-            log_path, config.backend, base_url=config.base_url, device=config.device
+    may_change = ("sinks", "dry_run", "save_every", "keep_checkpoints")
+    with held_log():
+        with as_config_errors():
+            service = connect_for_run(
+                log_path, config.backend, base_url=config.base_url, device=config.device
+            )
+        examples: list[Example] = []
+        raise_problems(
+            problems_of(
+                lambda: resolve_model(config.model_name),
+                lambda: examples.extend(load_examples(config.examples_file, config.labels)),
+            )
         )
-    examples: list[Example] = []
-    raise_problems(
-        problems_of(
-            lambda: resolve_model(config.model_name),
-            lambda: examples.extend(load_examples(config.examples_file, config.labels)),
-        )
-    )
-    with as_config_errors():
-        train, held = hold_out(examples, config.heldout_fraction, config.seed)
-        tokenizer = load_tokenizer(config.model_name)
-    if config.dry_run:
+        with as_config_errors():
+            train, held = hold_out(examples, config.heldout_fraction, config.seed)
+            tokenizer = load_tokenizer(config.model_name)
+        run = None
+        if not config.dry_run:
+            run = RunDir.open(
+                "sft", log_path, config, resume_fields_ignored=may_change, sinks=config.sinks
+            )
+    if run is None:
         with contextlib.closing(service), as_config_errors():
             plan = make_plan(config, train, held, tokenizer, context_length(config.model_name))
         table = plan_table(plan, config.num_epochs, config.eval_every)
         print(f"\n{table}\n\nNothing was written.")
         return
 
-    may_change = ("sinks", "dry_run", "save_every", "keep_checkpoints")
-    run = RunDir.open("sft", log_path, config, resume_fields_ignored=may_change, sinks=config.sinks)
     with run, exit_on_interrupt(run), contextlib.closing(service):
         adapters = {}
         if config.checkpoint_path is not None and run.last_checkpoint() is None:

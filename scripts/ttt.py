@@ -28,7 +28,12 @@ from training.connect import connect
 from training.domains.bbh.results import load_finished
 from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
 from training.loop import exit_on_interrupt
-from utils.config.entrypoint import as_config_errors, config_entrypoint, exit_on_config_error
+from utils.config.entrypoint import (
+    as_config_errors,
+    config_entrypoint,
+    exit_on_config_error,
+    held_log,
+)
 from utils.config.help import MODEL, OUTPUT, WHAT
 from utils.runs.files import expanded
 from utils.runs.run_dir import RunDir, new_run_path
@@ -67,16 +72,22 @@ def main(config: Any) -> None:
     if config.compare:
         compare([expanded(path) for path in config.compare], config)
         return
-    work = make_ttt(config.domain, config)
-    if config.dry_run:
-        print(work.plan())
-        return
-    with as_config_errors():
-        service = connect("local", device=config.device)
     log_path = config.log_path or new_run_path("ttt", about=config.domain)
     # where items come from may change, as long as they are the same
     ignored = ("max_parallel_adapters", "dry_run", "source", "output_file")
-    run = RunDir.open("ttt", log_path, config, resume_fields_ignored=ignored, data=work.data())
+    with held_log():
+        work = make_ttt(config.domain, config)
+        with as_config_errors():
+            service = connect("local", device=config.device)
+        run = None
+        if not config.dry_run:
+            run = RunDir.open(
+                "ttt", log_path, config, resume_fields_ignored=ignored, data=work.data()
+            )
+    if run is None:
+        with contextlib.closing(service):
+            print(work.plan())
+        return
     with run, exit_on_interrupt(run, "tasks that are done are kept"), contextlib.closing(service):
         work.train_and_answer(service, run)
         print(work.finish(run))

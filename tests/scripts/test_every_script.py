@@ -253,6 +253,34 @@ def test_paths_are_the_same_from_a_file_and_the_command_line(
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("eval", "eval_file=none.eval.yaml"),
+        ("eval", "judge_kind=llm"),
+        ("sft", "model_name=./none"),
+        ("sft", "log_path=chats.jsonl"),
+        ("rl_loop", 'sinks=["mlflow"]'),
+        ("rl_loop", "log_path=chats.jsonl"),
+        ("ttt bbh", "log_path=chats.jsonl"),
+        ("ttt arc", "log_path=chats.jsonl"),
+    ],
+)
+def test_an_error_of_settings_comes_alone(
+    name: str,
+    wrong: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start, given, *_ = SCRIPTS[name]
+    # a model that is judged by itself is warned of
+    other = ["judge.model=./model", "eval_file=none.yaml"] if wrong == "judge_kind=llm" else []
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as ended:
+        start([*given, wrong, *other])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("Error: ") and caplog.records == []
+
+
 def sft_run(*arguments: str) -> None:
     start, given, *_ = SCRIPTS["sft"]
     start([*given, *arguments, "log_path=runs/r"])

@@ -204,8 +204,10 @@ def _plots(report: Report, metrics: list[dict[str, Any]]) -> None:
 def _arc_tasks(
     report: Report, domain: ArcDomain, problems: Problems, samples: list[dict[str, Any]]
 ) -> None:
+    tried = {sample["problem"] for sample in samples}
     for split, heading in (("train", "Training tasks"), ("test", "Held-out tasks")):
-        report.heading(heading)
+        if any(problem.id in tried for problem in problems[split]):
+            report.heading(heading)
         for problem in problems[split]:
             mine = [s for s in samples if s["problem"] == problem.id]
             if not mine:

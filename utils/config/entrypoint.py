@@ -27,7 +27,13 @@ from chz.blueprint import (
     MissingBlueprintArg,
 )
 
-from utils.config.errors import ConfigError, as_config_errors, problems_of, raise_problems
+from utils.config.errors import (
+    ConfigError,
+    as_config_errors,
+    held_log,
+    problems_of,
+    raise_problems,
+)
 from utils.config.help import (
     GivenValue,
     Page,
@@ -65,6 +71,7 @@ __all__ = [
     "dump_yaml",
     "exit_on_config_error",
     "given_value",
+    "held_log",
     "load_config",
     "load_yaml",
     "problems_of",

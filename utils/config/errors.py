@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 
@@ -38,6 +39,33 @@ def as_config_errors() -> Iterator[None]:
         raise
     except (ValueError, ImportError, OSError) as error:
         raise ConfigError(str(error)) from error
+
+
+class _Held(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextlib.contextmanager
+def held_log() -> Iterator[None]:
+    """What is logged inside is shown when the block ends, and not at all where that is by a
+    ConfigError: an error of the settings comes alone."""
+    root = logging.getLogger()
+    held, handlers = _Held(), list(root.handlers)
+    root.handlers[:] = [held]
+    try:
+        yield
+    except ConfigError:
+        held.records.clear()
+        raise
+    finally:
+        root.handlers[:] = handlers
+        for record in held.records:
+            root.handle(record)
 
 
 def problems_of(*checks: Callable[[], object]) -> list[str]:

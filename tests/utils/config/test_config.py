@@ -26,6 +26,7 @@ from utils.config.entrypoint import (
     dump_yaml,
     exit_on_config_error,
     given_value,
+    held_log,
     load_config,
     load_yaml,
     raise_problems,
@@ -617,6 +618,21 @@ def test_config_error_holds_its_problems():
     assert caught.value.problems == ["one", "two\nlines"]
     assert str(caught.value) == "2 problems:\n  - one\n  - two\n    lines"
     assert str(ConfigError("only")) == "only"
+
+
+def test_an_error_of_settings_comes_alone(caplog: pytest.LogCaptureFixture):
+    told = logging.getLogger("told")
+    with pytest.raises(ConfigError), held_log():
+        told.warning("before it")
+        raise ConfigError("wrong")
+    assert caplog.records == []
+    with held_log():
+        told.warning("of a run that begins")
+        assert caplog.records == []
+    with pytest.raises(KeyError), held_log():
+        told.warning("of a bug")
+        raise KeyError
+    assert [record.message for record in caplog.records] == ["of a run that begins", "of a bug"]
 
 
 def test_an_async_main_is_run():
