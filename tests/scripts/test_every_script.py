@@ -274,7 +274,8 @@ def test_an_error_of_settings_comes_alone(
 ) -> None:
     start, given, *_ = SCRIPTS[name]
     # a model that is judged by itself is warned of
-    other = ["judge.model=./model", "eval_file=none.yaml"] if wrong == "judge_kind=llm" else []
+    judged = ["model_name=./model", "judge.model=./model", "eval_file=none.yaml"]
+    other = judged if wrong == "judge_kind=llm" else []
     with caplog.at_level("INFO"), pytest.raises(SystemExit) as ended:
         start([*given, wrong, *other])
     assert ended.value.code == 2
