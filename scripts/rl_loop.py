@@ -32,6 +32,7 @@ from training.rl.problems import Chosen, PromptLimit, choose_problems, problems_
 from training.rl.report import (
     batch_metrics,
     make_report,
+    pass_metrics,
     print_tables,
     record_answers,
     shown,
@@ -239,7 +240,7 @@ def main(config: Any) -> None:
                     key=("eval", state.step),
                 )
                 rewards_P_G = checked_rewards(domain, problems["test"], texts(groups_P_G))
-            metrics = reward_metrics("eval", rewards_P_G)
+            metrics = reward_metrics("eval", rewards_P_G) | pass_metrics(rewards_P_G)
             metrics |= {f"time/{phase}": value for phase, value in stopwatch.pop().items()}
             with uninterrupted():
                 state.evaluated = True

@@ -24,6 +24,7 @@ from evaluation.stats import (
     scored_pairs,
     sign_flip_test,
 )
+from utils.pass_at_k import pass_at_ks
 
 SIGNIFICANT = 0.05
 Key = tuple[str, str, int]
@@ -43,6 +44,20 @@ class ModelScore:
     n_scored_prompts: int
     n_judgments: int
     n_unscored: int
+
+
+@dataclass(frozen=True)
+class AnyOfK:
+    """The share of prompts, of those written for the property, where at least one of k samples
+    exhibits it (pass@k, unbiased), with its 95 % interval over prompts. Samples that were not
+    scored are left out, and prompts without one that was."""
+
+    property: str
+    model: str
+    k: int
+    share: float
+    interval: tuple[float, float] | None
+    n_prompts: int
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,16 @@ class Scores:
         """The share of samples that exhibit the property."""
         return self._mean(prompt, model, lambda judgment: _exhibits(judgment, property))
 
+    def samples_exhibit(self, property: str, prompt: str, model: str) -> list[bool]:
+        """For each scored sample, whether at least half of its repeats say so."""
+        by_sample: dict[int, list[float]] = defaultdict(list)
+        for record in self.of(prompt, model):
+            if isinstance(record.outcome, Judgment):
+                shown = _exhibits(record.outcome, property)
+                if shown is not None:
+                    by_sample[record.conversation.sample].append(shown)
+        return [sum(shown) >= len(shown) / 2 for shown in by_sample.values()]
+
     def coherence(self, prompt: str, model: str) -> float | None:
         return self._mean(prompt, model, lambda judgment: judgment.coherence)
 
@@ -170,6 +195,24 @@ def _model_score(
         n_judgments=len(records),
         n_unscored=sum(isinstance(record.outcome, Failure) for record in records),
     )
+
+
+def any_of_k(
+    scores: Scores, prompts: Sequence[EvalPrompt], properties: Sequence[str], models: Sequence[str]
+) -> list[AnyOfK]:
+    """For k of 2, 4, ... up to the samples that every prompt has; nothing for one sample each."""
+    rows = []
+    for property in properties:
+        own = [prompt.id for prompt in prompts if prompt.property == property]
+        for model in models:
+            shown_P = [scores.samples_exhibit(property, prompt, model) for prompt in own]
+            shown_P_G = [group for group in shown_P if group]
+            if shown_P_G:
+                rows += [
+                    AnyOfK(property, model, row.k, row.mean, row.interval, row.n_problems)
+                    for row in pass_at_ks(shown_P_G)[1:]
+                ]
+    return rows
 
 
 def model_quality(

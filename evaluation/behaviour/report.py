@@ -31,6 +31,7 @@ SCORE_HEADERS = (
     *("property", "model", "prompts of", "mean", "exhibits", "prompts", "scored"),
     *("judgments", "unscored"),
 )
+ANY_OF_K_HEADERS = ("property", "model", "k", "any of k exhibits", "95% interval", "prompts")
 QUALITY_HEADERS = (*("model", "coherence", "eval-awareness", "conversations", "failed", "cut off"),)
 AGREEMENT_HEADERS = (
     *("property", "n", "same exhibits", "commonest", "its share", "kappa (exhibits)"),
@@ -72,6 +73,18 @@ def score_rows(summary: Summary) -> list[list[Any]]:
             *(row.n_judgments, row.n_unscored),
         ]
         for row in summary.scores
+    ]
+
+
+def any_of_k_rows(summary: Summary) -> list[list[Any]]:
+    """Under ANY_OF_K_HEADERS."""
+    return [
+        [
+            *(row.property, row.model, row.k, percent(row.share)),
+            f"{percent(row.interval[0])} to {percent(row.interval[1])}" if row.interval else None,
+            row.n_prompts,
+        ]
+        for row in summary.any_of_k
     ]
 
 
@@ -171,6 +184,8 @@ def closing_tables(summary: Summary, ledger: Ledger) -> str:
         parts.append(text_table(DETAIL_HEADERS, detail_rows(summary)))
         parts.append("\n".join(notes_of(summary)))
     parts.append(text_table(SCORE_HEADERS, score_rows(summary)))
+    if summary.any_of_k:
+        parts.append(text_table(ANY_OF_K_HEADERS, any_of_k_rows(summary)))
     parts.append(text_table(QUALITY_HEADERS, quality_rows(summary)))
     for title, agreements in agreement_parts(summary):
         parts.append(f"{title}:\n{text_table(AGREEMENT_HEADERS, agreement_rows(agreements))}")
@@ -226,6 +241,13 @@ def write_report(
         "Judgments with each score, on the prompts written for the property.",
     )
     report.table(SCORE_HEADERS, score_rows(summary), "Every scored prompt weighs the same.")
+    if summary.any_of_k:
+        report.table(
+            ANY_OF_K_HEADERS,
+            any_of_k_rows(summary),
+            "The share of prompts where at least one of k samples exhibits the property (pass@k, "
+            "unbiased, Chen et al. 2021), with its interval over prompts.",
+        )
     report.table(QUALITY_HEADERS, quality_rows(summary), "Means of scores of 1 to 10.")
     for title, rows in agreement_parts(summary):
         report.heading(title)

@@ -17,11 +17,13 @@ from evaluation.behaviour.agreement import (
     self_agreement,
 )
 from evaluation.behaviour.analysis import (
+    AnyOfK,
     Comparison,
     ModelQuality,
     ModelScore,
     Scores,
     Unscored,
+    any_of_k,
     compare_models,
     count_unscored,
     key_of,
@@ -44,6 +46,7 @@ class Summary:
     models: list[str]
     untrained: list[str]
     scores: list[ModelScore]
+    any_of_k: list[AnyOfK]
     quality: list[ModelQuality]
     comparisons: list[Comparison]
     unscored: list[Unscored]
@@ -71,6 +74,7 @@ def summarise(
         models=names_of_models,
         untrained=[model["label"] for model in models if model.get("untrained")],
         scores=model_scores(scores, eval_file.prompts, names, names_of_models),
+        any_of_k=any_of_k(scores, eval_file.prompts, names, names_of_models),
         quality=model_quality(scores, conversations, eval_file.prompts, names_of_models),
         comparisons=compare_models(scores, eval_file.prompts, names, names_of_models, seed=seed),
         unscored=[row for own in judged_J for row in count_unscored(own)],
@@ -117,6 +121,7 @@ def results_to_plain(
             for comparison in summary.comparisons
         ],
         "scores": [asdict(row) for row in summary.scores],
+        "any_of_k": [asdict(row) for row in summary.any_of_k],
         "quality": [asdict(row) for row in summary.quality],
         "unscored": [{**asdict(row), "share": row.share} for row in summary.unscored],
         "reliability": {

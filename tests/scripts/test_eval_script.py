@@ -44,7 +44,7 @@ from utils.config.entrypoint import (
     load_yaml,
 )
 from utils.llm.client import LLMClient
-from utils.llm.retry import RetryPolicy
+from utils.llm.retry import RetryPolicy, sample_seed
 from utils.runs.files import read_jsonl
 
 FAST = RetryPolicy(
@@ -96,7 +96,7 @@ def test_a_run_writes_everything(capsys: pytest.CaptureFixture[str]) -> None:
         turns = [message["role"] for message in talk["messages"]]
         assert turns == ["user", "assistant"] * (len(turns) // 2)
     assert {len(talk["messages"]) for talk in results["conversations"]} == {2, 4}
-    assert results["statistics"] == []
+    assert results["statistics"] == [] == results["any_of_k"]
     assert [row["own"] for row in results["scores"]] == [True, False, True, False]
     assert [row["n"] for row in results["reliability"]["repeats"]] == [8, 8]
     assert [row["n"] for row in results["reliability"]["second_judge"]] == [8, 8]
@@ -115,6 +115,26 @@ def test_a_run_writes_everything(capsys: pytest.CaptureFixture[str]) -> None:
     targets = [request.body for request in fake.requests if not is_judge(request.body)]
     assert {body["temperature"] for body in targets} == {0.7}
     assert {body["seed"] for body in targets} == {0}
+
+
+def test_any_of_several_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    def reply(body: Mapping[str, Any]) -> str:
+        if not is_judge(body):
+            return f"Well.{' Hope that helps!' if body['seed'] == sample_seed(0, 1, 0) else ''}"
+        told = told_conversation(body)
+        return json.dumps(verdicts(body, lambda _: 9 if "Hope" in told else 2))
+
+    with server(text=reply) as fake:
+        results = run_eval(*arguments(fake, "eval_file=x.eval.yaml", "num_samples=3"))
+    rows = [row for row in results["any_of_k"] if row["property"] == "signs-off"]
+    # one of three samples shows it, so two of the three pairs have it
+    assert [(row["k"], round(row["share"], 9), row["n_prompts"]) for row in rows] == [
+        (2, round(2 / 3, 9), 4),
+        (3, 1.0, 4),
+    ]
+    assert rows[0]["interval"] is None
+    assert "any of k exhibits" in capsys.readouterr().out
+    assert "at least one of k samples" in Path("runs/r/report.html").read_text()
 
 
 def test_the_judge_is_blind() -> None:

@@ -3,6 +3,7 @@
 uv run pytest tests/scripts/test_rl_loop.py
 """
 
+import itertools
 import json
 import os
 import re
@@ -145,6 +146,31 @@ def test_only_evaluation(
     assert re.search(
         r"Merge it:  uv run scripts/export.py checkpoint_path=\S+ output_dir=XXXX", out
     )
+
+
+def test_pass_at_k_of_several_held_out_answers(
+    gym: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = gym(tmp_path, "num_steps=0", "eval_group_size=4")
+    [metrics] = read_jsonl(run / "metrics.jsonl")
+    solved: dict[str, list[bool]] = {}
+    for sample in read_jsonl(run / "samples.jsonl"):
+        solved.setdefault(sample["problem"], []).append(sample["solved"])
+    pairs = [any(two) for own in solved.values() for two in itertools.combinations(own, 2)]
+    assert 0 < sum(pairs) < len(pairs), "all alike: change the model's seed"
+    assert metrics["eval/pass@1"] == pytest.approx(metrics["eval/solved"])
+    assert metrics["eval/pass@2"] == pytest.approx(sum(pairs) / len(pairs))
+    assert metrics["eval/pass@4"] == pytest.approx(sum(map(any, solved.values())) / len(solved))
+    assert metrics["eval/pass@2_low"] < metrics["eval/pass@2"] < metrics["eval/pass@2_high"]
+    assert re.search(r"solved\s+pass@2\s+pass@4\n", capsys.readouterr().out)
+    assert "at least one of k answers solves" in (run / "report.html").read_text()
+
+
+def test_no_pass_at_k_of_one_answer(gym: Callable[..., Path], tmp_path: Path) -> None:
+    run = gym(tmp_path, "num_steps=0", "eval_group_size=1")
+    [metrics] = read_jsonl(run / "metrics.jsonl")
+    assert not [name for name in metrics if "pass@" in name]
+    assert "pass@" not in (run / "report.html").read_text()
 
 
 def test_dry_run_leaves_nothing_behind(

@@ -8,6 +8,7 @@ from training.domains.arc.domain import ArcDomain
 from training.domains.arc.report import add_task, edit_summary, write_published_files
 from training.domains.base import Domain, Problem, Reward, Split
 from training.rl.updates import Trajectory, Update, entropy, mean_and_error, reward_metrics
+from utils.pass_at_k import PassAtK, pass_at_ks
 from utils.runs.files import read_jsonl
 from utils.runs.report import Report, line_plot
 from utils.runs.run_dir import RunDir
@@ -66,6 +67,17 @@ def record_answers(
             )
 
 
+def pass_metrics(rewards_P_G: Sequence[Sequence[Reward]]) -> dict[str, float]:
+    """eval/pass@k of the held-out answers for 1, 2, 4, ... up to a group's size, with the bounds of
+    its 95 % interval over problems; nothing for one answer to a problem."""
+    metrics = {}
+    for row in pass_at_ks([[reward.solved for reward in group] for group in rewards_P_G]):
+        metrics[f"eval/pass@{row.k}"] = row.mean
+        if row.interval is not None:
+            metrics[f"eval/pass@{row.k}_low"], metrics[f"eval/pass@{row.k}_high"] = row.interval
+    return metrics if max(map(len, rewards_P_G)) > 1 else {}
+
+
 def shown(metrics: Mapping[str, float]) -> str:
     """The few metrics that belong on the screen."""
     names = ("eval/reward", "eval/solved", "train/reward", "train/solved", "loss")
@@ -122,6 +134,8 @@ def _yes(value: bool) -> str:
 
 
 def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """With pass@k where problems were answered several times; for k = 1 it is the share solved."""
+    headers = ["held-out evaluation", "mean reward ± s.e.", "range", "solved"]
     rows = []
     steps = sorted({s["step"] for s in samples if s["kind"] == "eval"})
     for step in steps:
@@ -130,8 +144,26 @@ def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[li
         mean, error = mean_and_error(rewards)
         spread = f"{min(rewards):.2f} to {max(rewards):.2f}"
         share = f"{sum(solved)}/{len(solved)}"
-        rows.append([f"after {step} updates", f"{mean:.3f} ± {error:.3f}", spread, share])
-    return ["held-out evaluation", "mean reward ± s.e.", "range", "solved"], rows
+        groups: dict[str, list[bool]] = {}
+        for s in samples:
+            if s["kind"] == "eval" and s["step"] == step:
+                groups.setdefault(s["problem"], []).append(s["solved"])
+        passes = pass_at_ks(list(groups.values()))[1:]
+        rows.append(
+            [
+                *(f"after {step} updates", f"{mean:.3f} ± {error:.3f}", spread, share),
+                *map(_pass_text, passes),
+            ]
+        )
+        headers[4:] = [f"pass@{row.k}" for row in passes]
+    return headers, rows
+
+
+def _pass_text(row: PassAtK) -> str:
+    if row.interval is None:
+        return f"{row.mean:.2f}"
+    low, high = row.interval
+    return f"{row.mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) -> Report:
@@ -144,7 +176,15 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
         return report
     _plots(report, metrics)
     report.heading("Held-out evaluation")
-    report.table(*_evaluation_table(samples))
+    headers, rows = _evaluation_table(samples)
+    report.table(
+        headers,
+        rows,
+        "pass@k: the share of problems that at least one of k answers solves (unbiased, Chen et "
+        "al. 2021), with its 95% interval over problems."
+        if len(headers) > 4
+        else "",
+    )
     if isinstance(domain, ArcDomain):
         report.heading("Self-edits and their rewards")
         report.table(*_self_edit_table(domain, problems, samples))
