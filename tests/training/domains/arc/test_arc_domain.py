@@ -17,7 +17,9 @@ from training.domains.arc.domain import SEAL, SMALL, ArcConfig, ArcDomain
 from training.domains.arc.files import CONFIGS_NAME, RESULTS_NAME, read_configs, read_results
 from training.domains.arc.report import edit_summary, write_published_files
 from training.domains.arc.self_edit import FAMILY_OF_FLAG, ORACLE, parse_self_edit
+from training.rl.report import make_report
 from utils.config.entrypoint import ConfigError
+from utils.runs.files import append_jsonl
 
 
 def self_edit(
@@ -314,6 +316,30 @@ def test_reward_tokens_are_those_of_all_augmentations(make: Any) -> None:
     # as many epochs as the step limit leaves
     limited, _ = make(max_inner_steps=3)
     assert limited.reward_tokens(problem) == job.num_tokens / 2
+
+
+def test_self_edits_of_one_reward_are_not_shown_as_best_and_worst(
+    make: Any, tmp_path: Path
+) -> None:
+    domain, _ = make()
+    [problem, _] = domain.problems("train")
+    answers = [self_edit(), self_edit(epochs=3)]
+    domain.rewards([problem], [answers])
+
+    def page(*rewards: float) -> str:
+        (tmp_path / "samples.jsonl").unlink(missing_ok=True)
+        for answer, reward in zip(answers, rewards, strict=False):
+            sample = {"step": 1, "kind": "train", "problem": problem.id, "prompt": "p"}
+            sample |= {"answer": answer, "reward": reward, "solved": False, "note": ""}
+            append_jsonl(tmp_path / "samples.jsonl", sample)
+        problems: Any = {"train": [problem], "test": []}
+        return make_report(domain, problems, tmp_path, title="t").html()
+
+    assert "best self-edit: " in page(0.0, 1.0) and "worst self-edit: " in page(0.0, 1.0)
+    alike = page(0.0, 0.0)
+    assert "one of 2 self-edits, all of the same reward: " in alike
+    assert "best self-edit" not in alike and "worst self-edit" not in alike
+    assert "the only self-edit: " in page(0.0) and "Held-out tasks" not in alike
 
 
 def test_published_files(make: Any, tmp_path: Path) -> None:
