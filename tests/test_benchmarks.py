@@ -194,6 +194,7 @@ def test_mup_transfer(run: Any, tmp_path: Path) -> None:
     assert (tmp_path / "mup_transfer.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_architectures(
     load_benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +227,7 @@ def test_architectures(
         load_benchmark("architectures").Config(only=["lama"])
 
 
+@pytest.mark.slow
 def test_busy(run: Any) -> None:
     table, rows = run("busy", "workloads=train", "candidates=")
     assert [(row["case"], row["contender"], row["fair"]) for row in rows] == [
@@ -238,6 +240,7 @@ def test_busy(run: Any) -> None:
     assert "from connect()" in table
 
 
+@pytest.mark.slow
 def test_busy_leaves_out_who_takes_too_long(run: Any) -> None:
     _, rows = run("busy", "workloads=decode", "candidates=", "rivals=false", "max_seconds=0")
     assert [(row["case"], row["slower"]) for row in rows] == [

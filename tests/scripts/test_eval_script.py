@@ -556,6 +556,7 @@ def wait_for(process: subprocess.Popen[str], fake: FakeEndpoint, requests: int) 
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_kill_9_changes_nothing_in_the_end(tmp_path: Path) -> None:
     rng = random.Random(11)
     kills, in_flight = 8, 4

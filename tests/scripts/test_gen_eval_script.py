@@ -599,6 +599,7 @@ def outputs(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_kill_9_changes_nothing_in_the_end(tmp_path: Path) -> None:
     rng = random.Random(5)
     kills, in_flight = 8, 4

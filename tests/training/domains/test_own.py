@@ -136,6 +136,7 @@ def test_a_config_file_may_name_it(folder: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["config"]["length"] == 5
 
 
+@pytest.mark.slow
 def test_a_sweep_of_it(model: str, folder: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_VERSION"}
     command = [

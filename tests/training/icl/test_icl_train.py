@@ -293,6 +293,7 @@ def test_interrupted_is_uninterrupted(
         assert icl_difference(folder, tmp_path / "whole") is None
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(tmp_path: Path) -> None:
     settings = [*SMALL, *STEPS, "training.num_steps=40", f"runs_dir={tmp_path / 'runs'}"]
     kill_again_and_again("icl_train", tmp_path, *settings)

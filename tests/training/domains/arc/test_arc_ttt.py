@@ -519,6 +519,7 @@ def test_other_tasks_than_before_are_refused(make: Any, service: Any, tmp_path: 
     assert arc_results(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(model: str, tmp_path: Path) -> None:
     # so many tasks that the first are done when the kills come
     tasks = {
