@@ -77,9 +77,9 @@ import torch
 from utils.openmp import ShortSpins, loaded_libgomp
 
 torch.set_num_threads(2)
-numbers = torch.zeros(10**6)
 others = {*os.listdir("/proc/self/task")}
-numbers.add_(1)
+# filled by two threads
+numbers = torch.zeros(10**6)
 [worker] = {*os.listdir("/proc/self/task")} - others
 
 def sleeps():
