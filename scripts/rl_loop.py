@@ -106,6 +106,10 @@ class Config:
     kl_coef: float = chz.field(default=0.0, doc="penalty on the KL to the base model (grpo)")
     rest_em_epochs: int | None = chz.field(default=None, doc="passes over a batch's successes")
     rest_em_batch_size: int | None = chz.field(default=None, doc="successes per update")
+    selection: Literal["solved", "best", "random"] | None = chz.field(
+        default=None,
+        doc="what rest_em imitates: all successes, each group's best, or by chance (a control)",
+    )
 
     group_size: int | None = chz.field(default=None, doc="answers per problem", metadata=SAMPLING)
     temperature: float | None = chz.field(default=None, doc="of the sampled answers")

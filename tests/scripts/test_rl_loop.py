@@ -519,6 +519,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["domain=gsm8k", "data_path=nowhere"], ["data_path='nowhere': no file nowhere"]),
         (["domain=gym", "group_size=1"], ["group_size=1: grpo compares"]),
         (["domain=gym", "algorithm=rest_em", "kl_coef=1"], ["belong to algorithm=grpo"]),
+        (["domain=gym", "selection=best"], ["selection=best", "algorithm=rest_em"]),
         (["challenges_file=no.json"], ["challenges_file (from command line): no.json: no such"]),
     ],
 )

@@ -1,7 +1,19 @@
 """What a domain is: problems, their prompts, and rewards for groups of answers."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict
+from pathlib import Path
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    Protocol,
+    TypedDict,
+    runtime_checkable,
+)
+
+from utils.runs.report import Report
 
 Split = Literal["train", "test"]
 Algorithm = Literal["grpo", "rest_em"]
@@ -95,3 +107,31 @@ class Domain(Protocol):
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
     ) -> list[list[Reward]]: ...
+
+
+Samples = Sequence[Mapping[str, Any]]
+Table = tuple[list[str], list[list[Any]]]
+
+
+@runtime_checkable
+class ShowsAnswers(Protocol):
+    """What a domain may have besides, where a reward alone says too little about an answer.
+
+    `samples` are a run's lines of samples.jsonl so far, each with `when`, its place in the run.
+    """
+
+    def look_up_base(self, problems: list[Problem]) -> None:
+        """At a run's end, what the base model does with the problems by itself."""
+        ...
+
+    def answer_table(
+        self, problems: Mapping[Split, Sequence[Problem]], samples: Samples
+    ) -> Table: ...
+
+    def add_to_report(
+        self, report: Report, problems: Mapping[Split, Sequence[Problem]], samples: Samples
+    ) -> None: ...
+
+    def write_files(self, folder: Path, samples: Samples) -> None:
+        """Files in the formats that the domain's published code reads."""
+        ...

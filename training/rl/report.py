@@ -4,9 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.domains.arc.domain import ArcDomain
-from training.domains.arc.report import add_task, edit_summary, write_published_files
-from training.domains.base import Domain, Problem, Reward, Split
+from training.domains.base import Domain, Problem, Reward, ShowsAnswers, Split
 from training.rl.updates import Trajectory, Update, entropy, mean_and_error, reward_metrics
 from utils.pass_at_k import PassAtK, pass_at_ks
 from utils.runs.files import read_jsonl
@@ -86,38 +84,19 @@ def shown(metrics: Mapping[str, float]) -> str:
 
 def print_tables(domain: Domain, problems: Problems, run: Path) -> None:
     """The reward of every answer of the last batch, and held-out results before and after."""
-    samples = read_jsonl(run / "samples.jsonl")
+    samples = _samples(run)
     print()
-    if isinstance(domain, ArcDomain):
+    if isinstance(domain, ShowsAnswers):
         domain.look_up_base([*problems["train"], *problems["test"]])
-        print(text_table(*_self_edit_table(domain, problems, samples), max_width=72))
+        print(text_table(*domain.answer_table(problems, samples), max_width=72))
     print()
     print(text_table(*_evaluation_table(samples)))
 
 
-def _self_edit_table(
-    domain: ArcDomain, problems: Problems, samples: list[dict[str, Any]]
-) -> tuple[list[str], list[list[Any]]]:
-    by_id = {p.id: p for split in ("train", "test") for p in problems[split]}
-    rows = []
-    for sample in samples:
-        problem = by_id.get(sample["problem"])
-        if problem is None:
-            continue
-        base = domain.outcome(problem, None)
-        when = _when(sample, samples)
-        rows.append(
-            [
-                sample["problem"],
-                "-" if base is None else _yes(base["solved"]),
-                when,
-                edit_summary(sample["answer"], domain.bounds),
-                f"{sample['reward']:.2f}",
-                sample["note"],
-            ]
-        )
-    headers = ["task", "base solved?", "when", "self-edit", "reward", "training and result"]
-    return headers, rows
+def _samples(run: Path) -> list[dict[str, Any]]:
+    """The run's answers, each with its place in the run."""
+    samples = read_jsonl(run / "samples.jsonl", missing_ok=True)
+    return [sample | {"when": _when(sample, samples)} for sample in samples]
 
 
 def _when(sample: dict[str, Any], samples: list[dict[str, Any]]) -> str:
@@ -127,10 +106,6 @@ def _when(sample: dict[str, Any], samples: list[dict[str, Any]]) -> str:
         return "held out, before"
     last = max(s["step"] for s in samples if s["kind"] == "eval")
     return "held out, after" if sample["step"] == last else f"held out, step {sample['step']}"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -169,7 +144,7 @@ def _pass_text(row: PassAtK) -> str:
 def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) -> Report:
     """Of a run that is finished or still goes on."""
     metrics = read_jsonl(run / "metrics.jsonl", missing_ok=True)
-    samples = read_jsonl(run / "samples.jsonl", missing_ok=True)
+    samples = _samples(run)
     report = Report(title, f"run {run.name}")
     report.tiles(_tiles(metrics))
     if not samples:
@@ -185,13 +160,13 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
         if len(headers) > 4
         else "",
     )
-    if isinstance(domain, ArcDomain):
+    if isinstance(domain, ShowsAnswers):
         report.heading("Self-edits and their rewards")
-        report.table(*_self_edit_table(domain, problems, samples))
-        _arc_tasks(report, domain, problems, samples)
+        report.table(*domain.answer_table(problems, samples))
+        domain.add_to_report(report, problems, samples)
     report.heading("Answers")
     for sample in samples[-_SHOWN_ANSWERS:]:
-        label = f"{_when(sample, samples)}, {sample['problem']}: reward {sample['reward']:.2f}"
+        label = f"{sample['when']}, {sample['problem']}: reward {sample['reward']:.2f}"
         with report.details(label):
             report.pre(sample["prompt"], "prompt")
             report.pre(sample["answer"], "answer")
@@ -202,9 +177,8 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
 
 def write_published(domain: Domain, run: Path) -> None:
     """Files in the formats that the domain's published code reads, if it has any."""
-    if isinstance(domain, ArcDomain):
-        samples = read_jsonl(run / "samples.jsonl")
-        write_published_files(run, [s for s in samples if s["kind"] == "train"], domain.bounds)
+    if isinstance(domain, ShowsAnswers):
+        domain.write_files(run, _samples(run))
 
 
 def _tiles(metrics: list[dict[str, Any]]) -> list[tuple[str, Any] | tuple[str, Any, str]]:
@@ -239,28 +213,3 @@ def _plots(report: Report, metrics: list[dict[str, Any]]) -> None:
                 lines[name] = ([x for x, _ in points], [y for _, y in points])
         if lines:
             report.figure(line_plot(lines, xlabel="updates", ylabel=label), label)
-
-
-def _arc_tasks(
-    report: Report, domain: ArcDomain, problems: Problems, samples: list[dict[str, Any]]
-) -> None:
-    tried = {sample["problem"] for sample in samples}
-    for split, heading in (("train", "Training tasks"), ("test", "Held-out tasks")):
-        if any(problem.id in tried for problem in problems[split]):
-            report.heading(heading)
-        for problem in problems[split]:
-            mine = [s for s in samples if s["problem"] == problem.id]
-            if not mine:
-                continue
-            best = max(mine, key=lambda s: s["reward"])
-            worst = min(mine, key=lambda s: s["reward"])
-            outcomes = [("base model", domain.outcome(problem, None))]
-            shown = [("best self-edit", best), ("worst self-edit", worst)]
-            if best["reward"] == worst["reward"]:
-                same = f"one of {len(mine)} self-edits, all of the same reward"
-                shown = [("the only self-edit" if len(mine) == 1 else same, best)]
-            for name, sample in shown:
-                summary = edit_summary(sample["answer"], domain.bounds)
-                label = f"{name}: {summary} (reward {sample['reward']:.2f})"
-                outcomes.append((label, domain.outcome(problem, sample["answer"])))
-            add_task(report, problem.data, outcomes)

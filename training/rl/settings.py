@@ -10,7 +10,7 @@ from training.api import AdamParams, ServiceClient, TrainingClient
 from training.domains.base import Algorithm, Domain
 from training.loop import Schedule, learning_rate_factor
 from training.rl.policy import Policy
-from training.rl.updates import GrpoSettings, RestEmSettings
+from training.rl.updates import GrpoSettings, RestEmSettings, Selection
 from utils.config.entrypoint import raise_problems
 
 
@@ -32,6 +32,7 @@ class Settings:
     lora_alpha: float = 32.0
     rest_em_epochs: int = 2
     rest_em_batch_size: int = 8
+    selection: Selection = "solved"
     eval_every: int = 0
     eval_size: int = 64
     eval_group_size: int = 1
@@ -52,6 +53,11 @@ class Settings:
         problems = []
         if settings.algorithm == "grpo" and settings.group_size == 1:
             problems.append("group_size=1: grpo compares the answers of a group; use at least 2")
+        if settings.algorithm == "grpo" and config.selection is not None:
+            problems.append(
+                f"selection={config.selection}: grpo learns from all answers; selection belongs "
+                "to algorithm=rest_em"
+            )
         if settings.algorithm == "rest_em" and grpo != GrpoSettings():
             problems.append(
                 "algorithm=rest_em imitates answers; loss_fn, loss_fn_config, updates_per_batch "
@@ -62,7 +68,9 @@ class Settings:
 
     @property
     def rest_em(self) -> RestEmSettings:
-        return RestEmSettings(self.rest_em_epochs, self.rest_em_batch_size, self.lr_schedule)
+        return RestEmSettings(
+            self.rest_em_epochs, self.rest_em_batch_size, self.lr_schedule, self.selection
+        )
 
     def adam(self, step: int) -> AdamParams:
         """The optimizer's settings at batch `step`; rest_em has its schedule within a batch."""

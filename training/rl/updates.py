@@ -7,7 +7,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,12 @@ class GrpoSettings:
     kl_coef: float = 0.0
 
 
+# which answers rest_em imitates: all that are solved; of each group the best of these (the first
+# where several are equal, as SEAL does); or one of the group by chance wherever there is a best,
+# the control that says what choosing was worth
+Selection = Literal["solved", "best", "random"]
+
+
 @dataclass(frozen=True)
 class RestEmSettings:
     """The learning rate follows `lr_schedule` within each batch's updates."""
@@ -89,6 +95,7 @@ class RestEmSettings:
     num_epochs: int = 2
     batch_size: int = 8
     lr_schedule: Schedule = "constant"
+    selection: Selection = "solved"
 
 
 def check_loss(loss_fn: str, loss_fn_config: dict[str, float]) -> None:
@@ -161,18 +168,17 @@ def rest_em_update(
     *,
     seed: Sequence[int],
 ) -> Update:
-    """Imitates all successes, as SEAL's M-step does, with the mean loss per answer token."""
-    datums_D = [
-        answer_datum(trajectory)
-        for group, rewards in zip(groups_P_G, rewards_P_G, strict=True)
-        for trajectory, reward in zip(group, rewards, strict=True)
-        if reward.solved
-    ]
-    metrics: dict[str, float] = {"successes": len(datums_D)}
+    """Imitates the chosen successes, with the mean loss per answer token."""
+    rng = np.random.default_rng(seed)
+    kept_P_G = selected(rewards_P_G, settings.selection, rng)
+    datums_D = [answer_datum(groups_P_G[p][g]) for p, kept_G in enumerate(kept_P_G) for g in kept_G]
+    metrics: dict[str, float] = {
+        "successes": sum(r.solved for rewards_G in rewards_P_G for r in rewards_G),
+        "imitated": len(datums_D),
+    }
     if not datums_D:
         logger.warning("No success in this batch: no update")
         return Update(metrics, 0)
-    rng = np.random.default_rng(seed)
     batches = epoch_batches(datums_D, settings.batch_size, settings.num_epochs, rng)
     for index, batch in enumerate(batches):
         factor = learning_rate_factor(settings.lr_schedule, index, len(batches))
@@ -205,6 +211,21 @@ def centred_advantages(rewards_P_G: Sequence[Sequence[float]]) -> list[np.ndarra
         centred = np.asarray(rewards_G, dtype=np.float64) - np.mean(rewards_G)
         advantages_P.append(centred if np.any(np.abs(centred) > 1e-12) else None)
     return advantages_P
+
+
+def selected(
+    rewards_P_G: Sequence[Sequence[Reward]], selection: Selection, rng: np.random.Generator
+) -> list[list[int]]:
+    """The indices of the answers that are imitated, group by group."""
+    kept_P_G = []
+    for rewards_G in rewards_P_G:
+        solved = [g for g, reward in enumerate(rewards_G) if reward.solved]
+        if solved and selection == "best":
+            solved = [max(solved, key=lambda g: rewards_G[g].value)]
+        elif solved and selection == "random":
+            solved = [int(rng.integers(len(rewards_G)))]
+        kept_P_G.append(solved)
+    return kept_P_G
 
 
 def policy_datum(trajectory: Trajectory, advantages_T: np.ndarray) -> Datum:

@@ -28,6 +28,7 @@ from training.rl.updates import (
     rest_em_update,
     reward_metrics,
     seed_for,
+    selected,
     with_sequence_mask,
 )
 
@@ -257,7 +258,32 @@ def test_rest_em_without_success_does_nothing() -> None:
     trainer: Any = RecordingTrainer()
     update = rest_em_update(trainer, [[A]], [rewards(0.9)], RestEmSettings(), ADAM, seed=(0,))
     assert trainer.passes == []
-    assert update == ({"successes": 0}, 0)
+    assert update == ({"successes": 0, "imitated": 0}, 0)
+
+
+def test_what_rest_em_imitates() -> None:
+    groups = [
+        [Reward(0.2, False), Reward(0.5, True), Reward(0.7, True), Reward(0.7, True)],
+        [Reward(0.9, False), Reward(0.1, False)],
+    ]
+    rng = np.random.default_rng(0)
+    assert selected(groups, "solved", rng) == [[1, 2, 3], []]
+    # the first of equals; a higher reward that is no success is not the best
+    assert selected(groups, "best", rng) == [[2], []]
+    chosen = [selected(groups, "random", rng) for _ in range(100)]
+    assert {index for first, _ in chosen for index in first} == {0, 1, 2, 3}
+    assert all(len(first) == 1 and second == [] for first, second in chosen)
+
+
+def test_rest_em_on_the_best_of_each_group() -> None:
+    trainer: Any = RecordingTrainer()
+    settings = RestEmSettings(num_epochs=1, batch_size=4, selection="best")
+    groups = [[Reward(1.0, True), Reward(2.0, True)], [Reward(1.0, True), Reward(0.0, True)]]
+    update = rest_em_update(trainer, [[A, B], [B, A]], groups, settings, ADAM, seed=(0,))
+    ((data, _, _),) = trainer.passes
+    assert [datum.model_input.to_ints() for datum in data] == [B.all_tokens[:-1]] * 2
+    assert update.metrics["successes"] == 4
+    assert update.metrics["imitated"] == 2
 
 
 def test_wrong_loss_settings_are_told_before_anything_runs() -> None:

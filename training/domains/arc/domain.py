@@ -8,6 +8,7 @@ reward is then a fact about the task, and is looked up when the same self-edit c
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import chz
 from training.adapt import AdaptSettings
 from training.api import ServiceClient
 from training.domains.arc.inner import InnerLoop, InnerSettings, Outcome
+from training.domains.arc.report import add_tasks, edit_summary, write_published_files
 from training.domains.arc.self_edit import (
     ORACLE,
     Bounds,
@@ -28,11 +30,12 @@ from training.domains.arc.self_edit import (
 )
 from training.domains.arc.tasks import Task, load_kaggle, load_tasks
 from training.domains.arc.text import GridFormat
-from training.domains.base import Algorithm, Problem, Reward, Split
+from training.domains.base import Algorithm, Problem, Reward, Samples, Split, Table
 from training.models import context_length, load_tokenizer
 from utils.config.entrypoint import raise_problems
 from utils.config.help import EVALUATION, MODEL, SAMPLING, WHAT, group
 from utils.runs.inputs import MUST_EXIST
+from utils.runs.report import Report
 
 logger = logging.getLogger(__name__)
 
@@ -411,3 +414,32 @@ class ArcDomain:
         if known["num_unasked"]:
             note += f"; {known['num_unasked']} tests not asked, their prompts are over the context"
         return Reward(value, known["solved"], note)
+
+    # ------------------------------------------------------------------------- what a run shows
+
+    def answer_table(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> Table:
+        by_id = {p.id: p for split in problems for p in problems[split]}
+        rows = []
+        for sample in samples:
+            if (problem := by_id.get(sample["problem"])) is None:
+                continue
+            base = self.outcome(problem, None)
+            solved = "-" if base is None else "yes" if base["solved"] else "no"
+            edit = edit_summary(sample["answer"], self.bounds)
+            reward = f"{sample['reward']:.2f}"
+            rows.append([sample["problem"], solved, sample["when"], edit, reward, sample["note"]])
+        headers = ["task", "base solved?", "when", "self-edit", "reward", "training and result"]
+        return headers, rows
+
+    def add_to_report(
+        self, report: Report, problems: Mapping[Split, Sequence[Problem]], samples: Samples
+    ) -> None:
+        for split, heading in (("train", "Training tasks"), ("test", "Held-out tasks")):
+            tried = {sample["problem"] for sample in samples}
+            if chosen := [p for p in problems[split] if p.id in tried]:
+                report.heading(heading)
+                add_tasks(report, chosen, samples, self.outcome, self.bounds)
+
+    def write_files(self, folder: Path, samples: Samples) -> None:
+        trained = [sample for sample in samples if sample["kind"] == "train"]
+        write_published_files(folder, trained, self.bounds)

@@ -1,6 +1,6 @@
 """ARC's part of a run's report: the table of self-edits, coloured grids, published file formats."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from training.domains.arc.files import (
 )
 from training.domains.arc.self_edit import Bounds, SelfEdit, SelfEditError, parse_self_edit
 from training.domains.arc.tasks import Task
+from training.domains.base import Problem, Samples
 from utils.runs.report import ArcPair, Report
 
 
@@ -30,7 +31,7 @@ def describe(edit: SelfEdit) -> str:
     return f"{families}, {trained}, lr {edit.learning_rate:.2g} x {edit.num_train_epochs}"
 
 
-def write_published_files(folder: Path, samples: Sequence[dict[str, Any]], bounds: Bounds) -> None:
+def write_published_files(folder: Path, samples: Samples, bounds: Bounds) -> None:
     """final_configs_and_indices.json and final_results.json of the published few-shot code."""
     records: dict[str, dict[int, SelfEditRecord]] = {}
     results: dict[int, dict[str, bool]] = {}
@@ -47,6 +48,30 @@ def write_published_files(folder: Path, samples: Sequence[dict[str, Any]], bound
         results.setdefault(index, {})[sample["problem"]] = bool(sample["solved"])
     write_configs(folder / CONFIGS_NAME, records)
     write_results(folder / RESULTS_NAME, results)
+
+
+def add_tasks(
+    report: Report,
+    problems: Sequence[Problem],
+    samples: Samples,
+    outcome_of: Callable[[Problem, str | None], dict[str, Any] | None],
+    bounds: Bounds,
+) -> None:
+    """Every task with the answers of the base model and of its best and worst self-edit."""
+    for problem in problems:
+        mine = [s for s in samples if s["problem"] == problem.id]
+        best = max(mine, key=lambda s: s["reward"])
+        worst = min(mine, key=lambda s: s["reward"])
+        outcomes = [("base model", outcome_of(problem, None))]
+        shown = [("best self-edit", best), ("worst self-edit", worst)]
+        if best["reward"] == worst["reward"]:
+            same = f"one of {len(mine)} self-edits, all of the same reward"
+            shown = [("the only self-edit" if len(mine) == 1 else same, best)]
+        for name, sample in shown:
+            summary = edit_summary(sample["answer"], bounds)
+            label = f"{name}: {summary} (reward {sample['reward']:.2f})"
+            outcomes.append((label, outcome_of(problem, sample["answer"])))
+        add_task(report, problem.data, outcomes)
 
 
 def add_task(
