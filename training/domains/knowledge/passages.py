@@ -33,3 +33,12 @@ class Passage:
     context: str
     questions: tuple[Question, ...]
     cluster: str
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A worked example of the answer prompt: a question about something of no split."""
+
+    title: str
+    question: str
+    answer: str
