@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from utils.student_t import student_t
+
 
 class PassAtK(NamedTuple):
     """Mean over problems, with its 95 % interval over problems (Student's t, cut to 0..1); None
@@ -51,12 +53,7 @@ def pass_at_ks(solved_P_G: Sequence[Sequence[bool]]) -> list[PassAtK]:
 
 
 def _interval(values_P: Sequence[float]) -> tuple[float, float] | None:
-    n = len(values_P)
-    if n < 2 or max(values_P) == min(values_P):
+    if len(values_P) < 2 or max(values_P) == min(values_P):
         return None
-    from scipy import special
-
-    mean = fmean(values_P)
-    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values_P) / (n - 1) / n)
-    margin = float(special.stdtrit(n - 1, 0.975)) * error
-    return max(0.0, mean - margin), min(1.0, mean + margin)
+    low, high = student_t(values_P).interval
+    return max(0.0, low), min(1.0, high)

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.behaviour.analysis import Key, key_of, mean
-from evaluation.behaviour.judge import Judged, Judgment, Verdict
-from evaluation.stats import (
+from evaluation.behaviour.coefficients import (
     BaseRate,
     base_rate,
     cohen_kappa,
     krippendorff_alpha,
-    scored_pairs,
     spearman,
 )
+from evaluation.behaviour.judge import Judged, Judgment, Verdict
+from evaluation.stats import scored_pairs
 
 Reading = tuple[bool, float | None]
 

@@ -25,8 +25,8 @@ from evaluation.stats import (
     sign_flip_test,
 )
 from utils.pass_at_k import pass_at_ks
+from utils.student_t import SIGNIFICANCE
 
-SIGNIFICANT = 0.05
 Key = tuple[str, str, int]
 
 
@@ -95,7 +95,7 @@ class Comparison:
         """What may be said of it, in words."""
         if self.p_holm is None or self.scores.difference is None:
             return "not comparable"
-        if self.p_holm < SIGNIFICANT:
+        if self.p_holm < SIGNIFICANCE:
             return "more" if self.scores.difference > 0 else "less"
         return "no change shown"
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from evaluation.compare.items import Item, Side
 from evaluation.stats import (
-    SIGNIFICANCE,
     McNemar,
     PairedDifference,
     holm,
@@ -16,6 +15,7 @@ from evaluation.stats import (
     sign_flip_test,
 )
 from utils.config.entrypoint import ConfigError, raise_problems
+from utils.student_t import SIGNIFICANCE
 
 
 @dataclass(frozen=True)

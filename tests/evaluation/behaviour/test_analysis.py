@@ -18,9 +18,10 @@ from evaluation.behaviour.analysis import (
     model_scores,
 )
 from evaluation.behaviour.answers import Conversation, Failure
+from evaluation.behaviour.coefficients import krippendorff_alpha
 from evaluation.behaviour.eval_file import EvalPrompt
 from evaluation.behaviour.judge import Judged, Judgment, Verdict
-from evaluation.stats import holm, krippendorff_alpha
+from evaluation.stats import holm
 
 CLUSTERS = {"a1": "A", "a2": "A", "b1": "B", "b2": "B", "c1": "C"}
 PROMPTS = [EvalPrompt(name, "p", cluster, ["?"]) for name, cluster in CLUSTERS.items()]
