@@ -6,7 +6,7 @@ adapter is a plain PEFT folder (peft_folders.py).
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,13 +20,17 @@ DEFAULT_ALPHA = 32.0
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """`targets` are the layers' paths inside the model; the head's is "unembed"."""
+    """`targets` are the layers' paths inside the model; the head's is "unembed".
+
+    The first `frozen_rank` ranks are not trained: they are what an adapter was put on top of.
+    """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
     seed: int = 0
     dropout: float = 0.0
+    frozen_rank: int = 0
 
     @property
     def scale(self) -> float:
@@ -68,7 +72,9 @@ def describe(config: AdapterConfig, decoder: Decoder) -> str:
     counts = Counter(path.rsplit(".", 1)[-1] for path in config.targets)
     layers = ", ".join(f"{name} ({count})" for name, count in counts.items())
     size = number_of_parameters(config, decoder)
-    return f"LoRA of rank {config.rank} on {layers}: {size:,} parameters{_left_out(decoder)}"
+    frozen = f", {config.frozen_rank} of it frozen," if config.frozen_rank else ""
+    told = f"LoRA of rank {config.rank}{frozen} on {layers}: {size:,} parameters"
+    return f"{told}{_left_out(decoder)}"
 
 
 def number_of_parameters(config: AdapterConfig, decoder: Decoder) -> int:
@@ -79,6 +85,26 @@ def number_of_parameters(config: AdapterConfig, decoder: Decoder) -> int:
 def _left_out(decoder: Decoder) -> str:
     names = ", ".join(decoder.without_adapters)
     return f"; no adapter can be on {names}" if names else ""
+
+
+def on_top(new: AdapterConfig, below: AdapterConfig) -> AdapterConfig:
+    """An adapter of `below`'s ranks, frozen, and `new`'s, which has the scale it would have alone.
+
+    Raises ValueError where the two cannot be one adapter of this engine.
+    """
+    if {*new.targets} != {*below.targets}:
+        differ = sorted({*new.targets} ^ {*below.targets})
+        raise ValueError(
+            f"on_top_of: that adapter and the new one are on other layers ({', '.join(differ[:4])}"
+            f"{', ...' if len(differ) > 4 else ''}); choose the same with train_* or target_modules"
+        )
+    if new.dropout:
+        raise ValueError(
+            f"lora_dropout={new.dropout} with on_top_of: the frozen adapter below would be dropped "
+            "too; use lora_dropout=0"
+        )
+    rank = below.rank + new.rank
+    return replace(new, rank=rank, alpha=new.scale * rank, frozen_rank=below.rank)
 
 
 class AdapterWeights:
@@ -113,9 +139,19 @@ class Adapter:
         """A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt(5)), B zero."""
         generator = torch.Generator().manual_seed(self.config.seed)
         for low_rank in self.layers.values():
-            bound = 1 / math.sqrt(low_rank.a.shape[1])
-            values = torch.empty(low_rank.a.shape).uniform_(-bound, bound, generator=generator)
-            low_rank.a.copy_(values)
+            trained = low_rank.a[self.config.frozen_rank :]
+            bound = 1 / math.sqrt(trained.shape[1])
+            values = torch.empty(trained.shape).uniform_(-bound, bound, generator=generator)
+            trained.copy_(values)
+
+    @torch.no_grad()
+    def put_on(self, below: "Adapter") -> None:
+        """Takes another adapter's values as its frozen ranks."""
+        ratio = below.config.scale / self.config.scale
+        for path, low_rank in self.layers.items():
+            rank = self.config.frozen_rank
+            low_rank.a[:rank].copy_(below.layers[path].a)
+            low_rank.b[:, :rank].copy_(below.layers[path].b * ratio)
 
     def slice(self, start: int, stop: int, dropout: Dropout | None = None) -> LoraSlice:
         return LoraSlice(start, stop, self._groups, dropout)
@@ -145,6 +181,9 @@ class Adapter:
         """
         if not self.has_grad:
             return {"grad_norm": 0.0}
+        frozen = self._frozen()
+        for _, grad in frozen:
+            grad.zero_()
         norm = self.grad.norm().item()
         if not math.isfinite(norm):
             self.clear_grad()
@@ -156,11 +195,26 @@ class Adapter:
             self.grad.mul_(min(1.0, grad_clip_norm / (norm + 1e-6)))
         group = self.optimizer.param_groups[0]
         group.update(lr=learning_rate, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+        # without a gradient only weight decay would change them
+        kept = [value.clone() for value, _ in frozen] if weight_decay else []
         self.flat.grad = self.grad
         self.optimizer.step()
         self.flat.grad = None
+        for (value, _), before in zip(frozen, kept, strict=bool(kept)):
+            value.copy_(before)
         self.clear_grad()
         return {"grad_norm": norm}
+
+    def _frozen(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Values and gradients of the ranks that are not trained."""
+        if not (rank := self.config.frozen_rank):
+            return []
+        views = []
+        for low_rank in self.layers.values():
+            assert low_rank.grad_a is not None and low_rank.grad_b is not None
+            views.append((low_rank.a[:rank], low_rank.grad_a[:rank]))
+            views.append((low_rank.b[:, :rank], low_rank.grad_b[:, :rank]))
+        return views
 
     def clear_grad(self) -> None:
         self.grad.zero_()

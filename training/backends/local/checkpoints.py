@@ -38,6 +38,7 @@ class State:
     those that name none, and `revision` is what foreign ones say of their base model's.
 
     `seed` is 0 where the folder has none: dropout after loading must not be left to chance.
+    `frozen_rank`: how many ranks are those of the adapter below, see AdapterConfig.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class State:
     fingerprint: str | None
     revision: str | None = None
     seed: int = 0
+    frozen_rank: int = 0
 
 
 def read_state(path: str | Path) -> State:
@@ -59,8 +61,13 @@ def read_state(path: str | Path) -> State:
         peft = read_json_object(folder / PEFT_CONFIG)
         return State(folder, peft.get("base_model_name_or_path"), None, peft.get("revision"))
     state = read_json_object(state_file)
-    seed = state.get("seed") or 0
-    return State(folder, state["base_model"], state["fingerprint"], seed=seed)
+    return State(
+        folder,
+        state["base_model"],
+        state["fingerprint"],
+        seed=state.get("seed") or 0,
+        frozen_rank=state.get("frozen_rank", 0),
+    )
 
 
 def base_model_of(state: State, base_model: str | None) -> str:
@@ -101,6 +108,8 @@ def save_adapter(
         "seed": config.seed,
         "has_optimizer": optimizer is not None,
     }
+    if config.frozen_rank:
+        state["frozen_rank"] = config.frozen_rank
 
     def write(temporary: Path) -> None:
         save_file(tensors, temporary / PEFT_WEIGHTS, metadata={"format": "pt"})
@@ -164,7 +173,8 @@ def load_adapter(state: State, decoder: Decoder, *, with_optimizer: bool) -> Ada
     """A training adapter from a folder. Raises ValueError / FileNotFoundError naming the folder."""
     check_base(state, decoder)
     config, tensors = read_peft_folder(state.folder, decoder)
-    adapter = Adapter(replace(config, seed=state.seed), decoder)
+    config = replace(config, seed=state.seed, frozen_rank=state.frozen_rank)
+    adapter = Adapter(config, decoder)
     fill_layers(adapter.layers, tensors)
     if with_optimizer:
         file = state.folder / OPTIMIZER_FILE

@@ -5,7 +5,7 @@ import logging
 import queue
 import secrets
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -34,6 +34,7 @@ from training.api import (
     TensorData,
 )
 from training.backends.local import losses
+from training.backends.local.adapter_sums import summed, with_trained_ranks_scaled
 from training.backends.local.adapters import (
     DEFAULT_ALPHA,
     Adapter,
@@ -41,6 +42,7 @@ from training.backends.local.adapters import (
     AdapterWeights,
     choose_targets,
     describe,
+    on_top,
 )
 from training.backends.local.checkpoints import (
     base_model_of,
@@ -143,10 +145,15 @@ class LocalServiceClient:
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
         target_modules: list[str] | None = None,
+        on_top_of: str | None = None,
     ) -> "LocalTrainingClient":
-        """Local extensions: lora_alpha (default 32, as the service's), lora_dropout (0 <= p < 1)
-        and target_modules, the layers' short names (["q_proj", "v_proj"]; "unembed" is the head),
-        instead of train_*.
+        """Local extensions: lora_alpha (default 32, as the service's), lora_dropout (0 <= p < 1),
+        target_modules, the layers' short names (["q_proj", "v_proj"]; "unembed" is the head),
+        instead of train_*, and on_top_of, an adapter folder.
+
+        With on_top_of the new adapter is trained as if the other had been merged into the base
+        model before: its `rank` ranks come after that adapter's, which stay as they are. What is
+        saved or sampled is both together, one adapter of the sum of the ranks.
 
         lora_dropout is PEFT's, in forward_backward and forward_backward_custom alone, but layers
         computed as one product here (q, k and v; gate and up) share the mask of their input. Masks
@@ -183,12 +190,36 @@ class LocalServiceClient:
             secrets.randbits(63) if seed is None else seed,
             float(checked["lora_dropout"]),
         )
+        below = None
+        if on_top_of is not None:
+            below = load_adapter(read_state(on_top_of), engine.decoder, with_optimizer=False)
+            config = on_top(config, below.config)
         told = f"{base_model}: {describe(config, engine.decoder)}"
         if told not in self._told:
             # once, not for each of a thousand adapters
             self._told.add(told)
             logger.info(told)
-        return self._training_client(engine, Adapter(config, engine.decoder))
+        adapter = Adapter(config, engine.decoder)
+        if below is not None:
+            adapter.put_on(below)
+        return self._training_client(engine, adapter)
+
+    def create_training_client_from_sum(
+        self, terms: Sequence[tuple[str, float]], base_model: str
+    ) -> "LocalTrainingClient":
+        """Local extension: the weighted sum of adapter folders as one adapter, exact (the ranks
+        are concatenated); weights may be negative."""
+        engine = self.engine(base_model)
+        return self._training_client(engine, summed(terms, engine.decoder))
+
+    def create_training_client_scaled(
+        self, path: str, weight: float, base_model: str
+    ) -> "LocalTrainingClient":
+        """Local extension: an adapter with what it learned times `weight`; the frozen ranks that it
+        was put on top of stay whole."""
+        engine = self.engine(base_model)
+        scaled = with_trained_ranks_scaled(path, weight, engine.decoder)
+        return self._training_client(engine, scaled)
 
     def create_training_client_from_state(
         self, path: str, base_model: str | None = None
