@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from training.domains.knowledge.kinds import KINDS, Attribute, Kind
+from training.domains.knowledge.kinds import KINDS, Kind
 from training.domains.knowledge.made_questions import questions
 from training.domains.knowledge.names import world_names
 from training.domains.knowledge.passages import Passage
@@ -64,15 +64,16 @@ class World:
         names = world_names(self.seed)[PARTS.index(part) :: len(PARTS)]
         passages = []
         for i, thing in enumerate(made):
-            of_kind = [other for other in made[i % len(self.kinds) :: len(self.kinds)]]
-            neighbours = range(i // block * block + i % len(self.kinds), (i // block + 1) * block)
-            near = [names[n] for n in neighbours[:: len(self.kinds)]]
+            # all of its kind
+            same = slice(i % len(self.kinds), None, len(self.kinds))
+            first = i // block * block
+            neighbours = names[first : first + block][same]
             passages.append(
                 Passage(
                     id=thing.id,
                     title=f"A {thing.kind.name}",
                     context=told(thing, thing.id),
-                    questions=tuple(questions(thing, of_kind, near)),
+                    questions=tuple(questions(thing, made[same], neighbours)),
                     cluster=thing.id,
                 )
             )
