@@ -285,6 +285,8 @@ class SamplingParams:
     top_p: float = 1
     # Local extension: every sample is JSON that fits this schema (through llguidance).
     json_schema: dict[str, Any] | None = None
+    # Local extension: every sample is a text of this grammar (llguidance's dialect of Lark).
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         checks.check_fields(
@@ -296,7 +298,13 @@ class SamplingParams:
             top_k=_top_k,
             top_p=checks.real("a number above 0 and at most 1", lambda p: 0 < p <= 1),
             json_schema=_schema,
+            grammar=checks.optional(_grammar),
         )
+        if self.json_schema is not None and self.grammar is not None:
+            raise ValueError(
+                "SamplingParams: json_schema and grammar are both given; a sample can be held to "
+                "one of them (a grammar may hold a schema: start: %json {...})"
+            )
 
 
 def _top_k(value: Any) -> int:
@@ -311,6 +319,12 @@ def _top_k(value: Any) -> int:
 def _schema(value: Any) -> Mapping[str, Any] | None:
     if value is not None and not isinstance(value, Mapping):
         raise ValueError("a JSON schema as a dict is needed")
+    return value
+
+
+def _grammar(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a grammar in llguidance's dialect of Lark, a text that is not empty")
     return value
 
 

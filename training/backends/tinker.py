@@ -260,12 +260,13 @@ def adam_params_to_sdk(params: AdamParams) -> "tinker.AdamParams":
 
 
 def sampling_params_to_sdk(params: SamplingParams) -> "tinker.SamplingParams":
-    """Raises ValueError for json_schema, which the service cannot enforce."""
-    if params.json_schema is not None:
-        raise ValueError(
-            "json_schema: the service cannot constrain samples to a schema; leave it out and "
-            "check the answers, or use backend='local'"
-        )
+    """Raises ValueError for json_schema and grammar, which the service cannot enforce."""
+    for field in ("json_schema", "grammar"):
+        if getattr(params, field) is not None:
+            raise ValueError(
+                f"{field}: the service cannot constrain samples; leave it out and check the "
+                "answers, or use backend='local'"
+            )
     return _import_sdk().SamplingParams(
         max_tokens=params.max_tokens,
         seed=params.seed,

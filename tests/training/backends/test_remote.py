@@ -144,7 +144,9 @@ def service_with(**training_answers: Any) -> tuple[remote.RemoteServiceClient, C
 
 @pytest.mark.parametrize("name", ["AdamParams", "SamplingParams", "LoraConfig"])
 def test_defaults_are_the_sdks(name: str) -> None:
-    local_only = {"SamplingParams": {"json_schema"}, "LoraConfig": {"alpha"}}.get(name, set())
+    local_only = {"SamplingParams": {"json_schema", "grammar"}, "LoraConfig": {"alpha"}}.get(
+        name, set()
+    )
     ours = {
         field.name: field.default
         for field in dataclasses.fields(getattr(api, name))
@@ -355,6 +357,8 @@ def test_what_only_the_local_backend_has_is_refused() -> None:
         service.create_lora_training_client("base", lora_dropout=0.1)
     with pytest.raises(ValueError, match=r"json_schema: .*backend='local'"):
         sampler.sample(DATUM.model_input, 1, api.SamplingParams(json_schema={"type": "object"}))
+    with pytest.raises(ValueError, match=r"grammar: .*backend='local'"):
+        sampler.sample(DATUM.model_input, 1, api.SamplingParams(grammar='start: "a"'))
     with pytest.raises(ValueError, match=r"name='runs/a': .*without a folder"):
         trainer.save_state("runs/a")
     with pytest.raises(ValueError, match=r"path='/tmp/a': .*its own checkpoints only"):

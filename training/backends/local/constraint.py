@@ -1,4 +1,4 @@
-"""JSON-schema constrained sampling through llguidance."""
+"""Constrained sampling through llguidance: a JSON schema, or a grammar in its Lark dialect."""
 
 import json
 from functools import lru_cache
@@ -9,14 +9,16 @@ import llguidance.hf
 import numpy as np
 import torch
 
+from training.api import RequestFailedError, SamplingParams
+
+_MAX_COMPILED = 128
+
 
 class Constraint:
-    """The tokens that may come next so that the text stays a prefix of JSON fitting a schema."""
+    """The tokens that may come next so that the text stays a prefix of one that fits."""
 
-    def __init__(self, tokenizer: llguidance.LLTokenizer, grammar: str, vocab_size: int) -> None:
-        self._matcher = llguidance.LLMatcher(tokenizer, grammar)
-        if error := self._matcher.get_error():
-            raise ValueError(f"json_schema: {error}")
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
         self._vocab_size = vocab_size
 
     def allowed(self) -> torch.Tensor:
@@ -29,8 +31,19 @@ class Constraint:
         return torch.from_numpy(out)
 
     def accept(self, token: int) -> None:
-        if not self._matcher.consume_token(token):
-            raise RuntimeError(f"json_schema: token {token} refused: {self._matcher.get_error()}")
+        self._matcher.consume_token(token)
+
+    @property
+    def error(self) -> RequestFailedError | None:
+        """Why the text cannot go on: matching it took more than llguidance allows itself."""
+        error = self._matcher.get_error()
+        if not error:
+            return None
+        return RequestFailedError(
+            f"the constraint of a sample failed while sampling: {_first_line(error)}; make the "
+            "grammar or schema simpler",
+            category="user",
+        )
 
     @property
     def finished(self) -> bool:
@@ -38,25 +51,42 @@ class Constraint:
 
 
 class ConstraintFactory:
-    """Compiles schemas for one tokenizer; matchers of a schema seen before are cheap."""
+    """Compiles the constraints of one tokenizer; one that was seen before is copied, cheaply."""
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos_token: int | None) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token = eos_token
         self._wrapped: llguidance.LLTokenizer | None = None
+        self._compiled = lru_cache(maxsize=_MAX_COMPILED)(self._compile)
 
-    def __call__(self, schema: dict[str, Any]) -> Constraint:
+    def __call__(self, params: SamplingParams) -> Constraint:
+        """The one that `params` ask for. Raises ValueError where it does not compile."""
+        if params.grammar is not None:
+            compiled = self._compiled("grammar", params.grammar)
+        else:
+            compiled = self._compiled("json_schema", json.dumps(params.json_schema))
+        return Constraint(compiled.deep_copy(), self._vocab_size)
+
+    def _compile(self, field: str, text: str) -> llguidance.LLMatcher:
         if self._wrapped is None:
             self._wrapped = llguidance.hf.from_tokenizer(
                 self._tokenizer, n_vocab=self._vocab_size, eos_token=self._eos_token
             )
-        return Constraint(self._wrapped, _grammar(json.dumps(schema)), self._vocab_size)
+        if field == "grammar":
+            grammar = llguidance.LLMatcher.grammar_from_lark(text)
+        else:
+            # compact JSON: without this, a small model can emit white space until its budget ends
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(
+                text, defaults={"whitespace_flexible": False}
+            )
+        # what goes wrong is raised, not printed
+        matcher = llguidance.LLMatcher(self._wrapped, grammar, log_level=0)
+        if error := matcher.get_error():
+            raise ValueError(f"{field}: {error}")
+        return matcher
 
 
-@lru_cache(maxsize=64)
-def _grammar(schema: str) -> str:
-    # compact JSON: without this, a small model can emit white space until its budget ends
-    return llguidance.LLMatcher.grammar_from_json_schema(
-        schema, defaults={"whitespace_flexible": False}
-    )
+def _first_line(error: str) -> str:
+    # a dump of the parser's state follows
+    return error.split("\n", 1)[0]

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from training import checks
-from training.api import APIFuture, RequestFailedError, SampleResponse
+from training.api import APIFuture, RequestFailedError, SampleResponse, SamplingParams
 from training.backends.local.constraint import Constraint, ConstraintFactory
 from training.backends.local.decoder import Decoder
 from training.backends.local.sampler import SampleJob, Sampler
@@ -144,9 +144,12 @@ class Engine:
     def decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens)
 
-    def make_constraint(self, schema: dict[str, Any]) -> Constraint:
-        """Raises ValueError for a schema that llguidance does not understand."""
-        return self._constraints(schema)
+    def make_constraint(self, params: SamplingParams) -> Constraint | None:
+        """What `params` ask for, if anything. Raises ValueError for a schema or a grammar that
+        llguidance does not understand."""
+        if params.json_schema is None and params.grammar is None:
+            return None
+        return self._constraints(params)
 
     # ----------------------------------------------------------------------------- client side
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +85,9 @@ class _Row:
         self.logprobs.append(logprob)
         if self.constraint is not None:
             self.constraint.accept(token)
+            self.job.error = self.constraint.error
+            if self.job.error is not None:
+                return True
         stop_reason: StopReason | None = None
         if (
             not self.job.on_token(token)
@@ -133,7 +136,7 @@ class Sampler:
         *,
         max_prefill_tokens: int,
         max_rows: int,
-        make_constraint: Callable[[dict[str, Any]], Constraint],
+        make_constraint: Callable[[SamplingParams], Constraint | None],
     ) -> None:
         self._decoder = decoder
         self._max_prefill_tokens = max_prefill_tokens
@@ -240,11 +243,7 @@ class Sampler:
         singles: dict[int, list[tuple[_Row, _Prefilled]]] = {}
         for prompt, row_logits in zip(prompts, logits, strict=True):
             job = prompt.job
-            schema = job.params.json_schema
-            rows = [
-                _Row(job, j, self._make_constraint(schema) if schema is not None else None)
-                for j in range(job.num_samples)
-            ]
+            rows = [_Row(job, j, self._make_constraint(job.params)) for j in range(job.num_samples)]
             alive = self._choose(rows, row_logits.expand(len(rows), -1))
             if len(alive) == 1:
                 singles.setdefault(prompt.tree, []).append((alive[0], prompt))
@@ -329,11 +328,13 @@ class Sampler:
         for at, row in enumerate(rows):
             if k := row.job.topk_sample_logprobs:
                 row.topk += top_k(logprobs[at : at + 1], k)
-        return [
+        going_on = [
             row
             for row, token, logprob in zip(rows, tokens.tolist(), logprobs_of_chosen, strict=True)
             if row.job.error is None and not row.accept(token, logprob)
         ]
+        # an error ends all rows of its job at once
+        return [row for row in going_on if row.job.error is None]
 
 
 def _not_a_number(what: str) -> RequestFailedError:

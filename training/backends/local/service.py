@@ -591,8 +591,7 @@ class LocalSamplingClient(_Ready):
         # what is wrong here must not fail the batch that the request would join
         stop_tokens, strings = self._stops(params)
         stop_strings = StopStrings(strings, tokens, self._engine.decode) if strings else None
-        if params.json_schema is not None:
-            self._engine.make_constraint(params.json_schema)
+        self._engine.make_constraint(params)
         return SampleJob(
             weights=self._weights,
             prompt=tokens,
