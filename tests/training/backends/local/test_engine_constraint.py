@@ -22,6 +22,11 @@ SPANS = f'start: line{{1,3}}\nline: "A: " SPAN "\\n"\n{SPAN}'
 TOO_MANY = "start: ({}) /z/".format(" | ".join(f"/([a-z]+ ){{{i}}}/ /x*/" for i in range(1, 2200)))
 
 
+def text_of(tokens: list[int]) -> str:
+    tokenizer: Any = chat_tokenizer()
+    return tokenizer.decode(tokens, skip_special_tokens=True)
+
+
 def factory() -> ConstraintFactory:
     tokenizer = chat_tokenizer()
     return ConstraintFactory(tokenizer, len(tokenizer), tokenizer.eos_token_id)
@@ -43,11 +48,11 @@ def texts_of(made: ConstraintFactory, grammar: str, longest: int) -> set[str]:
         assert len(tokens) <= longest
         held = constraint(tokens)
         if held.finished:
-            found.add(tokenizer.decode(tokens))
+            found.add(text_of(tokens))
             return
         for token in np.flatnonzero(held.allowed().numpy()).tolist():
             if token == tokenizer.eos_token_id:
-                found.add(tokenizer.decode(tokens))
+                found.add(text_of(tokens))
             else:
                 grow([*tokens, token])
 
@@ -110,12 +115,12 @@ def test_samples_fit_the_grammar_with_the_logprobs_of_the_free_model(sampler: An
     held, free = sampler.sample(prompt, 8, params), sampler.sample(prompt, 1, free_params)
     other = sampler.sample(prompt, 4, SamplingParams(max_tokens=90, seed=1, grammar='start: "no"'))
     assert free.result().sequences[0].tokens == free_alone.tokens
-    assert [chat_tokenizer().decode(s.tokens) for s in other.result().sequences] == ["no"] * 4
+    assert [text_of(s.tokens) for s in other.result().sequences] == ["no"] * 4
     sequences = held.result().sequences
     assert [s.tokens for s in sequences] == [s.tokens for s in alone]
     texts = []
     for sequence in sequences:
-        text = chat_tokenizer().decode(sequence.tokens, skip_special_tokens=True)
+        text = text_of(sequence.tokens)
         texts.append(text)
         assert sequence.stop_reason == "stop" and re.fullmatch(r"(A: \w.*\n){1,3}", text)
         assert all(line.removeprefix("A: ") in PASSAGE for line in text.splitlines())
@@ -147,7 +152,7 @@ def test_stops_and_max_tokens_end_a_sample_inside_the_grammar(sampler: Any) -> N
     def sample(**settings: Any) -> tuple[str, str]:
         params = SamplingParams(seed=3, grammar='start: "one\\ntwo\\nthree"', **settings)
         [sequence] = sampler.sample(prompt, 1, params).result().sequences
-        return chat_tokenizer().decode(sequence.tokens), sequence.stop_reason
+        return text_of(sequence.tokens), sequence.stop_reason
 
     assert sample(max_tokens=99) == ("one\ntwo\nthree", "stop")
     assert sample(max_tokens=99, stop=[]) == ("one\ntwo\nthree", "stop")
