@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rich.cells import cell_len, set_cell_size
 
 
 def text_table(
@@ -29,7 +30,7 @@ def text_table(
     if len(align) != len(headers) or set(align) - {"l", "r"}:
         raise ValueError(f"align={align!r}: one l or r for each of {len(headers)} columns")
     lines = [[truncate(cell_text(cell), max_width) for cell in row] for row in [headers, *rows]]
-    widths = [max(display_width(line[i]) for line in lines) for i in range(len(headers))]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headers))]
     lines.insert(1, ["─" * width for width in widths])
     return "\n".join(
         "  ".join(
@@ -58,30 +59,9 @@ def cell_text(value: Any) -> str:
     return " ".join(str(value).split())
 
 
-def display_width(text: str) -> int:
-    """Terminal columns: wide characters take two, combining and invisible ones none."""
-    width = 0
-    for character in text:
-        if unicodedata.combining(character) or unicodedata.category(character) in (
-            "Mn",
-            "Me",
-            "Cf",
-        ):
-            continue
-        width += 2 if unicodedata.east_asian_width(character) in "WF" else 1
-    return width
-
-
 def truncate(text: str, width: int) -> str:
-    """`text` in at most `width` columns, with … where something was cut."""
-    if display_width(text) <= width:
-        return text
-    kept = ""
-    for character in text:
-        if display_width(kept + character) > width - 1:
-            break
-        kept += character
-    return kept.rstrip() + "…"
+    """`text` in at most `width` terminal columns, with … where something was cut."""
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
 
 
 def is_number(value: Any) -> bool:
@@ -94,5 +74,4 @@ def _default_align(column: Sequence[Any]) -> str:
 
 
 def _pad(text: str, width: int, side: str) -> str:
-    space = " " * (width - display_width(text))
-    return space + text if side == "r" else text + space
+    return " " * (width - cell_len(text)) + text if side == "r" else set_cell_size(text, width)

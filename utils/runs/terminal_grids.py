@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from utils.runs.tables import display_width
+from rich.cells import cell_len
 
 Grid = Sequence[Sequence[int]]
 
@@ -70,4 +70,4 @@ def _differs(expected: Grid | None, r: int, c: int, value: int) -> bool:
 
 
 def _visible_width(line: str) -> int:
-    return display_width(_ESCAPE.sub("", line))
+    return cell_len(_ESCAPE.sub("", line))

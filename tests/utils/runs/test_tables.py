@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.runs.tables import display_width, text_table, truncate
+from utils.runs.tables import text_table, truncate
 from utils.runs.terminal_grids import side_by_side, terminal_grid
 
 
@@ -31,11 +31,14 @@ def test_cells_stay_on_one_line_and_within_their_width():
 
 
 def test_wide_characters_count_twice():
-    assert (display_width("漢字"), display_width("é"), display_width("e\u0301")) == (4, 1, 1)
+    assert [truncate(text, 1) for text in ("漢字", "é", "e\u0301")] == ["…", "é", "e\u0301"]
     assert truncate("漢字漢字", 5) == "漢字…"
     assert truncate("abc", 3) == "abc"
     rows = text_table(["a", "b"], [["漢字", 1], ["abcd", 2]]).split("\n")[2:]
     assert rows == ["漢字  1", "abcd  2"]
+    # one picture of three, joined by invisible characters, is as wide as one
+    family = "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}"
+    assert text_table(["a", "b"], [[family, 1]]).split("\n")[2] == f"{family}  1"
 
 
 def test_grid_in_digits(monkeypatch):
