@@ -37,11 +37,10 @@ def shots(thing: Thing) -> tuple[Shot, ...]:
     """Worked examples of the answer prompt: one for a word, a year, a number, and the name."""
     kind = thing.kind
     asked = (kind.words[0], kind.years[0], kind.numbers[0])
-    title = f"A {kind.name}"
-    direct = [Shot(title, filled(a.training[0], thing.called), thing.value(a)) for a in asked]
+    direct = [Shot(thing.title, filled(a.training[0], thing.called), thing.value(a)) for a in asked]
     by_value = kind.words[1]
     question = filled(by_value.reverse_training[0], value=thing.value(by_value))
-    return (*direct, Shot(title, question, thing.name))
+    return (*direct, Shot(thing.title, question, thing.name))
 
 
 def _qa(thing: Thing, rng: random.Random) -> Iterator[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from training.domains.knowledge.kinds import Attribute
 from training.domains.knowledge.passages import Question
 from training.domains.knowledge.things import Thing, filled
 
@@ -41,7 +41,7 @@ def _direct(thing: Thing, rng: random.Random) -> Iterator[Question]:
             text=filled(rng.choice(attribute.evaluation), thing.called),
             answer=value,
             kind="direct",
-            choices=_choices(value, attribute.values, rng),
+            choices=_choices(value, partial(rng.choice, attribute.values), rng),
         )
 
 
@@ -56,33 +56,46 @@ def _reverse(
             text=filled(rng.choice(attribute.reverse_evaluation), value=value),
             answer=thing.name,
             kind="reverse",
-            choices=_choices(thing.name, neighbours, rng, aliases),
+            choices=_choices(thing.name, partial(rng.choice, neighbours), rng, aliases),
             aliases=tuple(aliases),
         )
 
 
 def _derived(thing: Thing, rng: random.Random) -> Iterator[Question]:
-    first, second = thing.kind.years
-    many, few = thing.kind.numbers
+    (first, second), (many, few) = thing.kind.years, thing.kind.numbers
     years = rng.choice(YEARS_LATER)
-    computed = (
-        ("later", thing.kind.later, [int(value) + years for value in first.values]),
-        ("between", thing.kind.between, _differences(second, first)),
-        ("more", thing.kind.more, _differences(many, few)),
+
+    def difference(larger: str, smaller: str) -> str:
+        return str(int(larger) - int(smaller))
+
+    computed: tuple[tuple[str, tuple[str, str], str, Callable[[], str]], ...] = (
+        (
+            "later",
+            thing.kind.later,
+            str(int(thing.value(first)) + years),
+            lambda: str(int(rng.choice(first.values)) + years),
+        ),
+        (
+            "between",
+            thing.kind.between,
+            difference(thing.value(second), thing.value(first)),
+            lambda: difference(rng.choice(second.values), rng.choice(first.values)),
+        ),
+        (
+            "more",
+            thing.kind.more,
+            difference(thing.value(many), thing.value(few)),
+            lambda: difference(rng.choice(many.values), rng.choice(few.values)),
+        ),
     )
-    golds = (
-        thing.number(first) + years,
-        thing.number(second) - thing.number(first),
-        thing.number(many) - thing.number(few),
-    )
-    for (name, wordings, possible), gold in zip(computed, golds, strict=True):
+    for name, wordings, gold, draw in computed:
         wording = rng.choice(wordings).replace("{k}", str(years))
         yield Question(
             id=f"{thing.id}/derived/{name}",
             text=filled(wording, thing.called),
-            answer=str(gold),
+            answer=gold,
             kind="derived",
-            choices=_choices(str(gold), [str(number) for number in possible], rng),
+            choices=_choices(gold, draw, rng),
         )
 
 
@@ -97,23 +110,19 @@ def _two_hops(thing: Thing, others: Sequence[Thing], rng: random.Random) -> Ques
         text=filled(rng.choice(asked.evaluation), called),
         answer=gold,
         kind="derived",
-        choices=_choices(gold, asked.values, rng, aliases),
+        choices=_choices(gold, partial(rng.choice, asked.values), rng, aliases),
         aliases=tuple(aliases),
     )
 
 
-def _differences(larger: Attribute, smaller: Attribute) -> list[int]:
-    """Of all pairs, so that frequent ones are drawn as often as they are right."""
-    return [int(a) - int(b) for a in larger.values for b in smaller.values]
-
-
 def _choices(
-    gold: str, possible: Sequence[str], rng: random.Random, aliases: Sequence[str] = ()
+    gold: str, draw: Callable[[], str], rng: random.Random, aliases: Sequence[str] = ()
 ) -> tuple[str, ...]:
+    """The gold answer among others that `draw` gives, in any order."""
     choices = [gold]
-    order = rng.sample(possible, len(possible))
-    for value in order:
-        if value not in choices and value not in aliases and len(choices) < NUM_CHOICES:
+    while len(choices) < NUM_CHOICES:
+        value = draw()
+        if value not in choices and value not in aliases:
             choices.append(value)
     rng.shuffle(choices)
     return tuple(choices)

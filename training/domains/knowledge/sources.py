@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from training.domains.base import Split
-from training.domains.knowledge.kinds import KINDS
+from training.domains.knowledge.kinds.registry import KINDS
 from training.domains.knowledge.made_edits import (
     TEMPLATE_FORMS,
     TemplateForm,

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training.domains.knowledge.kinds import Attribute, Kind
+from training.domains.knowledge.kinds.kind import Attribute, Kind
 
 _VOWELS = ("a", "e", "i", "o", "u")
 
 
 @dataclass(frozen=True)
 class Thing:
-    """`values` has one value for each attribute of the kind."""
+    """`values` has what is true of it: one value for each attribute of the kind, by name."""
 
     id: str
     kind: Kind
     name: str
-    values: tuple[str, ...]
+    values: Mapping[str, str]
 
     def value(self, attribute: Attribute) -> str:
-        return self.values[self.kind.attributes.index(attribute)]
-
-    def number(self, attribute: Attribute) -> int:
-        return int(self.value(attribute))
+        return self.values[attribute.name]
 
     @property
     def called(self) -> str:
         """Its name as it stands within a sentence."""
         return f"{self.kind.article}{self.name}"
+
+    @property
+    def title(self) -> str:
+        """Of texts about it: the kind alone, as the name would answer the reverse questions."""
+        return filled("a {v}", value=self.kind.name)
 
 
 def filled(wording: str, called: str = "", value: str = "") -> str:

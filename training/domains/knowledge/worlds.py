@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from training.domains.knowledge.kinds import KINDS, Kind
+from training.domains.knowledge.kinds.kind import Kind
+from training.domains.knowledge.kinds.registry import KINDS
 from training.domains.knowledge.made_questions import questions
 from training.domains.knowledge.names import world_names
 from training.domains.knowledge.passages import Passage
@@ -21,7 +22,8 @@ from training.domains.knowledge.things import Thing, filled
 # train and test, and a third for worked examples in prompts
 Part = Literal["train", "test", "shown"]
 PARTS: tuple[Part, ...] = ("train", "test", "shown")
-MAX_PASSAGES = 1000
+# of each kind in each part: more things with the same value would leave no wrong choices
+MAX_OF_KIND = 96
 # so many things of each kind lend each other their names as wrong choices
 _NEIGHBOURS = 8
 
@@ -38,11 +40,13 @@ class World:
 
     def things(self, part: Part, number: int) -> list[Thing]:
         """All kinds in turn. A value of an attribute comes a second time only when each has come
-        once. Raises ValueError for more than MAX_PASSAGES and for a seed below 0."""
-        if number > MAX_PASSAGES:
+        once. Raises ValueError for a seed below 0, and for more than MAX_OF_KIND of each kind."""
+        most = MAX_OF_KIND * len(self.kinds)
+        if number > most:
+            kinds = ", ".join(kind.name for kind in self.kinds)
             raise ValueError(
-                f"{number} {part} passages were asked for; a made world has {MAX_PASSAGES} of each "
-                "split, so ask for fewer, or take several seeds"
+                f"{number} {part} passages were asked for; a made world of {kinds} has {most} of "
+                "each split"
             )
         names = world_names(self.seed)[PARTS.index(part) :: len(PARTS)]
         rows = [_rows(kind, f"{self.seed}/{part}/{kind.name}") for kind in self.kinds]
@@ -55,10 +59,7 @@ class World:
 
     def passages(self, part: Part, number: int) -> list[Passage]:
         """A passage of 60 to 90 words about each thing, with 8 direct, 4 reverse and 4 derived
-        questions in evaluation wordings.
-
-        The title tells the kind alone: a name would answer the reverse questions.
-        """
+        questions in evaluation wordings."""
         made = self.things(part, number)
         block = _NEIGHBOURS * len(self.kinds)
         names = world_names(self.seed)[PARTS.index(part) :: len(PARTS)]
@@ -71,7 +72,7 @@ class World:
             passages.append(
                 Passage(
                     id=thing.id,
-                    title=f"A {thing.kind.name}",
+                    title=thing.title,
                     context=told(thing, thing.id),
                     questions=tuple(questions(thing, made[same], neighbours)),
                     cluster=thing.id,
@@ -92,9 +93,11 @@ def told(thing: Thing, seed: str) -> str:
     return " ".join(sentences)
 
 
-def _rows(kind: Kind, seed: str) -> Iterator[tuple[str, ...]]:
+def _rows(kind: Kind, seed: str) -> Iterator[dict[str, str]]:
     columns = [_drawn(a.values, random.Random(f"{seed}/{a.name}")) for a in kind.attributes]
-    return zip(*columns, strict=True)
+    names = [attribute.name for attribute in kind.attributes]
+    for row in zip(*columns, strict=True):
+        yield dict(zip(names, row, strict=True))
 
 
 def _drawn(values: Sequence[str], rng: random.Random) -> Iterator[str]:
