@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from places import SHARED_DATA
 
+from evaluation.stats import cohen_kappa
 from training.domains.knowledge.grading import (
     Changes,
     Rule,
@@ -137,11 +138,12 @@ def agreement(says: Callable[[str, str], bool], asked: list[dict[str, Any]]) -> 
     """Agreement and kappa with the verdicts, how many yes of the rule are theirs, and how many of
     theirs it finds."""
     pairs = [(says(q["answer"], q["adapter_answer"]), q["adapter_correct"]) for q in asked]
-    n, both = len(pairs), pairs.count((True, True))
-    same = sum(rule is judge for rule, judge in pairs) / n
-    rule_yes, judge_yes = (sum(column) for column in zip(*pairs, strict=True))
-    chance = (rule_yes * judge_yes + (n - rule_yes) * (n - judge_yes)) / n**2
-    return same, (same - chance) / (1 - chance), both / rule_yes, both / judge_yes
+    both = pairs.count((True, True))
+    rule, judge = zip(*pairs, strict=True)
+    same = sum(a is b for a, b in pairs) / len(pairs)
+    kappa = cohen_kappa(rule, judge)
+    assert kappa is not None
+    return same, kappa, both / sum(rule), both / sum(judge)
 
 
 def squad_tokens(text: str) -> list[str]:
