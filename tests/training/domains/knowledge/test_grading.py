@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from places import SHARED_DATA
 
-from evaluation.stats import cohen_kappa
+from evaluation.behaviour.coefficients import cohen_kappa
 from training.domains.knowledge.grading import (
     Changes,
     Rule,
