@@ -21,7 +21,7 @@ import chz
 from training.adapt import AdaptJob
 from training.chat import render_prompt
 from training.connect import connect
-from training.domains.arc.domain import ArcConfig
+from training.domains.arc.config import ArcConfig
 from training.domains.arc.inner import InnerLoop
 from training.domains.arc.report import describe
 from training.domains.arc.self_edit import SelfEdit, SelfEditError

@@ -17,7 +17,8 @@ import chz
 from dotenv import load_dotenv
 
 from training.connect import connect
-from training.domains.arc.domain import ArcConfig, ArcDomain
+from training.domains.arc.config import ArcConfig
+from training.domains.arc.domain import ArcDomain
 from training.domains.arc.examples import ExampleSet
 from training.domains.arc.report import describe
 from training.domains.arc.self_edit import SelfEdit, SelfEditError, parse_self_edit

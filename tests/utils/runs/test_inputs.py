@@ -138,7 +138,7 @@ def test_home_folders(config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
         ("training.domains.gsm8k", "Gsm8kConfig", {"data_path"}),
         ("training.domains.bbh.config", "BBHConfig", {"data_dir"}),
         (
-            "training.domains.arc.domain",
+            "training.domains.arc.config",
             "ArcConfig",
             {
                 f"{test}{what}_file"

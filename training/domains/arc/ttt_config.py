@@ -8,7 +8,7 @@ from typing import Literal
 import chz
 
 from training.adapt import AdaptSettings
-from training.domains.arc.domain import (
+from training.domains.arc.config import (
     SMALL,
     TASK_SETS,
     Preset,

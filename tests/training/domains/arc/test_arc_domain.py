@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from training.connect import connect
-from training.domains.arc.domain import SEAL, SMALL, ArcConfig, ArcDomain
+from training.domains.arc.config import SEAL, SMALL, ArcConfig
+from training.domains.arc.domain import ArcDomain
 from training.domains.arc.files import CONFIGS_NAME, RESULTS_NAME, read_configs, read_results
 from training.domains.arc.report import edit_summary, write_published_files
 from training.domains.arc.self_edit import FAMILY_OF_FLAG, ORACLE, parse_self_edit

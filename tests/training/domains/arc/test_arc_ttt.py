@@ -21,7 +21,7 @@ from tokenizers.processors import ByteLevel as ByteLevelOffsets
 from training.adapt import adapt
 from training.chat import passage_weights, render_prompt
 from training.domains.arc.answers import Answerer, Question
-from training.domains.arc.domain import SEAL, SMALL, ArcConfig
+from training.domains.arc.config import SEAL, SMALL, ArcConfig
 from training.domains.arc.grids import INVERSES, TRANSFORMS, to_grid
 from training.domains.arc.inner import InnerLoop
 from training.domains.arc.tasks import SEAL_IDS, Pair, Task, load_kaggle, load_tasks
