@@ -113,7 +113,7 @@ def main(config: Config, argv: Sequence[str]) -> None:
 
 
 def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
-    from evaluation.icl.evaluator import evaluate_plan, plan_run
+    from evaluation.icl.runs import evaluate_plan, plan_run
 
     with as_config_errors():
         device = choose_device(config.device)
@@ -150,7 +150,7 @@ def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
 
 
 def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
-    from evaluation.icl.evaluator import settings_problems
+    from evaluation.icl.runs import settings_problems
     from evaluation.icl.untrained import choose_words, evaluate_once, untrained_folder
     from training.loop import exit_on_interrupt
 

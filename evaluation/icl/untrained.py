@@ -6,15 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evaluation.icl.checks import total_sequences
-from evaluation.icl.evaluator import (
-    ModelEvaluator,
-    counted,
-    number_rows,
-    predictor_answers,
-    sequences_of,
-    text_answers,
-    write_metrics,
-)
+from evaluation.icl.evaluator import ModelEvaluator, counted, predictor_answers, text_answers
+from evaluation.icl.runs import number_rows, sequences_of, write_metrics
 from evaluation.icl.text import Items, TextModel, choose_items, context_problems
 from training.api import ServiceClient, TrainingClient
 from training.backends.local.checkpoints import read_state

@@ -19,15 +19,16 @@ from tiny_chat import save_chat_model
 
 from evaluation.icl import evaluator as icl
 from evaluation.icl import plots as icl_plots
+from evaluation.icl import runs as icl_runs
 from evaluation.icl.checks import hidden_gb, hidden_problems, mode_problems, total_sequences
 from evaluation.icl.evaluator import (
     ModelEvaluator,
     Sequences,
-    evaluate_run,
     predictor_answers,
     trained_answers,
 )
 from evaluation.icl.results import load_eval_results, load_metrics
+from evaluation.icl.runs import evaluate_run
 from training.icl.base import Family, Predictor, TaskSet
 from training.icl.config import MLP, Evaluation, Trained, Training, Transformer
 from training.icl.families import make_family
@@ -373,7 +374,7 @@ def test_sigterm_between_two_runs_is_ctrl_c(
 ):
     for name in "ab":
         make_run(RUNS / name)
-    original = icl.evaluate_plan
+    original = icl_runs.evaluate_plan
     evaluated: list[str] = []
 
     def signalled(plan: Any, *given: Any, **named: Any) -> None:
@@ -383,7 +384,7 @@ def test_sigterm_between_two_runs_is_ctrl_c(
         original(plan, *given, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(icl, "evaluate_plan", signalled)
+        patched.setattr(icl_runs, "evaluate_plan", signalled)
         with pytest.raises(SystemExit) as ended:
             run_script("name=e", "evaluation.num_sequences=4")
     assert ended.value.code == 143
