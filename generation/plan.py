@@ -62,24 +62,28 @@ def _text_problems(subtypes: Sequence[str], prompts: Mapping[str, Sequence[str]]
     return problems
 
 
-def plan_text(config: Any, kind: Kind, property: Property, roles: Sequence[Role]) -> str:
-    """What would be asked, of whom and how often."""
-    num_subtypes = config.num_subtypes or NUM_SUBTYPES
-    subtypes = len(config.prompts) or len(config.subtypes) or num_subtypes
+def count_calls(config: Any, roles: Sequence[Role]) -> list[tuple[str, int]]:
+    """By stage, without what has to be asked again."""
+    subtypes = len(config.prompts) or len(config.subtypes) or config.num_subtypes or NUM_SUBTYPES
     prompts_each = config.prompts_per_subtype or PROMPTS_PER_SUBTYPE
     prompts = sum(map(len, config.prompts.values())) or subtypes * prompts_each
     examples = prompts * config.examples_per_prompt
     verified = examples * (1 + config.contrastive) if VERIFIER in [r.name for r in roles] else 0
-    rows = [
+    return [
         ("subtypes", 0 if config.subtypes or config.prompts else 1),
         ("prompts", 0 if config.prompts else subtypes),
         ("examples", examples),
         ("verify", verified),
     ]
+
+
+def plan_text(config: Any, kind: Kind, property: Property, roles: Sequence[Role]) -> str:
+    """What would be asked, of whom and how often."""
+    num_subtypes = config.num_subtypes or NUM_SUBTYPES
     first = subtypes_request(kind, property, num_subtypes, [])[0]["content"]
     example = example_request(
         kind, property, "{prompt}", contrastive=config.contrastive, max_chars=config.max_chars
     )[0]["content"]
-    calls = text_table(("stage", "calls, at least"), rows)
+    calls = text_table(("stage", "calls, at least"), count_calls(config, roles))
     who = roles_text(roles)
     return f"{who}\n\n{calls}\n\nFor subtypes:\n\n{first}\n\nFor an example:\n\n{example}"

@@ -17,6 +17,10 @@ DIVERSITY_HEADERS = (
 )
 
 
+def report_title(kind: Kind, property: str) -> str:
+    return f"Generated {kind.name}: {property}"
+
+
 def quality_rows(report: QualityReport) -> list[tuple[str, Any]]:
     """What the screen and the page say about quality, in words."""
     rows: list[tuple[str, Any]] = [
@@ -43,8 +47,7 @@ def diversity_rows(report: QualityReport) -> list[list[Any]]:
     return [[name, *(found[key] for key in keys)] for name, found in report.diversity.items()]
 
 
-def write_report(
-    path: Any,
+def make_report(
     run_id: str,
     *,
     kind: Kind,
@@ -53,8 +56,8 @@ def write_report(
     quality: QualityReport,
     ledger: Ledger,
     settings: Mapping[str, Any],
-) -> None:
-    report = Report(f"Generated {kind.name}: {settings['property']}", run_id)
+) -> Report:
+    report = Report(report_title(kind, settings["property"]), run_id)
     rate = None if quality.verification is None else quality.verification["agreement"]
     report.tiles(
         [
@@ -85,4 +88,4 @@ def write_report(
                 verified = f", verified as {example.verified}" if example.verified else ""
                 report.pre(example.output, f"{example.label}{verified}")
     add_calls(report, ledger)
-    report.write(path)
+    return report

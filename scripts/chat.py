@@ -22,11 +22,18 @@ from dotenv import load_dotenv
 from training.adapter_proof import AdapterProof
 from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
+from training.checkpoint_folders import checkpoint_folder
 from training.connect import connect
 from training.domains.base import Message
 from training.models import resolve_model
 from training.running_response import RunningResponse
-from utils.config.entrypoint import as_config_errors, config_entrypoint, problems_of, raise_problems
+from utils.config.entrypoint import (
+    as_config_errors,
+    config_entrypoint,
+    held_log,
+    problems_of,
+    raise_problems,
+)
 from utils.config.help import SAMPLING, WHAT, group
 
 if TYPE_CHECKING:
@@ -42,7 +49,9 @@ class Config:
     model_name: str = chz.field(
         default="embedded", doc="embedded, a folder or a hub id", metadata=WHAT
     )
-    checkpoint_path: str | None = chz.field(default=None, doc="an adapter of that model")
+    checkpoint_path: str | None = chz.field(
+        default=None, doc="an adapter of that model, or the run that trained it"
+    )
     system: str = chz.field(default="", doc="a system message")
     template: Literal["auto", "role_colon"] = chz.field(
         default="auto", doc="the model's own chat template, or the plain form for base models"
@@ -82,26 +91,25 @@ def main(config: Config) -> None:
     )
     if config.backend == "local":
         raise_problems(problems_of(lambda: resolve_model(config.model_name)))
-    with as_config_errors():
+    path = config.checkpoint_path
+    opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
+    with held_log(), as_config_errors():
         service = connect(config.backend, base_url=config.base_url, device=config.device)
+        if path is not None:
+            path = checkpoint_folder(path)
         # the model is what the checkpoint says, where there is one and nothing else is asked for
-        sampler = service.create_sampling_client(
-            model_path=config.checkpoint_path, base_model=config.model_name
-        )
+        sampler = service.create_sampling_client(model_path=path, base_model=config.model_name)
         tokenizer = sampler.get_tokenizer()
         stop = stop_sequences(tokenizer, config.template)
         context = context_of(service, sampler)
-    if config.checkpoint_path is not None:
-        path = config.checkpoint_path
+        render_prompt(tokenizer, [*opening, _GREETING], template=config.template)
+    if path is not None:
         proof = AdapterProof(service, sampler.get_base_model())
         proof.check(sampler, path, checkpoint=path)
     # bytes that are no text are shown as what they are, and end nothing
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
-    opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     messages = list(opening)
-    with as_config_errors():
-        render_prompt(tokenizer, [*opening, _GREETING], template=config.template)
     with contextlib.closing(service):
         for turn, text in enumerate(read_lines()):
             if text == "/new":

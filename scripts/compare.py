@@ -54,13 +54,14 @@ class Config:
 
     @chz.validate
     def _check(self) -> None:
-        raise_problems(
-            [
-                f"{name}={str(path)!r}: no such file or folder; {KNOWN} is needed"
-                for name, path in (("a", self.a), ("b", self.b))
-                if not expanded(path).exists()
-            ]
-        )
+        problems = [
+            f"{name}={str(path)!r}: no such file or folder; {KNOWN} is needed"
+            for name, path in (("a", self.a), ("b", self.b))
+            if not expanded(path).exists()
+        ]
+        if self.seed < 0:
+            problems.append(f"seed={self.seed}: 0 or more is needed")
+        raise_problems(problems)
 
 
 def main(config: Config) -> None:

@@ -11,6 +11,7 @@ than max_unscored of the judgments are missing.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import sys
@@ -30,15 +31,16 @@ from evaluation.behaviour.judge import (
     prompt_hash,
 )
 from evaluation.behaviour.plan import Config, Plan, count_calls, make_plan, results_problems
-from evaluation.behaviour.report import closing_tables, write_report
+from evaluation.behaviour.report import TITLE, closing_tables, make_report
 from evaluation.behaviour.results import Summary, headline_numbers, results_to_plain, summarise
 from evaluation.behaviour.targets import model_records, open_targets
 from generation.properties import Property
 from training.endpoints import Endpoints
 from utils.config.entrypoint import config_entrypoint, dump_yaml, held_log, to_plain
 from utils.llm.api import Endpoint
-from utils.llm.client import LLMClient
+from utils.llm.client import LLMClient, Watcher
 from utils.llm.ledger import Ledger
+from utils.llm.live_calls import LiveCalls
 from utils.llm.roles import describe_roles
 from utils.llm.runs import claimed_output, exit_unfinished
 from utils.runs.provenance import run_meta
@@ -47,6 +49,10 @@ from utils.runs.tables import text_table
 from utils.terminal import setting
 
 logger = logging.getLogger(__name__)
+
+# what a run may be taken up again with
+MAY_CHANGE = ("max_cost_usd", "max_concurrency", "max_unscored")
+MAY_CHANGE += tuple(f"{role}.timeout" for role in ("target", "judge", "second_judge"))
 
 
 class Outcome(NamedTuple):
@@ -62,50 +68,59 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    # everything that can be wrong with settings and files, before a model is loaded or called
-    with held_log():
-        plan = make_plan(config)
-    if config.dry_run:
-        print(text_table(("", "number"), count_calls(config, plan)))
-        return
-    may_change = ["max_cost_usd", "max_concurrency", "max_unscored"]
-    may_change += [f"{role}.timeout" for role in ("target", "judge", "second_judge")]
-    with (
-        claimed_output(plan.results, lambda: results_problems(plan.results, plan.log_path)),
-        RunDir.open("eval", plan.log_path, config, resume_fields_ignored=may_change) as run,
-        exit_unfinished(run.path),
-        Endpoints(device=config.device, run_path=run.path) as endpoints,
-    ):
-        describe_roles(*(target.role for target in plan.targets[:1]), *plan.judges)
-        roles = {f"{role.name}.model": role for role in plan.judges}
-        if plan.targets:
-            roles["model_name"] = plan.targets[0].role
-        endpoints.require_models(run, roles)
-        opened = open_targets(plan.targets, endpoints, template=config.template)
-        opened += [endpoints.endpoint(role) for role in plan.judges]
+    with contextlib.ExitStack() as stack:
+        # everything that can be wrong; what only the loaded models tell comes last
+        with held_log():
+            plan = make_plan(config)
+            config = plan.config
+            counts = count_calls(config, plan)
+            if config.dry_run:
+                print(text_table(("", "number"), counts))
+                return
+            stack.enter_context(
+                claimed_output(plan.results, lambda: results_problems(plan.results, plan.log_path))
+            )
+            opened = RunDir.open("eval", plan.log_path, config, resume_fields_ignored=MAY_CHANGE)
+            run = stack.enter_context(opened)
+            stack.enter_context(exit_unfinished(run.path))
+            endpoints = stack.enter_context(Endpoints(device=config.device, run_path=run.path))
+            describe_roles(*(target.role for target in plan.targets[:1]), *plan.judges)
+            roles = {f"{role.name}.model": role for role in plan.judges}
+            if plan.targets:
+                roles["model_name"] = plan.targets[0].role
+            endpoints.require_models(run, roles)
+            called = open_targets(plan.targets, endpoints, template=config.template)
+            called += [endpoints.endpoint(role) for role in plan.judges]
         models = plan.source.models or model_records(plan.targets, endpoints)
-        outcome = asyncio.run(answer_and_judge(config, plan, opened, run.path / "calls.jsonl"))
-        summary = summarise(
-            plan.source.eval_file,
-            models,
-            outcome.conversations,
-            outcome.judged,
-            plan.labels,
-            seed=config.seed,
-        )
-        write_results(config, plan, models, outcome, summary)
-        run.log_metrics(0, headline_numbers(summary))
-        report = run.path / "report.html"
-        write_report(
-            report, run.run_id, plan.source.eval_file, summary, *outcome, str(plan.results)
-        )
+        total = sum(count for what, count in counts if what.endswith(" calls"))
+        with LiveCalls(run, TITLE, total) as calls:
+            outcome = asyncio.run(
+                answer_and_judge(config, plan, called, run.path / "calls.jsonl", calls)
+            )
+            summary = summarise(
+                plan.source.eval_file,
+                models,
+                outcome.conversations,
+                outcome.judged,
+                plan.labels,
+                seed=config.seed,
+            )
+            write_results(config, plan, models, outcome, summary)
+            run.log_metrics(0, headline_numbers(summary))
+            report = calls.finish(
+                make_report(run.run_id, plan.source.eval_file, summary, *outcome, str(plan.results))
+            )
     print(closing_tables(summary, outcome.ledger))
     print(f"\nResults: {plan.results}\nReport: {report}")
     exit_on_unscored(summary, plan.log_path, config.max_unscored)
 
 
 async def answer_and_judge(
-    config: Config, plan: Plan, endpoints: Sequence[Endpoint], cache_path: Path
+    config: Config,
+    plan: Plan,
+    endpoints: Sequence[Endpoint],
+    cache_path: Path,
+    watcher: Watcher,
 ) -> Outcome:
     """Replies that are in the cache are not asked for again."""
     properties = plan.source.eval_file.properties
@@ -121,6 +136,7 @@ async def answer_and_judge(
         cache_path=cache_path,
         max_concurrency=config.max_concurrency,
         max_cost_usd=config.max_cost_usd,
+        watcher=watcher,
     ) as client:
         conversations = plan.source.conversations or await hold_conversations(
             client,

@@ -17,8 +17,14 @@ from pathlib import Path
 import chz
 from dotenv import load_dotenv
 
+from training.checkpoint_folders import checkpoint_folder
 from training.models import lacks_tokenizer, load_tokenizer, resolve_model
-from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
+from utils.config.entrypoint import (
+    as_config_errors,
+    config_entrypoint,
+    held_log,
+    raise_problems,
+)
 from utils.config.help import OUTPUT, WHAT
 from utils.runs.files import shown_path
 from utils.terminal import command
@@ -27,7 +33,7 @@ from utils.terminal import command
 @chz.chz(typecheck=True)
 class Config:
     checkpoint_path: str = chz.field(
-        doc="the adapter: a checkpoint of ours or a PEFT folder", metadata=WHAT
+        doc="the adapter: a checkpoint of ours, a run's folder or a PEFT folder", metadata=WHAT
     )
     model_name: str | None = chz.field(
         default=None, doc="embedded, a folder or a hub id; default: what the checkpoint names"
@@ -61,40 +67,40 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    checkpoint = Path(config.checkpoint_path).expanduser()
     output_dir = config.output_dir.expanduser()
     # torch comes with these
     from training.backends.local.checkpoints import base_model_of, copy_peft_folder, read_state
 
-    with as_config_errors():
-        state = read_state(checkpoint)
-        base_name = base_model_of(state, config.model_name)
-    if config.merged:
-        from training.backends.local.service import LocalServiceClient
-
-        with as_config_errors():
-            has_tokenizer = not lacks_tokenizer(base_name)
-            if has_tokenizer:
-                # one that is broken is to be known before the weights are loaded
-                load_tokenizer(base_name)
-        # on the CPU, where the engine computes in float32
-        service = LocalServiceClient(device="cpu")
-        with contextlib.closing(service), as_config_errors():
-            trainer = service.create_training_client_from_state(str(checkpoint), config.model_name)
-            trainer.export_merged(output_dir).result()
-        shown = shown_path(output_dir)
-        if has_tokenizer:
-            talk = command("chat", model_name=shown)
-            print(f"\nModel, adapter and tokenizer: {shown}\n\nTalk to it:  {talk}")
-        else:
-            print(f"\nModel and adapter: {shown}\nNo tokenizer: {base_name} has none")
-    else:
-        with as_config_errors():
-            base = resolve_model(base_name)
+    if not config.merged:
+        with held_log(), as_config_errors():
+            state = read_state(checkpoint_folder(config.checkpoint_path))
+            base = resolve_model(base_model_of(state, config.model_name))
             # PEFT takes a relative name from wherever it is started
             name = str(base.resolve()) if isinstance(base, Path) else base
             copy_peft_folder(state, output_dir, name)
         print(f"\nAdapter (PEFT format): {shown_path(output_dir)}\nIts base model: {name}")
+        return
+
+    from training.backends.local.service import LocalServiceClient
+
+    # on the CPU, where the engine computes in float32
+    with contextlib.closing(LocalServiceClient(device="cpu")) as service:
+        with held_log(), as_config_errors():
+            checkpoint = checkpoint_folder(config.checkpoint_path)
+            base_name = base_model_of(read_state(checkpoint), config.model_name)
+            has_tokenizer = not lacks_tokenizer(base_name)
+            if has_tokenizer:
+                # one that is broken is to be known before the weights are loaded
+                load_tokenizer(base_name)
+            trainer = service.create_training_client_from_state(checkpoint, config.model_name)
+        with as_config_errors():
+            trainer.export_merged(output_dir).result()
+    shown = shown_path(output_dir)
+    if has_tokenizer:
+        talk = command("chat", model_name=shown)
+        print(f"\nModel, adapter and tokenizer: {shown}\n\nTalk to it:  {talk}")
+    else:
+        print(f"\nModel and adapter: {shown}\nNo tokenizer: {base_name} has none")
 
 
 if __name__ == "__main__":

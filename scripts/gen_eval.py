@@ -15,6 +15,7 @@ log_path goes on where it stopped.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -25,7 +26,13 @@ import chz
 from dotenv import load_dotenv
 
 from evaluation.behaviour.eval_file import EvalPrompt
-from evaluation.behaviour.prompt_report import COUNT_HEADERS, count_rows, dropped_rows, write_report
+from evaluation.behaviour.prompt_report import (
+    COUNT_HEADERS,
+    count_rows,
+    dropped_rows,
+    make_report,
+    report_title,
+)
 from evaluation.behaviour.prompts import (
     GENERATOR,
     SCORER,
@@ -41,6 +48,7 @@ from generation.variation import draw_variations
 from utils.config.entrypoint import (
     config_entrypoint,
     dump_yaml,
+    held_log,
     load_yaml,
     problems_of,
     raise_problems,
@@ -49,7 +57,7 @@ from utils.config.entrypoint import (
 from utils.config.help import OUTPUT, WHAT, group
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
-from utils.llm.ledger import Ledger
+from utils.llm.live_calls import LiveCalls
 from utils.llm.roles import RoleConfig, describe_roles, roles_text, second_role
 from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths
 from utils.runs.inputs import INPUT, MUST_EXIST
@@ -60,6 +68,8 @@ from utils.terminal import command
 
 logger = logging.getLogger(__name__)
 NUM_CATEGORIES = 8
+# what a run may be taken up again with
+MAY_CHANGE = ("max_cost_usd", "max_concurrency", "generator.timeout", "scorer.timeout")
 
 
 @chz.chz(typecheck=True)
@@ -211,30 +221,39 @@ def main(config: Config) -> None:
 
     config = config.narrowed()
     started = time.perf_counter()
-    with Endpoints(device=config.device) as endpoints:
-        task = check(config, endpoints)
-        if config.dry_run:
-            print(plan(config, task.properties, task.roles))
-            return
-        may_change = ["max_cost_usd", "max_concurrency", "generator.timeout", "scorer.timeout"]
-        with (
-            claimed_output(task.eval_path, lambda: taken(config, task.log_path)),
-            RunDir.open("gen_eval", task.log_path, config, resume_fields_ignored=may_change) as run,
-            exit_unfinished(run.path),
-        ):
+    with Endpoints(device=config.device) as endpoints, contextlib.ExitStack() as stack:
+        # what only the loaded models tell comes last
+        with held_log():
+            task = check(config, endpoints)
+            if config.dry_run:
+                print(plan(config, task.properties, task.roles))
+                return
+            stack.enter_context(
+                claimed_output(task.eval_path, lambda: taken(config, task.log_path))
+            )
+            opened = RunDir.open(
+                "gen_eval", task.log_path, config, resume_fields_ignored=MAY_CHANGE
+            )
+            run = stack.enter_context(opened)
+            stack.enter_context(exit_unfinished(run.path))
             describe_roles(*task.roles)
             endpoints.require_models(run, {f"{role.name}.model": role for role in task.roles})
+            opened_roles = endpoints.open(task.roles)
+        total = sum(count for _, count in count_calls(config, task.properties))
+        calls = LiveCalls(run, report_title(task.properties), total)
+        with calls:
             client = LLMClient(
-                endpoints.open(task.roles),
+                opened_roles,
                 cache_path=run.path / "calls.jsonl",
                 max_concurrency=config.max_concurrency,
                 max_cost_usd=config.max_cost_usd,
+                watcher=calls,
             )
             try:
                 prompts, dropped = asyncio.run(write_prompts(config, task, client))
             finally:
-                print(ledger_text(client.ledger), end="\n\n")
-            write_results(task, prompts, dropped, client.ledger, run)
+                print(ledger_text(calls.ledger), end="\n\n")
+            write_results(task, prompts, dropped, run, calls)
     print(
         f"\n{time.perf_counter() - started:.0f} s in all\n"
         f"Settings and categories: {task.params_path}\n"
@@ -311,10 +330,10 @@ def write_params(config: Config, categories: dict[str, list[str]], path: Path) -
 
 
 def write_results(
-    task: Task, prompts: list[EvalPrompt], dropped: Dropped, ledger: Ledger, run: RunDir
+    task: Task, prompts: list[EvalPrompt], dropped: Dropped, run: RunDir, calls: LiveCalls
 ) -> None:
-    report_path = run.path / "report.html"
-    write_report(report_path, run.run_id, task.properties, prompts, dropped, ledger)
+    ledger = calls.ledger
+    report_path = calls.finish(make_report(run.run_id, task.properties, prompts, dropped, ledger))
     counts = Counter(f"prompts/{prompt.property}" for prompt in prompts)
     run.log_metrics(0, {"prompts": len(prompts), **counts})
     print(text_table(COUNT_HEADERS, count_rows(prompts)))
@@ -336,14 +355,19 @@ def write_results(
     )
 
 
-def plan(config: Config, properties: list[Property], roles: list[Role]) -> str:
-    """What would be asked, of whom and how often."""
+def count_calls(config: Config, properties: list[Property]) -> list[tuple[str, int]]:
+    """By stage, without what has to be asked again."""
     num_categories = config.num_categories or NUM_CATEGORIES
     counts = [len(config.categories.get(p.name, [])) or num_categories for p in properties]
     prompts = sum(counts) * config.prompts_per_category
     rows = [("categories", len(config.unwritten())), ("prompts", prompts)]
-    rows += [("realism", prompts)] if config.score_realism else []
-    calls = text_table(("stage", "calls, at least"), rows)
+    return rows + ([("realism", prompts)] if config.score_realism else [])
+
+
+def plan(config: Config, properties: list[Property], roles: list[Role]) -> str:
+    """What would be asked, of whom and how often."""
+    num_categories = config.num_categories or NUM_CATEGORIES
+    calls = text_table(("stage", "calls, at least"), count_calls(config, properties))
     [first] = categories_request(properties[0], num_categories, [])
     [variation] = draw_variations(1, config.seed)
     turns = config.num_turns.get(properties[0].name, 1)

@@ -11,6 +11,7 @@ runs/generate/<run_id>/, or log_path. The same command with that log_path goes o
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -26,15 +27,23 @@ from generation.pipeline import GENERATOR, Writer
 from generation.plan import (
     NUM_SUBTYPES,
     PROMPTS_PER_SUBTYPE,
+    count_calls,
     plan_text,
     settings_problems,
 )
 from generation.properties import Property, choose_properties, known_properties
 from generation.quality import VERIFIER, Example, QualityReport, sift, to_record
-from generation.report import DIVERSITY_HEADERS, diversity_rows, quality_rows, write_report
+from generation.report import (
+    DIVERSITY_HEADERS,
+    diversity_rows,
+    make_report,
+    quality_rows,
+    report_title,
+)
 from utils.config.entrypoint import (
     config_entrypoint,
     dump_yaml,
+    held_log,
     problems_of,
     raise_problems,
     to_plain,
@@ -42,7 +51,7 @@ from utils.config.entrypoint import (
 from utils.config.help import OUTPUT, WHAT, group
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
-from utils.llm.ledger import Ledger
+from utils.llm.live_calls import LiveCalls
 from utils.llm.roles import RoleConfig, describe_roles, second_role
 from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths, require_whole
 from utils.runs.inputs import INPUT, MUST_EXIST
@@ -52,6 +61,9 @@ from utils.runs.tables import text_table
 from utils.terminal import command
 
 logger = logging.getLogger(__name__)
+
+# what a run may be taken up again with
+MAY_CHANGE = ("max_cost_usd", "max_concurrency", "generator.timeout", "verifier.timeout")
 
 
 @chz.chz(typecheck=True)
@@ -132,26 +144,35 @@ def main(config: Config) -> None:
     from training.endpoints import Endpoints
 
     started = time.perf_counter()
-    with Endpoints(device=config.device) as endpoints:
-        task = check(config, endpoints)
-        if config.dry_run:
-            print(plan_text(config, task.kind, task.property, task.roles))
-            return
-        may_change = ["max_cost_usd", "max_concurrency", "generator.timeout", "verifier.timeout"]
-        with (
-            claimed_output(task.examples_path, lambda: taken(config, task.log_path)),
-            RunDir.open("generate", task.log_path, config, resume_fields_ignored=may_change) as run,
-            exit_unfinished(run.path),
-        ):
+    with Endpoints(device=config.device) as endpoints, contextlib.ExitStack() as stack:
+        # what only the loaded models tell comes last
+        with held_log():
+            task = check(config, endpoints)
+            if config.dry_run:
+                print(plan_text(config, task.kind, task.property, task.roles))
+                return
+            stack.enter_context(
+                claimed_output(task.examples_path, lambda: taken(config, task.log_path))
+            )
+            opened = RunDir.open(
+                "generate", task.log_path, config, resume_fields_ignored=MAY_CHANGE
+            )
+            run = stack.enter_context(opened)
+            stack.enter_context(exit_unfinished(run.path))
             describe_roles(*task.roles)
             endpoints.require_models(run, {f"{role.name}.model": role for role in task.roles})
+            opened_roles = endpoints.open(task.roles)
+        total = sum(count for _, count in count_calls(config, task.roles))
+        calls = LiveCalls(run, report_title(task.kind, config.property), total)
+        with calls:
             client = LLMClient(
-                endpoints.open(task.roles),
+                opened_roles,
                 cache_path=run.path / "calls.jsonl",
                 max_concurrency=config.max_concurrency,
                 max_cost_usd=config.max_cost_usd,
+                watcher=calls,
             )
-            asyncio.run(generate(config, task, client, run))
+            asyncio.run(generate(config, task, client, run, calls))
     print(
         f"\n{time.perf_counter() - started:.0f} s in all\nSettings, subtypes and prompts: "
         f"{task.params_path}\nExamples: {task.examples_path}\nReport: {run.path / 'report.html'}\n"
@@ -196,7 +217,9 @@ def taken(config: Config, log_path: Path) -> list[str]:
     return output_paths(config.output_dir, log_path, "params", "examples")[2]
 
 
-async def generate(config: Config, task: Task, client: LLMClient, run: RunDir) -> None:
+async def generate(
+    config: Config, task: Task, client: LLMClient, run: RunDir, calls: LiveCalls
+) -> None:
     local = task.roles[0].base_url is None
     writer = Writer(client, task.kind, task.property, local=local, seed=config.seed)
     async with client:
@@ -235,7 +258,7 @@ async def generate(config: Config, task: Task, client: LLMClient, run: RunDir) -
         )
         require_whole(client)
     quality.calls_failed = num_failed
-    write_results(config, task, examples, list(prompts), quality, client.ledger, run)
+    write_results(config, task, examples, list(prompts), quality, run, calls)
 
 
 def write_params(
@@ -255,19 +278,20 @@ def write_results(
     examples: list[Example],
     subtypes: list[str],
     quality: QualityReport,
-    ledger: Ledger,
     run: RunDir,
+    calls: LiveCalls,
 ) -> None:
-    report_path = run.path / "report.html"
-    write_report(
-        report_path,
-        run.run_id,
-        kind=task.kind,
-        examples=examples,
-        subtypes=subtypes,
-        quality=quality,
-        ledger=ledger,
-        settings=to_plain(config),
+    ledger = calls.ledger
+    report_path = calls.finish(
+        make_report(
+            run.run_id,
+            kind=task.kind,
+            examples=examples,
+            subtypes=subtypes,
+            quality=quality,
+            ledger=ledger,
+            settings=to_plain(config),
+        )
     )
     run.log_metrics(0, quality.headline_numbers())
     print(text_table(("", "examples"), quality_rows(quality)), end="\n\n")

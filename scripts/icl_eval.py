@@ -54,6 +54,7 @@ from utils.config.entrypoint import (
     config_entrypoint,
     exit_on_config_error,
     given_value,
+    held_log,
     raise_problems,
 )
 from utils.config.help import MODEL, WHAT
@@ -115,11 +116,12 @@ def main(config: Config, argv: Sequence[str]) -> None:
 def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
     from evaluation.icl.runs import evaluate_plan, plan_run
 
-    with as_config_errors():
-        device = choose_device(config.device)
-    runs = chosen_runs(config, config.log_path, argv)
-    plans = [plan_run(run, config.evaluation, overwrite=config.overwrite) for run in runs]
-    raise_problems([problem for plan in plans for problem in plan.problems])
+    with held_log():
+        with as_config_errors():
+            device = choose_device(config.device)
+        runs = chosen_runs(config, config.log_path, argv)
+        plans = [plan_run(run, config.evaluation, overwrite=config.overwrite) for run in runs]
+        raise_problems([problem for plan in plans for problem in plan.problems])
     if config.dry_run:
         rows = [
             (
@@ -151,7 +153,12 @@ def evaluate_trained(config: Config, argv: Sequence[str]) -> None:
 
 def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
     from evaluation.icl.runs import settings_problems
-    from evaluation.icl.untrained import choose_words, evaluate_once, untrained_folder
+    from evaluation.icl.untrained import (
+        choose_words,
+        evaluate_once,
+        load_untrained,
+        untrained_folder,
+    )
     from training.loop import exit_on_interrupt
 
     assert isinstance(config.model, (LLM, Bayes))
@@ -182,13 +189,20 @@ def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
         rows.append(("done already", "yes" if done and not config.overwrite else "no"))
         print(f"\n{text_table(('', ''), rows, max_width=100)}\n\nNothing was written.")
         return
-    run = RunDir.open("icl_eval", folder, config, resume_fields_ignored=MAY_CHANGE)
     kept = "nothing of this evaluation is kept"
-    with run, exit_on_interrupt(run, kept), contextlib.closing(service):
-        if done and not config.overwrite:
+    with contextlib.ExitStack() as stack:
+        with held_log():
+            opened = RunDir.open("icl_eval", folder, config, resume_fields_ignored=MAY_CHANGE)
+            run = stack.enter_context(opened)
+            stack.enter_context(exit_on_interrupt(run, kept))
+            stack.enter_context(contextlib.closing(service))
+            loaded = None
+            if config.overwrite or not done:
+                loaded = load_untrained(config, run, service, items)
+        if loaded is None:
             logger.info("%s is evaluated; overwrite=true does it anew", run.path)
         else:
-            evaluate_once(config, run, service, items)
+            evaluate_once(config, run, *loaded, items)
     if config.log_path is not None:
         show(config, [read_run(folder)], folder)
     else:

@@ -12,15 +12,28 @@ report.html under log_path, else runs_dir/name/<what the command line sets of th
 command goes on where the run stopped. The tasks lie in runs_dir/tasks and are shared by all runs.
 """
 
+import contextlib
 import logging
 import sys
 
 import chz
 from dotenv import load_dotenv
 
-from training.icl.config import Experiment, Trained, Training, Transformer, run_folder_name
+from training.icl.config import (
+    TASKS,
+    Experiment,
+    Trained,
+    Training,
+    Transformer,
+    run_folder_name,
+)
 from training.icl.schedules import save_steps
-from utils.config.entrypoint import as_config_errors, config_entrypoint, raise_problems
+from utils.config.entrypoint import (
+    as_config_errors,
+    config_entrypoint,
+    held_log,
+    raise_problems,
+)
 from utils.config.help import MODEL, OUTPUT, WHAT
 from utils.devices import choose_device
 from utils.runs.live_report import LiveReport
@@ -65,7 +78,7 @@ def main(config: Config, folder: str) -> None:
 
     from training.icl.families import make_family
     from training.icl.models import build_model
-    from training.icl.tasks import load_task_set, task_input
+    from training.icl.tasks import keep_task_set, load_task_set, task_input
     from training.icl.train import (
         OnlineEvaluation,
         Trainer,
@@ -84,34 +97,37 @@ def main(config: Config, folder: str) -> None:
     training = chz.replace(training, save_schedule="explicit", save_steps=steps)
     config = chz.replace(config, training=training)
     log_path = config.log_path or config.experiment_dir / folder
+    tasks_dir = config.runs_dir / TASKS
     family = make_family(config.setting)
-    with as_config_errors():
-        device = choose_device(config.device)
-    if config.dry_run:
-        model = build_model(config.model, family, config.seed)
-        table = plan_table(
-            num_parameters=sum(p.numel() for p in model.parameters()),
-            memory=memory_estimate(model, family, training.batch_size),
-            tokens=training.num_steps * training.batch_size * family.input_length,
-            save_steps=steps,
-            folder=log_path,
-        )
-        print(f"\n{table}\n\nNothing was written.")
-        return
-    with as_config_errors():
-        tasks = load_task_set(config.setting, family, config.runs_dir / "tasks")
-
     # evaluation is icl_eval's; the others only say where the run lies or what it shows
     may_change = ("dry_run", "evaluation", "name", "runs_dir", "sinks", "training.resume_every")
-    run = RunDir.open(
-        "icl_train",
-        log_path,
-        config,
-        resume_fields_ignored=may_change,
-        data=task_input(tasks),
-        sinks=config.sinks,
-    )
-    with run, exit_on_interrupt(run, "its state is kept"):
+    with contextlib.ExitStack() as stack:
+        with held_log():
+            with as_config_errors():
+                device = choose_device(config.device)
+                if config.dry_run:
+                    model = build_model(config.model, family, config.seed)
+                    table = plan_table(
+                        num_parameters=sum(p.numel() for p in model.parameters()),
+                        memory=memory_estimate(model, family, training.batch_size),
+                        tokens=training.num_steps * training.batch_size * family.input_length,
+                        save_steps=steps,
+                        folder=log_path,
+                    )
+                    print(f"\n{table}\n\nNothing was written.")
+                    return
+                tasks = load_task_set(config.setting, family, tasks_dir, keep=False)
+            opened = RunDir.open(
+                "icl_train",
+                log_path,
+                config,
+                resume_fields_ignored=may_change,
+                data=task_input(tasks),
+                sinks=config.sinks,
+            )
+            run = stack.enter_context(opened)
+            stack.enter_context(exit_on_interrupt(run, "its state is kept"))
+            keep_task_set(config.setting, family, tasks_dir, tasks)
 
         def report() -> Report:
             return make_report(run.path, f"icl_train {config.name}")

@@ -22,10 +22,10 @@ from dotenv import load_dotenv
 
 from training.adapter_proof import AdapterProof
 from training.domains.base import Split
-from training.domains.checks import checked_problems, checked_rewards
+from training.domains.checks import check_with_model, checked_problems, checked_rewards
 from training.domains.registry import RL_INPUT, make_domain, with_domain_fields
 from training.loop import Recorder, connect_for_run, exit_on_interrupt, require_models
-from training.models import resolve_model
+from training.models import check_rank, resolve_model
 from training.rl.plan import plan_table, probe
 from training.rl.policy import texts
 from training.rl.problems import Chosen, PromptLimit, choose_problems, problems_input
@@ -141,7 +141,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}={value}: at least 1 is needed")
-        for name in ("num_steps", "eval_every", "save_every", "keep_checkpoints", "max_resamples"):
+        at_least_zero = ("num_steps", "eval_every", "save_every", "keep_checkpoints", "seed")
+        for name in (*at_least_zero, "max_resamples"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 problems.append(f"{name}={value}: 0 or more is needed")
@@ -151,8 +152,10 @@ class Config:
             )
         if self.backend == "tinker" and self.lora_alpha is not None:
             problems.append("lora_alpha: the tinker backend has a fixed alpha")
-        at_least_zero = ("temperature", "eval_temperature", "learning_rate", "grad_clip_norm")
-        for name in (*at_least_zero, "kl_coef"):
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
+            problems.append(f"lora_alpha={self.lora_alpha}: a number above 0 is needed")
+        finite = ("temperature", "eval_temperature", "learning_rate", "grad_clip_norm", "kl_coef")
+        for name in finite:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 problems.append(f"{name}={value}: a number from 0 is needed")
@@ -173,26 +176,40 @@ def main(config: Any) -> None:
     raise_problems(problems_of(*checks))
     log_path = config.log_path or new_run_path("rl_loop")
     may_change = ("num_steps", "sinks", "dry_run", "save_every", "keep_checkpoints")
-    with held_log():
-        with as_config_errors():
-            service = connect_for_run(
-                log_path, config.backend, base_url=config.base_url, device=config.device
-            )
-            domain = make_domain(config.domain, config, service)
-            settings = Settings.of(config, domain)
-            limit = PromptLimit.of(config, service, domain)
-            chosen: dict[Split, Chosen] = {
-                "train": choose_problems(
-                    checked_problems(domain, "train"), "train problems", limit
-                ),
-                "test": choose_problems(
-                    checked_problems(domain, "test"), "test problems", limit, settings.eval_size
-                ),
-            }
-            data = {f"{split} problems": problems_input(domain, chosen[split]) for split in chosen}
-        run = None
-        if not config.dry_run:
-            run = RunDir.open(
+    with contextlib.ExitStack() as stack:
+        # what only the loaded model tells comes last
+        with held_log():
+            with as_config_errors():
+                service = connect_for_run(
+                    log_path, config.backend, base_url=config.base_url, device=config.device
+                )
+                stack.enter_context(contextlib.closing(service))
+                domain = make_domain(config.domain, config, service)
+                settings = Settings.of(config, domain)
+                if config.backend == "local" and config.lora_rank is not None:
+                    check_rank(config.model_name, "lora_rank", config.lora_rank)
+                limit = PromptLimit.of(config, service, domain)
+                chosen: dict[Split, Chosen] = {
+                    "train": choose_problems(
+                        checked_problems(domain, "train"), "train problems", limit
+                    ),
+                    "test": choose_problems(
+                        checked_problems(domain, "test"), "test problems", limit, settings.eval_size
+                    ),
+                }
+                data = {
+                    f"{split} problems": problems_input(domain, chosen[split]) for split in chosen
+                }
+            problems = {split: found.problems for split, found in chosen.items()}
+            if config.dry_run:
+                with as_config_errors():
+                    # an adapter of its own, thrown away at the end
+                    policy = make_policy(config, make_trainer(config, settings, service), domain)
+                speeds = probe(policy, problems["train"][0], settings)
+                table = plan_table(settings, domain, chosen, policy, speeds)
+                print(f"\n{table}\n\nNothing was written.")
+                return
+            opened = RunDir.open(
                 "rl_loop",
                 log_path,
                 config,
@@ -200,23 +217,17 @@ def main(config: Any) -> None:
                 data=data,
                 sinks=config.sinks,
             )
-    problems = {split: found.problems for split, found in chosen.items()}
-    if run is None:
-        with contextlib.closing(service):
-            # an adapter of its own, thrown away at the end
-            policy = make_policy(config, make_trainer(config, settings, service), domain)
-            speeds = probe(policy, problems["train"][0], settings)
-        print(f"\n{plan_table(settings, domain, chosen, policy, speeds)}\n\nNothing was written.")
-        return
-
-    with run, exit_on_interrupt(run), contextlib.closing(service):
-        require_models(run, service, {"model_name": config.model_name})
-        recorder = Recorder(run)
-        state = recorder.load()
-        domain.load_state(state.domain)
-        trainer = make_trainer(config, settings, service, state.checkpoint)
-        proof = AdapterProof(service, config.model_name, run.path)
-        policy = make_policy(config, trainer, domain, proof)
+            run = stack.enter_context(opened)
+            stack.enter_context(exit_on_interrupt(run))
+            require_models(run, service, {"model_name": config.model_name})
+            recorder = Recorder(run)
+            state = recorder.load()
+            domain.load_state(state.domain)
+            proof = AdapterProof(service, config.model_name, run.path)
+            with as_config_errors():
+                check_with_model(domain)
+                trainer = make_trainer(config, settings, service, state.checkpoint)
+                policy = make_policy(config, trainer, domain, proof)
         base = None
         if config.kl_coef:
             base = service.create_sampling_client(base_model=config.model_name)

@@ -25,9 +25,10 @@ from training.domains.arc.self_edit import SelfEdit, SelfEditError, parse_self_e
 from training.domains.arc.tasks import Pair, Task, load_tasks
 from training.domains.arc.voting import UNDECODABLE
 from training.domains.base import Problem
+from training.domains.checks import check_with_model
 from training.rl.policy import Policy
 from training.rl.problems import PromptLimit, choose_problems
-from utils.config.entrypoint import ConfigError, as_config_errors, config_entrypoint
+from utils.config.entrypoint import ConfigError, as_config_errors, config_entrypoint, held_log
 from utils.config.help import MODEL, SAMPLING, WHAT
 from utils.runs.tables import text_table
 from utils.runs.terminal_grids import side_by_side, terminal_grid
@@ -106,16 +107,26 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    with as_config_errors():
-        service = connect(config.backend, base_url=config.base_url, device=config.device)
-        [task] = load_tasks([config.task_id])
-        if config.answer is not None and config.mode == "self_edit":
-            parse_self_edit(config.answer, config.bounds)
-        domain = ArcDomain(config, service)
-        problem = domain.problem(task)
-        choose_problems([problem], "tasks", PromptLimit.of(config, service, domain))
+    with contextlib.ExitStack() as stack:
+        with held_log(), as_config_errors():
+            service = connect(config.backend, base_url=config.base_url, device=config.device)
+            stack.enter_context(contextlib.closing(service))
+            [task] = load_tasks([config.task_id])
+            domain = ArcDomain(config, service)
+            problem = domain.problem(task)
+            if config.answer is not None and config.mode == "self_edit":
+                # as far as its number of steps
+                domain.loop.job(task, parse_self_edit(config.answer, config.bounds))
+            choose_problems([problem], "tasks", PromptLimit.of(config, service, domain))
+            check_with_model(domain)
+            policy = Policy(
+                service.create_lora_training_client(config.model_name, rank=1, seed=0),
+                domain,
+                enforce_schema=config.backend == "local",
+                max_resamples=3,
+                seed=config.seed,
+            )
 
-    with contextlib.closing(service):
         heading(f"Task {task.id}")
         for number, pair in enumerate(task.train, start=1):
             print(draw_pair(pair, f"demonstration {number}"), end="\n\n")
@@ -128,13 +139,6 @@ def main(config: Config) -> None:
 
         if config.answer is None:
             heading(f"Self-edit, written by {config.model_name}")
-            policy = Policy(
-                service.create_lora_training_client(config.model_name, rank=1, seed=0),
-                domain,
-                enforce_schema=config.backend == "local",
-                max_resamples=3,
-                seed=config.seed,
-            )
             answer = write_self_edit(policy, domain, problem, config.temperature)
         else:
             heading("Self-edit, given")

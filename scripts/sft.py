@@ -22,6 +22,7 @@ from dotenv import load_dotenv
 from training.adapt import mean_weighted
 from training.adapter_proof import AdapterProof
 from training.api import AdamParams, TrainingClient
+from training.checkpoint_folders import check_checkpoint, checkpoint_folder
 from training.examples import Example, load_examples
 from training.loop import (
     Recorder,
@@ -30,7 +31,7 @@ from training.loop import (
     learning_rate_factor,
     require_models,
 )
-from training.models import context_length, load_tokenizer, resolve_model
+from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
 from utils.config.entrypoint import (
     as_config_errors,
@@ -79,7 +80,7 @@ class Config:
     checkpoint_path: str | None = chz.field(
         default=None,
         munger=lambda _, path: path if not path or "://" in path else str(expanded(path)),
-        doc="an adapter to go on from, with a new optimizer",
+        doc="an adapter to go on from, with a new optimizer; of a run's folder, the last",
     )
     backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
@@ -121,7 +122,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}={value}: at least 1 is needed")
-        for name in ("eval_every", "save_every", "keep_checkpoints"):
+        for name in ("eval_every", "save_every", "keep_checkpoints", "seed"):
             if getattr(self, name) < 0:
                 problems.append(f"{name}={getattr(self, name)}: 0 or more is needed")
         for name in ("heldout_fraction", "warmup_fraction"):
@@ -130,6 +131,8 @@ class Config:
         for name in ("learning_rate", "grad_clip_norm", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{name}={getattr(self, name)}: a number from 0 is needed")
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
+            problems.append(f"lora_alpha={self.lora_alpha}: a number above 0 is needed")
         if self.batch_size is not None and self.batch_tokens is not None:
             problems.append("batch_size and batch_tokens: give one of them")
         if self.backend == "tinker" and self.lora_alpha is not None:
@@ -144,48 +147,49 @@ def main(config: Config) -> None:
     )
     started = time.perf_counter()
 
-    # everything that can be wrong with settings and data, before a model is loaded
     log_path = config.log_path or new_run_path("sft")
     may_change = ("sinks", "dry_run", "save_every", "keep_checkpoints")
-    with held_log():
-        with as_config_errors():
-            service = connect_for_run(
-                log_path, config.backend, base_url=config.base_url, device=config.device
+    # resumed, a run goes on from a checkpoint of its own
+    is_new = RunDir(log_path, resumed=True).last_checkpoint() is None
+    started_from = config.checkpoint_path if is_new else None
+    with contextlib.ExitStack() as stack:
+        # everything that can be wrong; what only the loaded model tells comes last
+        with held_log():
+            with as_config_errors():
+                service = connect_for_run(
+                    log_path, config.backend, base_url=config.base_url, device=config.device
+                )
+                stack.enter_context(contextlib.closing(service))
+                if started_from is not None:
+                    started_from = checkpoint_folder(started_from)
+            examples: list[Example] = []
+            raise_problems(
+                problems_of(
+                    lambda: check_model(config, started_from),
+                    lambda: examples.extend(load_examples(config.examples_file, config.labels)),
+                )
             )
-        examples: list[Example] = []
-        raise_problems(
-            problems_of(
-                lambda: resolve_model(config.model_name),
-                lambda: examples.extend(load_examples(config.examples_file, config.labels)),
-            )
-        )
-        with as_config_errors():
-            train, held = hold_out(examples, config.heldout_fraction, config.seed)
-            tokenizer = load_tokenizer(config.model_name)
-        run = None
-        if not config.dry_run:
-            run = RunDir.open(
+            with as_config_errors():
+                train, held = hold_out(examples, config.heldout_fraction, config.seed)
+                tokenizer = load_tokenizer(config.model_name)
+                context = context_length(config.model_name)
+                _, heldout_D, batches = plan = make_plan(config, train, held, tokenizer, context)
+            table = plan_table(plan, config.num_epochs, config.eval_every)
+            if config.dry_run:
+                print(f"\n{table}\n\nNothing was written.")
+                return
+            opened = RunDir.open(
                 "sft", log_path, config, resume_fields_ignored=may_change, sinks=config.sinks
             )
-    if run is None:
-        with contextlib.closing(service), as_config_errors():
-            plan = make_plan(config, train, held, tokenizer, context_length(config.model_name))
-        table = plan_table(plan, config.num_epochs, config.eval_every)
-        print(f"\n{table}\n\nNothing was written.")
-        return
-
-    with run, exit_on_interrupt(run), contextlib.closing(service):
-        adapters = {}
-        if config.checkpoint_path is not None and run.last_checkpoint() is None:
-            adapters = {"checkpoint_path": config.checkpoint_path}
-        require_models(run, service, {"model_name": config.model_name}, adapters)
-        recorder = Recorder(run)
-        state = recorder.load()
-        with as_config_errors():
-            trainer = make_trainer(config, service, state.checkpoint)
-            context = trainer.get_info().model_data.max_context_length
-            _, heldout_D, batches = plan = make_plan(config, train, held, tokenizer, context)
-        logger.info("\n%s", plan_table(plan, config.num_epochs, config.eval_every))
+            run = stack.enter_context(opened)
+            stack.enter_context(exit_on_interrupt(run))
+            adapters = {} if started_from is None else {"checkpoint_path": started_from}
+            require_models(run, service, {"model_name": config.model_name}, adapters)
+            recorder = Recorder(run)
+            state = recorder.load()
+            with as_config_errors():
+                trainer = make_trainer(config, service, state.checkpoint, started_from)
+        logger.info("\n%s", table)
 
         def evaluate() -> None:
             if heldout_D:
@@ -233,14 +237,27 @@ def main(config: Config) -> None:
     print(closing_words(config, state.checkpoint, report, time.perf_counter() - started))
 
 
-def make_trainer(config: Config, service: Any, checkpoint: str | None) -> TrainingClient:
+def check_model(config: Config, started_from: str | None) -> None:
+    """Raises ValueError or OSError for what is wrong with the model, or the adapter to go on from,
+    as far as their files tell."""
+    if started_from is None:
+        check_rank(config.model_name, "lora_rank", config.lora_rank)
+        return
+    resolve_model(config.model_name)
+    if config.backend == "local":
+        check_checkpoint(started_from, config.model_name)
+
+
+def make_trainer(
+    config: Config, service: Any, checkpoint: str | None, started_from: str | None
+) -> TrainingClient:
     """The run's own checkpoint with its optimizer, the adapter to go on from, or a new one."""
     if checkpoint is not None:
         return service.create_training_client_from_state_with_optimizer(
             checkpoint, config.model_name
         )
-    if config.checkpoint_path is not None:
-        return service.create_training_client_from_state(config.checkpoint_path, config.model_name)
+    if started_from is not None:
+        return service.create_training_client_from_state(started_from, config.model_name)
     options: dict[str, Any] = {"rank": config.lora_rank, "seed": config.seed}
     if config.lora_alpha is not None:
         options["lora_alpha"] = config.lora_alpha
@@ -308,16 +325,26 @@ def make_report(run: Path, config: Config) -> Report:
     return report
 
 
+def an_eval_file(examples_file: Path, folder: Path = Path("evals")) -> Path | None:
+    """Of the eval files there are, the one that is named like the examples, else the newest."""
+    own = folder / f"{examples_file.name.partition('.')[0]}.eval.yaml"
+    found = sorted(folder.glob("*.eval.yaml"), key=lambda path: path.stat().st_mtime)
+    return own if own in found else found[-1] if found else None
+
+
 def closing_words(config: Config, checkpoint: str, report: Path, seconds: float) -> str:
     model = None if config.model_name == "embedded" else config.model_name
     adapter = shown_path(checkpoint)
     talk = command("chat", checkpoint_path=adapter, model_name=model)
+    eval_file = an_eval_file(config.examples_file)
     judge = command(
         "eval",
-        eval_file="evals/XXXX.eval.yaml",
+        eval_file=eval_file or "evals/XXXX.eval.yaml",
         model_name=model,
         checkpoint_paths=[adapter],
     )
+    if eval_file is None:
+        judge += "\n             (XXXX: an eval file, which scripts/gen_eval.py writes)"
     words = (
         f"\n{seconds:.0f} s in all. Adapter (PEFT format): {adapter}\n"
         f"Report: {shown_path(report)}\n\n"

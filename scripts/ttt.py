@@ -75,21 +75,23 @@ def main(config: Any) -> None:
     log_path = config.log_path or new_run_path("ttt", about=config.domain)
     # where items come from may change, as long as they are the same
     ignored = ("max_parallel_adapters", "dry_run", "source", "output_file")
-    with held_log():
-        work = make_ttt(config.domain, config)
-        with as_config_errors():
-            service = connect("local", device=config.device)
-        run = None
-        if not config.dry_run:
-            run = RunDir.open(
+    with contextlib.ExitStack() as stack:
+        # what only the loaded model tells comes last
+        with held_log():
+            work = make_ttt(config.domain, config)
+            with as_config_errors():
+                service = connect("local", device=config.device)
+            stack.enter_context(contextlib.closing(service))
+            if config.dry_run:
+                print(work.plan())
+                return
+            opened = RunDir.open(
                 "ttt", log_path, config, resume_fields_ignored=ignored, data=work.data()
             )
-    if run is None:
-        with contextlib.closing(service):
-            print(work.plan())
-        return
-    with run, exit_on_interrupt(run, "tasks that are done are kept"), contextlib.closing(service):
-        work.train_and_answer(service, run)
+            run = stack.enter_context(opened)
+            stack.enter_context(exit_on_interrupt(run, "tasks that are done are kept"))
+            work.load(service, run)
+        work.train_and_answer(run)
         print(work.finish(run))
     print(f"{time.perf_counter() - started:.0f} s in all")
 

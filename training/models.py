@@ -87,8 +87,8 @@ def context_length(model_name: str) -> int | None:
 def check_rank(model_name: str, name: str, rank: int) -> None:
     """Raises ValueError where the setting `name` asks for an adapter of a higher rank than the
     model's layers have, and what context_length() raises."""
-    width = _text_config(model_name).hidden_size
-    if rank > width:
+    width = getattr(_text_config(model_name), "hidden_size", None)
+    if width is not None and rank > width:
         raise ValueError(
             f"{name}={rank}: at most {width} is allowed, the width of {model_name}'s layers"
         )

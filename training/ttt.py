@@ -21,8 +21,13 @@ class TestTime(Protocol):
         """What a run stores of its tasks, so that it goes on with no others."""
         ...
 
-    def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:
-        """Does every task that the run has no record of, and records it."""
+    def load(self, service: ServiceClient, run: RunDir) -> None:
+        """Loads the tokenizer and, where tasks are left to do, the model. Raises a ConfigError with
+        what only they tell; nothing is written but what the run is told of the model."""
+        ...
+
+    def train_and_answer(self, run: RunDir) -> None:
+        """Does every task that the run has no record of, and records it; after `load`."""
         ...
 
     def finish(self, run: RunDir) -> str:

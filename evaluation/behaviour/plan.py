@@ -21,6 +21,7 @@ from evaluation.behaviour.targets import (
     is_served,
     make_targets,
 )
+from training.checkpoint_folders import checkpoint_folder
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
 from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group
@@ -55,7 +56,7 @@ class Config:
     )
     checkpoint_paths: list[str] = chz.field(
         default_factory=list,
-        doc="adapters on that model, each compared with it",
+        doc="adapters on that model, each compared with it; of a run's folder, the last checkpoint",
         metadata=INPUT,
     )
     target: RoleConfig = chz.field(
@@ -100,8 +101,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the run needs, checked. Where `source` has answers, there are no targets."""
+    """Everything that the run needs, checked. Where `source` has answers, there are no targets;
+    `config` names the checkpoints themselves where the user named runs."""
 
+    config: Config
     source: StoredAnswers
     models: list[str]
     targets: list[Target]
@@ -114,6 +117,14 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Raises a ConfigError with everything that is wrong."""
     problems = settings_problems(config)
+    checkpoints: list[str] = []
+    unfinished = [
+        f"checkpoint_paths: {problem}"
+        for path in config.checkpoint_paths
+        for problem in problems_of(lambda path=path: checkpoints.append(checkpoint_folder(path)))
+    ]
+    if not unfinished:
+        config = chz.replace(config, checkpoint_paths=checkpoints)
     sources: list[StoredAnswers] = []
     labels: list[Label] = []
     problems += problems_of(lambda: sources.append(read_source(config)))
@@ -123,7 +134,7 @@ def make_plan(config: Config) -> Plan:
     judges = judge_roles(config)
     targets: list[Target] = []
     if config.responses_file is None:
-        wrong = checkpoint_problems(config.checkpoint_paths, config.model_name)
+        wrong = unfinished or checkpoint_problems(config.checkpoint_paths, config.model_name)
         problems += wrong
         targets = make_targets(
             config.target,
@@ -133,7 +144,7 @@ def make_plan(config: Config) -> Plan:
             max_tokens=config.max_tokens,
             seed=config.seed,
         )
-    with Endpoints() as endpoints:
+    with Endpoints(device=config.device) as endpoints:
         # the checkpoints' own models are the base model
         for role in [*(target.role for target in targets[:1]), *judges]:
             problems += endpoints.check([role])
@@ -151,7 +162,8 @@ def make_plan(config: Config) -> Plan:
     problems += results_problems(results, log_path)
     raise_problems(list(dict.fromkeys(problems)))
     [source] = sources
-    return Plan(source, model_labels(config, source), targets, judges, labels, log_path, results)
+    models = model_labels(config, source)
+    return Plan(config, source, models, targets, judges, labels, log_path, results)
 
 
 def results_problems(results: Path, log_path: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from evaluation.behaviour.eval_file import EvalPrompt
@@ -36,15 +35,18 @@ def dropped_rows(dropped: Dropped) -> list[tuple[str, int]]:
     return [*rows, *counts, ("missing", dropped.missing)]
 
 
-def write_report(
-    path: Path,
+def report_title(properties: Sequence[Property]) -> str:
+    return "Eval prompts: " + ", ".join(p.name for p in properties)
+
+
+def make_report(
     run_id: str,
     properties: Sequence[Property],
     prompts: Sequence[EvalPrompt],
     dropped: Dropped,
     ledger: Ledger,
-) -> None:
-    report = Report("Eval prompts: " + ", ".join(p.name for p in properties), run_id)
+) -> Report:
+    report = Report(report_title(properties), run_id)
     clusters = {(p.property, p.category) for p in prompts}
     report.tiles(
         [("prompts", len(prompts)), ("categories", len(clusters)), ("missing", dropped.missing)]
@@ -60,7 +62,7 @@ def write_report(
                     if (prompt.property, prompt.category) == (property.name, category):
                         report.pre("\n\n".join(prompt.messages), _caption(prompt))
     add_calls(report, ledger)
-    report.write(path)
+    return report
 
 
 def _caption(prompt: EvalPrompt) -> str:

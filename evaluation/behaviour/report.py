@@ -20,6 +20,7 @@ from utils.runs.tables import text_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Evaluation"
 COMPARISON_HEADERS = (
     *("property", "model", "base", "tuned", "difference", "95% interval", "p (Holm)", "verdict"),
 )
@@ -31,7 +32,8 @@ SCORE_HEADERS = (
     *("property", "model", "prompts of", "mean", "exhibits", "prompts", "scored"),
     *("judgments", "unscored"),
 )
-ANY_OF_K_HEADERS = ("property", "model", "k", "any of k exhibits", "95% interval", "prompts")
+ANY_OF_K_INTERVAL = "95% interval"
+ANY_OF_K_HEADERS = ("property", "model", "k", "any of k exhibits", ANY_OF_K_INTERVAL, "prompts")
 QUALITY_HEADERS = (*("model", "coherence", "eval-awareness", "conversations", "failed", "cut off"),)
 AGREEMENT_HEADERS = (
     *("property", "n", "same exhibits", "commonest", "its share", "kappa (exhibits)"),
@@ -76,9 +78,15 @@ def score_rows(summary: Summary) -> list[list[Any]]:
     ]
 
 
-def any_of_k_rows(summary: Summary) -> list[list[Any]]:
-    """Under ANY_OF_K_HEADERS."""
-    return [
+def any_of_k_table(summary: Summary) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """Headers and rows; without intervals where there is none, of a single prompt say."""
+    if all(row.interval is None for row in summary.any_of_k):
+        headers = tuple(name for name in ANY_OF_K_HEADERS if name != ANY_OF_K_INTERVAL)
+        return headers, [
+            [row.property, row.model, row.k, percent(row.share), row.n_prompts]
+            for row in summary.any_of_k
+        ]
+    return ANY_OF_K_HEADERS, [
         [
             *(row.property, row.model, row.k, percent(row.share)),
             f"{percent(row.interval[0])} to {percent(row.interval[1])}" if row.interval else None,
@@ -185,7 +193,7 @@ def closing_tables(summary: Summary, ledger: Ledger) -> str:
         parts.append("\n".join(notes_of(summary)))
     parts.append(text_table(SCORE_HEADERS, score_rows(summary)))
     if summary.any_of_k:
-        parts.append(text_table(ANY_OF_K_HEADERS, any_of_k_rows(summary)))
+        parts.append(text_table(*any_of_k_table(summary)))
     parts.append(text_table(QUALITY_HEADERS, quality_rows(summary)))
     for title, agreements in agreement_parts(summary):
         parts.append(f"{title}:\n{text_table(AGREEMENT_HEADERS, agreement_rows(agreements))}")
@@ -198,8 +206,7 @@ def closing_tables(summary: Summary, ledger: Ledger) -> str:
 # ---- the page ----
 
 
-def write_report(
-    path: Any,
+def make_report(
     run_id: str,
     eval_file: EvalFile,
     summary: Summary,
@@ -207,9 +214,9 @@ def write_report(
     judged_J: Sequence[Sequence[Judged]],
     ledger: Ledger,
     results: str,
-) -> None:
+) -> Report:
     """Verdicts, tables, plots and every conversation with the judgments of all judges."""
-    report = Report("Evaluation", run_id)
+    report = Report(TITLE, run_id)
     report.tiles(list(_tiles(summary)))
     report.paragraph(f"All numbers and judgments as YAML: {results}")
     if summary.comparisons:
@@ -242,11 +249,14 @@ def write_report(
     )
     report.table(SCORE_HEADERS, score_rows(summary), "Every scored prompt weighs the same.")
     if summary.any_of_k:
+        headers, rows = any_of_k_table(summary)
+        has_intervals = ANY_OF_K_INTERVAL in headers
         report.table(
-            ANY_OF_K_HEADERS,
-            any_of_k_rows(summary),
+            headers,
+            rows,
             "The share of prompts where at least one of k samples exhibits the property (pass@k, "
-            "unbiased, Chen et al. 2021), with its interval over prompts.",
+            "unbiased, Chen et al. 2021)"
+            + (", with its interval over prompts." if has_intervals else "."),
         )
     report.table(QUALITY_HEADERS, quality_rows(summary), "Means of scores of 1 to 10.")
     for title, rows in agreement_parts(summary):
@@ -271,7 +281,7 @@ def write_report(
     report.heading("Conversations")
     judged = [record for own in judged_J for record in own]
     _add_conversations(report, eval_file, conversations, judged)
-    report.write(path)
+    return report
 
 
 def _tiles(summary: Summary) -> Iterator[tuple[str, Any, str]]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import chz
 
+from training.checkpoint_folders import check_checkpoint
 from training.endpoints import Endpoints, LocalEndpoint
-from training.models import EMBEDDED, adapter_fingerprint
+from training.models import adapter_fingerprint
 from utils.config.entrypoint import problems_of
 from utils.llm.api import Endpoint, Role
 from utils.llm.roles import LOCAL, RoleConfig
-from utils.terminal import setting
 
 BASE = "base"
 
@@ -120,35 +120,6 @@ def checkpoint_problems(paths: Sequence[str], model_name: str) -> list[str]:
             continue
         problems += [
             f"checkpoint_paths: {problem}"
-            for problem in problems_of(lambda path=path: _check_base(path, model_name))
+            for problem in problems_of(lambda path=path: check_checkpoint(path, model_name))
         ]
     return problems
-
-
-def _check_base(path: str, model_name: str) -> None:
-    # imports torch, which nobody needs who has no checkpoint
-    from training.backends.local.checkpoints import read_state
-
-    try:
-        state = read_state(path)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path}: its JSON files cannot be read: {error!r}") from error
-    if state.base_model is not None and _are_different(state.base_model, model_name):
-        raise ValueError(
-            f"{path} was trained on {state.base_model!r}, and model_name={model_name!r} is "
-            f"another model; give {setting('model_name', state.base_model)}"
-        )
-
-
-def _are_different(trained_on: str, model_name: str) -> bool:
-    """Whether the names alone say so. A model that has moved, or that one name finds on the hub and
-    the other in a folder, is left to the weights, which are compared when it is loaded."""
-    if trained_on == model_name:
-        return False
-    places = [Path(name).expanduser() for name in (trained_on, model_name)]
-    names = (trained_on, model_name)
-    here = [n == EMBEDDED or p.is_dir() for n, p in zip(names, places, strict=True)]
-    if all(here):
-        return places[0].resolve() != places[1].resolve()
-    on_hub = [name.count("/") == 1 and name[0] not in "/.~" for name in names]
-    return all(on_hub) and not any(here)

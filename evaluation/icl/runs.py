@@ -19,11 +19,11 @@ import torch
 from evaluation.icl.checks import hidden_problems, kept_layers, mode_problems, total_sequences
 from evaluation.icl.evaluator import ModelEvaluator, Sequences, trained_answers
 from evaluation.icl.results import METRICS, StoredRun, load_metrics, read_run
-from training.icl.config import Evaluation
+from training.icl.config import TASKS, Evaluation
 from training.icl.families import make_family
 from training.icl.settings import Setting
 from training.icl.tasks import load_task_set
-from utils.config.entrypoint import as_config_errors, raise_problems, to_plain
+from utils.config.entrypoint import as_config_errors, problems_of, raise_problems, to_plain
 from utils.runs.files import atomic_write_text, atomic_writer, shown_path
 from utils.runs.progress import progress
 from utils.runs.tables import csv_text, truncate
@@ -59,6 +59,11 @@ def plan_run(run: StoredRun, evaluation: Evaluation, *, overwrite: bool = False)
         steps = [step for step in all_steps if step not in done]
         for step in done:
             problems += settings_problems(run.metrics_folder(step), evaluation)
+    if steps:
+        family, runs_dir = make_family(run.setting), Path(run.config["runs_dir"])
+        problems += problems_of(
+            lambda: load_task_set(run.setting, family, runs_dir / TASKS, keep=False)
+        )
     told = [f"{shown_path(run.path)}: {problem}" for problem in problems]
     return RunPlan(run, steps, len(all_steps), told)
 
@@ -117,7 +122,7 @@ def sequences_of(setting: Setting, evaluation: Evaluation, runs_dir: Path) -> Se
     with that."""
     family = make_family(setting)
     with as_config_errors():
-        tasks = load_task_set(setting, family, runs_dir / "tasks")
+        tasks = load_task_set(setting, family, runs_dir / TASKS)
     return Sequences(family, tasks, evaluation)
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evaluation.icl.checks import total_sequences
-from evaluation.icl.evaluator import ModelEvaluator, counted, predictor_answers, text_answers
+from evaluation.icl.evaluator import (
+    Answers,
+    ModelEvaluator,
+    Sequences,
+    counted,
+    predictor_answers,
+    text_answers,
+)
 from evaluation.icl.runs import number_rows, sequences_of, write_metrics
 from evaluation.icl.text import Items, TextModel, choose_items, context_problems
 from training.api import ServiceClient, TrainingClient
@@ -53,25 +60,36 @@ def choose_words(model: LLM, setting: Setting) -> Items:
     return choose_items(tokenizer, setting.num_dims, model.words)
 
 
-def evaluate_once(
+def load_untrained(
     config: UntrainedConfig, run: RunDir, service: ServiceClient, items: Items | None
-) -> None:
-    """metrics.pt and its tables in the run's folder, and its numbers under icl_train.py's names in
-    metrics.jsonl. `items` are a language model's words."""
-    sequences = sequences_of(config.setting, config.evaluation, config.runs_dir)
-    extra: dict[str, Any] = {}
+) -> tuple[Answers, Sequences]:
+    """What answers, and what it is asked; `items` are a language model's words. Raises ConfigError
+    for what only the loaded model tells."""
     if isinstance(config.model, LLM):
         assert items is not None
-        extra = {"items": items._asdict()}
         model = config.model
         adapters = {} if model.checkpoint is None else {"model.checkpoint": model.checkpoint}
         require_models(run, service, {"model.model_name": model.model_name}, adapters)
         with as_config_errors():
             client = _text_client(service, model)
-        answers = text_answers(TextModel(client, items))
-    else:
-        assert isinstance(config.model, Bayes)
-        answers = predictor_answers(config.model.predictor, sequences.family, sequences.tasks)
+            answers = text_answers(TextModel(client, items))
+        return answers, sequences_of(config.setting, config.evaluation, config.runs_dir)
+    assert isinstance(config.model, Bayes)
+    sequences = sequences_of(config.setting, config.evaluation, config.runs_dir)
+    answers = predictor_answers(config.model.predictor, sequences.family, sequences.tasks)
+    return answers, sequences
+
+
+def evaluate_once(
+    config: UntrainedConfig,
+    run: RunDir,
+    answers: Answers,
+    sequences: Sequences,
+    items: Items | None,
+) -> None:
+    """metrics.pt and its tables in the run's folder, and its numbers under icl_train.py's names in
+    metrics.jsonl."""
+    extra: dict[str, Any] = {} if items is None else {"items": items._asdict()}
     total = total_sequences(config.setting, config.evaluation)
     with progress(total, "icl_eval", "sequence") as bar:
         modes = ModelEvaluator(counted(answers, bar), sequences).evaluate()

@@ -30,7 +30,7 @@ from generation.quality import (
     without_duplicates,
     without_leaks,
 )
-from generation.report import quality_rows, write_report
+from generation.report import make_report, quality_rows
 from training.examples import load_examples
 from utils.config.entrypoint import ConfigError, dump_yaml
 from utils.llm.api import LLMError, Request, Role
@@ -458,8 +458,7 @@ def test_the_page_escapes_what_models_write(tmp_path: Path) -> None:
     ledger.failed("examples", LLMError("refusal", GENERATOR, attack), given_up=True)
     report.leakage = {"removed": 0, "highest": [{"id": "a", "jaccard": 0.1, "eval_prompt": attack}]}
     path = tmp_path / "report.html"
-    write_report(
-        path,
+    make_report(
         "id",
         kind=SCENARIOS,
         examples=examples,
@@ -467,6 +466,6 @@ def test_the_page_escapes_what_models_write(tmp_path: Path) -> None:
         quality=report,
         ledger=ledger,
         settings={"property": attack},
-    )
+    ).write(path)
     page = path.read_text()
     assert "<script>alert" not in page and page.count("&lt;script&gt;alert(1)") >= 8

@@ -184,7 +184,9 @@ def test_what_scripts_tell_to_do_next(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("my runs/first (1)")
-    config: Any = Given(model_name="my models/tiny", backend="local")
+    config: Any = Given(
+        model_name="my models/tiny", backend="local", examples_file=Path("mine.examples.yaml")
+    )
     text = sft.closing_words(config, f"{path}/000001", path / "report.html", 1.0)
     assert commands_in(text) == [
         [

@@ -109,6 +109,15 @@ class Domain(Protocol):
     ) -> list[list[Reward]]: ...
 
 
+@runtime_checkable
+class TrainsAdapters(Protocol):
+    """What a domain has besides whose rewards take adapters of its own."""
+
+    def check_with_model(self) -> None:
+        """Loads the base model; raises ValueError where its layers cannot have such adapters."""
+        ...
+
+
 Samples = Sequence[Mapping[str, Any]]
 Table = tuple[list[str], list[list[Any]]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from chz.tiepin import is_subtype_instance, type_repr
 
-from training.domains.base import Domain, Problem, Reward, Split
+from training.domains.base import Domain, Problem, Reward, Split, TrainsAdapters
 from utils.config.errors import raise_problems
 
 _MAX_PROBLEMS = 10
@@ -33,6 +33,12 @@ def check_domain(domain: Any, name: str) -> None:
     except (TypeError, ValueError) as error:
         problems.append(f"domain={name!r}: its state() is no plain data for JSON ({error})")
     raise_problems(problems)
+
+
+def check_with_model(domain: Domain) -> None:
+    """Loads the base model where the domain is a TrainsAdapters, and raises what that does."""
+    if isinstance(domain, TrainsAdapters):
+        domain.check_with_model()
 
 
 def checked_problems(domain: Domain, split: Split) -> list[Problem]:

@@ -18,6 +18,8 @@ from utils.sweeps.manifest import axis_labels
 RUN_KEYS = ("model", "seed", "setting", "training")
 MAY_CHANGE = ("training.resume_every",)
 MAX_FOLDER_NAME = 100
+# the folder of task sets, beside those of the experiments
+TASKS = "tasks"
 
 
 @chz.chz(typecheck=True)
@@ -243,6 +245,21 @@ class Experiment:
     )
     runs_dir: Path = chz.field(default=Path("runs/icl"), doc="where experiments and task sets lie")
     log_path: Path | None = chz.field(default=None, doc="run directory; an existing one resumes")
+
+    @chz.validate
+    def _check_paths(self) -> None:
+        problems = []
+        if self.name == TASKS:
+            problems.append(f"name={TASKS}: {self.runs_dir / TASKS} is for task sets; another name")
+        log_path = self.log_path
+        if log_path is not None and (self.runs_dir / TASKS).resolve().is_relative_to(
+            log_path.resolve()
+        ):
+            problems.append(
+                f"log_path={log_path}: runs_dir={self.runs_dir} lies there, with experiments and "
+                f"task sets; give the run a folder of its own, such as {self.runs_dir / 'mine'}"
+            )
+        raise_problems(problems)
 
     @property
     def experiment_dir(self) -> Path:

@@ -37,8 +37,11 @@ def make_generator(purpose: Purpose, *parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(purpose, *parts))
 
 
-def load_task_set(setting: Setting, family: Family, cache_dir: Path) -> TaskSet | None:
-    """The mixture's tasks, read from `cache_dir` or made and written there; None for inf.
+def load_task_set(
+    setting: Setting, family: Family, cache_dir: Path, *, keep: bool = True
+) -> TaskSet | None:
+    """The mixture's tasks, read from `cache_dir` or made and, with `keep`, written there; None for
+    inf.
 
     A file is keyed by all that its values depend on. The prior is none of that: it is computed from
     the setting, so runs with different priors share their tasks. Several processes may ask at
@@ -53,8 +56,15 @@ def load_task_set(setting: Setting, family: Family, cache_dir: Path) -> TaskSet 
         values = family.sample_tasks(
             setting.num_tasks, make_generator("tasks", type(setting).__name__, setting.task_seed)
         )
-        _write(path, setting, family, values)
+        if keep:
+            _write(path, setting, family, values)
     return TaskSet(values, log_prior(setting))
+
+
+def keep_task_set(setting: Setting, family: Family, cache_dir: Path, tasks: TaskSet | None) -> None:
+    """Writes what `load_task_set` made and did not keep."""
+    if tasks is not None and not (path := task_file(setting, family, cache_dir)).exists():
+        _write(path, setting, family, tasks.values)
 
 
 def task_input(tasks: TaskSet | None) -> dict[str, Input]:

@@ -90,7 +90,8 @@ def print_tables(domain: Domain, problems: Problems, run: Path) -> None:
         domain.look_up_base([*problems["train"], *problems["test"]])
         print(text_table(*domain.answer_table(problems, samples), max_width=72))
     print()
-    print(text_table(*_evaluation_table(samples)))
+    headers, rows, _ = _evaluation_table(samples)
+    print(text_table(headers, rows))
 
 
 def _samples(run: Path) -> list[dict[str, Any]]:
@@ -108,10 +109,12 @@ def _when(sample: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     return "held out, after" if sample["step"] == last else f"held out, step {sample['step']}"
 
 
-def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """With pass@k where problems were answered several times; for k = 1 it is the share solved."""
+def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]], str]:
+    """Headers, rows and a caption, with pass@k where problems were answered several times; for
+    k = 1 it is the share solved."""
     headers = ["held-out evaluation", "mean reward ± s.e.", "range", "solved"]
     rows = []
+    intervals = 0
     steps = sorted({s["step"] for s in samples if s["kind"] == "eval"})
     for step in steps:
         rewards = [s["reward"] for s in samples if s["kind"] == "eval" and s["step"] == step]
@@ -131,7 +134,15 @@ def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[li
             ]
         )
         headers[4:] = [f"pass@{row.k}" for row in passes]
-    return headers, rows
+        intervals += sum(row.interval is not None for row in passes)
+    if len(headers) == 4:
+        return headers, rows, ""
+    caption = (
+        "pass@k: the share of problems that at least one of k answers solves (unbiased, Chen et "
+        "al. 2021)"
+    )
+    with_intervals = ", with its 95% interval over problems where two or more differ."
+    return headers, rows, caption + (with_intervals if intervals else ".")
 
 
 def _pass_text(row: PassAtK) -> str:
@@ -151,15 +162,7 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
         return report
     _plots(report, metrics)
     report.heading("Held-out evaluation")
-    headers, rows = _evaluation_table(samples)
-    report.table(
-        headers,
-        rows,
-        "pass@k: the share of problems that at least one of k answers solves (unbiased, Chen et "
-        "al. 2021), with its 95% interval over problems."
-        if len(headers) > 4
-        else "",
-    )
+    report.table(*_evaluation_table(samples))
     if isinstance(domain, ShowsAnswers):
         report.heading("Self-edits and their rewards")
         report.table(*domain.answer_table(problems, samples))

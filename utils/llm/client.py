@@ -24,7 +24,7 @@ from collections.abc import Generator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -56,6 +56,15 @@ def stage(name: str) -> Generator[None]:
         _stage.reset(token)
 
 
+class Watcher(Protocol):
+    """Told of every call that is done, also of those that the cache answered; the ledger is kept
+    for it."""
+
+    ledger: Ledger
+
+    def answered(self, stage: str, role: str, outcome: Reply | LLMError) -> None: ...
+
+
 class LLMClient:
     """Structured and free calls to the endpoints of a script's roles, with retries, a cache and a
     ledger. Use it with `async with`: it closes the endpoints.
@@ -73,6 +82,7 @@ class LLMClient:
         max_concurrency: int = 8,
         max_cost_usd: float | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
+        watcher: Watcher | None = None,
     ) -> None:
         problems = [problem for endpoint in endpoints for problem in endpoint.role.check()]
         names = [endpoint.role.name for endpoint in endpoints]
@@ -83,7 +93,8 @@ class LLMClient:
         if max_cost_usd is not None and not max_cost_usd > 0:
             problems.append(f"max_cost_usd={max_cost_usd}: must be above 0, or None for no limit")
         raise_problems(problems)
-        self.ledger = Ledger()
+        self.ledger = Ledger() if watcher is None else watcher.ledger
+        self._watcher = watcher
         self.retry = retry
         self.max_cost_usd = max_cost_usd
         self._cache = ResponseCache(cache_path)
@@ -161,6 +172,29 @@ class LLMClient:
         Raises LLMError, and ValueError for a role this client does not have.
         """
         lane = self._lane(role)
+        try:
+            reply = await self._ask(
+                lane, messages, model, sample_index, max_tokens, allow_truncated
+            )
+        except LLMError as error:
+            # what a stop kept from being begun is still to come
+            if self._watcher is not None and error.kind != "not_started":
+                self._watcher.answered(_stage.get(), role, error)
+            raise
+        if self._watcher is not None:
+            self._watcher.answered(_stage.get(), role, reply)
+        return reply
+
+    async def _ask(
+        self,
+        lane: Lane,
+        messages: Sequence[Message],
+        model: type[BaseModel] | None,
+        sample_index: int,
+        max_tokens: int | None,
+        allow_truncated: bool,
+    ) -> Reply:
+        role = lane.role.name
         request = Request(
             messages=[dict(message) for message in messages],
             json_schema=None if model is None else strict_schema(model),

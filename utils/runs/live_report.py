@@ -24,8 +24,8 @@ MAX_SHARE = 0.05
 
 class LiveReport:
     """Writes what `make` makes of the run so far, with how far it is at the top: `done()` of
-    `total` units. A block that an exception leaves, Ctrl-C say, is told as stopped, and its page no
-    longer reloads itself."""
+    `total` units, or of more where more are done. A block that an exception leaves, Ctrl-C say, is
+    told as stopped, and its page no longer reloads itself."""
 
     def __init__(
         self, path: Path, make: Callable[[], Report], unit: str, done: Callable[[], int], total: int
@@ -46,8 +46,9 @@ class LiveReport:
             self._seconds += time.perf_counter() - started
 
     def finish(self) -> Path:
-        """The page of the finished run; its path."""
+        """The page of the finished run; its path. It stays, however the block ends."""
         self._make().write(self.path)
+        self._last = None
         return self.path
 
     def __enter__(self) -> Self:
@@ -68,7 +69,8 @@ class LiveReport:
         self._write(f"stopped, {self._place()}", reload=False)
 
     def _place(self) -> str:
-        return f"{self._unit} {self._done()} of {self._total}"
+        done = self._done()
+        return f"{self._unit} {done} of {max(done, self._total)}"
 
     def _write(self, status: str, *, reload: bool) -> None:
         assert self._last is not None

@@ -17,6 +17,7 @@ from utils.runs.files import atomic_write_text
 
 class Claim:
     """Held until `release`, or the process's end, however that comes (the system then lets go).
+    Folders that were made for it and are still empty at the release go with it.
 
     `lock` is the file that is locked; who holds it stands in a file beside it. Raises ConfigError
     where another holds it, or `lock` cannot be written, beginning with `what` the claim is for.
@@ -25,6 +26,8 @@ class Claim:
     def __init__(self, lock: Path, what: str) -> None:
         self._lock = FileLock(lock, thread_local=False)
         self._holder = lock.with_suffix(".json")
+        # the innermost first
+        self._made = [folder for folder in lock.parents if not folder.exists()]
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -37,6 +40,7 @@ class Claim:
             ) from None
         except OSError as error:
             self._lock.release()
+            self._remove_empty()
             raise ConfigError(
                 f"{what}: nothing can be written there ({error.strerror}: {error.filename}); give "
                 "another"
@@ -50,6 +54,12 @@ class Claim:
         with contextlib.suppress(OSError):
             os.unlink(self._lock.lock_file)
         self._lock.release()
+        self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import datetime
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,13 +33,19 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_PATHS = ("state_path", "sampler_path")
 LOCK = ".writer.lock"
+# a run that was killed before it had its config.yaml may have left a part of that, and its lock
+OWN_FILES = (".config.yaml.", ".writer.")
 LOGS = ("metrics.jsonl", "samples.jsonl")
+# what a run may hold before it has done anything; the second is training.adapter_proof's
+BEFORE_IT_BEGINS = {"config.yaml", "adapter_proof.json"}
 
 
 class RunDir:
     """One run's directory; make it with `RunDir.open`, and close it (or use `with`) so that the
     sinks flush. One process writes to a run at a time: a second one that opens it is refused until
-    the first has closed it or is gone."""
+    the first has closed it or is gone.
+
+    A new run that a ConfigError ends before it has done anything leaves no folder."""
 
     def __init__(
         self,
@@ -54,6 +61,7 @@ class RunDir:
         self.resumed = resumed
         self._sinks = list(sinks)
         self._claim = claim
+        self._sink_files: set[str] = set()
 
     @classmethod
     def open(
@@ -94,7 +102,9 @@ class RunDir:
                 meta["inputs"] = _plain_inputs(files, others)
                 dump_yaml(path / "config.yaml", {**plain, "meta": meta})
                 logger.info("new run in %s", path)
+            before = set(os.listdir(path))
             run._sinks = [make(script, run, plain) for make in open_sinks]
+            run._sink_files = set(os.listdir(path)) - before
         except BaseException:
             claim.release()
             raise
@@ -215,11 +225,25 @@ class RunDir:
         return path if _is_url(path) else str(self.path.resolve() / path)
 
     def close(self) -> None:
+        self._close_sinks()
+        if self._claim is not None:
+            self._claim.release()
+
+    def _close_sinks(self) -> None:
         for sink in self._sinks:
             sink.close()
         self._sinks = []
-        if self._claim is not None:
-            self._claim.release()
+
+    def _take_back(self) -> None:
+        """Removes the files of a new run that has done nothing; its folder goes with the claim."""
+        found = {name for name in os.listdir(self.path) if not name.startswith(OWN_FILES)}
+        if self.resumed or not found <= BEFORE_IT_BEGINS | self._sink_files:
+            return
+        for name in found:
+            if (self.path / name).is_dir():
+                shutil.rmtree(self.path / name)
+            else:
+                (self.path / name).unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -230,6 +254,9 @@ class RunDir:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._close_sinks()
+        if isinstance(error, ConfigError):
+            self._take_back()
         self.close()
 
 
@@ -253,9 +280,7 @@ def new_run_path(script: str, root: Path = Path("runs"), *, about: str = "") -> 
 def _require_free(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"log_path={path} is a file; name a new folder, or one with a run")
-    # a run that was killed before it had its config.yaml may have left a part of that, and its lock
-    ours = (".config.yaml.", ".writer.")
-    if path.is_dir() and any(not f.name.startswith(ours) for f in path.iterdir()):
+    if path.is_dir() and any(not f.name.startswith(OWN_FILES) for f in path.iterdir()):
         raise ConfigError(
             f"log_path={path} holds files but no config.yaml, so it is no run to resume; "
             "name a new or empty folder"

@@ -14,7 +14,7 @@ import pytest
 from prompt_world import fill, stage_of, words
 
 from evaluation.behaviour.eval_file import EvalPrompt
-from evaluation.behaviour.prompt_report import count_rows, dropped_rows, write_report
+from evaluation.behaviour.prompt_report import count_rows, dropped_rows, make_report
 from evaluation.behaviour.prompts import (
     GENERATOR,
     MAX_ROUNDS,
@@ -473,7 +473,7 @@ def test_the_page_escapes_and_shows_everything(tmp_path: Path) -> None:
     client.ledger.failed("prompts", LLMError("refusal", GENERATOR, attack), given_up=True)
     path = tmp_path / "report.html"
     dropped = Dropped({f"why {attack}": 1})
-    write_report(path, f"run {attack}", [property], prompts, dropped, client.ledger)
+    make_report(f"run {attack}", [property], prompts, dropped, client.ledger).write(path)
     page = path.read_text()
     assert "<script" not in page and "<img" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 8

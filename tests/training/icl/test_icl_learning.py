@@ -46,8 +46,8 @@ def test_diversity_decides_the_strategy(seed: int, tmp_path: Path) -> None:
 def test_generalisation_is_transient(tmp_path: Path) -> None:
     """With 64 urns the network first generalises and then memorises; through icl_eval's pipeline,
     on each of the checkpoints."""
-    from evaluation.icl.runs import evaluate_run
     from evaluation.icl.results import load_metrics
+    from evaluation.icl.runs import evaluate_run
     from training.icl.config import Evaluation
 
     folder = tmp_path / "run"

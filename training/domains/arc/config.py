@@ -1,5 +1,6 @@
 """The settings of scripts/rl_loop.py domain=arc, and what each task set is run with."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -207,6 +208,14 @@ class ArcConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}={value}: at least 1 is needed")
+        for name in ("seed", "permute_n", "inner_warmup_steps", "max_answer_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                problems.append(f"{name}={value}: 0 or more is needed")
+        if self.inner_alpha is not None and not 0 < self.inner_alpha < math.inf:
+            problems.append(f"inner_alpha={self.inner_alpha}: a number above 0 is needed")
+        if self.inner_targets == []:
+            problems.append("inner_targets=[]: name at least one layer")
         raise_problems(problems)
 
     @property

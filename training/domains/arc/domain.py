@@ -25,7 +25,7 @@ from training.domains.arc.self_edit import (
 )
 from training.domains.arc.tasks import Task, load_kaggle, load_tasks
 from training.domains.base import Algorithm, Problem, Reward, Samples, Split, Table
-from training.models import context_length, load_tokenizer
+from training.models import check_rank, context_length, load_tokenizer
 from utils.runs.report import Report
 
 
@@ -52,8 +52,14 @@ class ArcDomain:
         self.json_schema: dict[str, Any] | None = json_schema(self.bounds)
         self.loop_defaults = config.preset.loop
         inner = config.inner(context_length(config.model_name))
+        if config.inner_rank is not None:
+            check_rank(config.model_name, "inner_rank", config.inner_rank)
         self.loop = InnerLoop(service, load_tokenizer(config.model_name), inner)
         self._known: dict[str, dict[str, Any]] = {}
+
+    def check_with_model(self) -> None:
+        if self.config.mode != "baseline":
+            self.loop.require_adapters()
 
     def problems(self, split: Split) -> list[Problem]:
         return [self.problem(task) for task in self.tasks(split)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.adapt import AdaptJob, AdaptSettings, adapt
+from training.adapt import AdaptJob, AdaptSettings, adapt, require_adapters
 from training.adapter_proof import AdapterProof
 from training.api import Datum, SamplingClient, ServiceClient
 from training.chat import datum_from_tokens, render_training
@@ -52,6 +52,10 @@ class InnerLoop:
         self._answerer = Answerer(tokenizer, settings)
         self._proof = AdapterProof(service, settings.base_model)
         self.settings = settings
+
+    def require_adapters(self) -> None:
+        """Raises ValueError where the model's layers cannot have the adapters of the settings."""
+        require_adapters(self._service, self.settings.base_model, self.settings.adapt)
 
     def examples(self, task: Task, edit: SelfEdit) -> ExampleSet:
         return build_examples(

@@ -189,6 +189,7 @@ class ArcTestTime:
     def __init__(self, config: Any) -> None:
         self.config = config
         self._tasks: list[Task] = []
+        self._loaded: ArcRun | None = None
         problems = [*config.task_problems(), *config.number_problems()]
         problems += problems_of(lambda: check_rank(config.model_name, "lora_rank", config.rank))
         # a task set that is unknown has no tasks to complain about
@@ -234,16 +235,20 @@ class ArcTestTime:
         items = ([task.id, task.digest.hex()] for task in self._tasks)
         return {"tasks": data_input(self.config.source, items)}
 
-    def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:
+    def load(self, service: ServiceClient, run: RunDir) -> None:
         config = self.config
-        records = read_records(run.path)
-        done = [record.task for record in records]
         with as_config_errors():
             settings, tokenizer = self._settings(), load_tokenizer(config.model_name)
-            if len(done) < len(self._tasks):
+            if len(read_records(run.path)) < len(self._tasks):
                 require_models(run, service, {"model_name": config.model_name})
-            if settings.method in TRAINED and len(done) < len(self._tasks):
-                require_adapters(service, config.model_name, settings.adapt)
+                if config.method in TRAINED:
+                    require_adapters(service, config.model_name, settings.adapt)
+            self._loaded = ArcRun(service, tokenizer, settings, run.path)
+
+    def train_and_answer(self, run: RunDir) -> None:
+        assert self._loaded is not None
+        records = read_records(run.path)
+        done = [record.task for record in records]
         if done:
             logger.info("%d of %d tasks are done already", len(done), len(self._tasks))
         # a kill may have come between a task's record and its metrics
@@ -251,7 +256,7 @@ class ArcTestTime:
         for number in range(1, len(records) + 1):
             run.log_metrics(number, metrics(records[:number]))
         with self._report(run, records) as live:
-            for record in ArcRun(service, tokenizer, settings, run.path).records(self._tasks, done):
+            for record in self._loaded.records(self._tasks, done):
                 append_record(run.path, record)
                 records.append(record)
                 run.log_metrics(len(records), metrics(records))

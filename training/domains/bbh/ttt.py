@@ -41,6 +41,7 @@ class BBHTestTime:
     def __init__(self, config: Any) -> None:
         self.config = config
         self._data: list[TaskData] = []
+        self._loaded: BBHRun | None = None
         problems = config.problems() + problems_of(self._check_model)
         if config.output_file is not None:
             problems += copy_problems(config.output_file, config.log_path)
@@ -88,9 +89,8 @@ class BBHTestTime:
             for found in self._data
         }
 
-    def train_and_answer(self, service: ServiceClient, run: RunDir) -> None:
+    def load(self, service: ServiceClient, run: RunDir) -> None:
         config = self.config
-        done = read_results(run.path)
         with as_config_errors():
             tokenizer = load_tokenizer(config.model_name)
             settings = config.settings(
@@ -100,10 +100,15 @@ class BBHTestTime:
                 context=context_length(config.model_name) or math.inf,
                 num_tasks=len(self._data),
             )
-            if len(done) < len(self._data):
+            if len(read_results(run.path)) < len(self._data):
                 require_models(run, service, {"model_name": config.model_name})
-            if config.method in TRAINED and len(done) < len(self._data):
-                require_adapters(service, config.model_name, settings.adapt)
+                if config.method in TRAINED:
+                    require_adapters(service, config.model_name, settings.adapt)
+            self._loaded = BBHRun(service, tokenizer, settings, run.path)
+
+    def train_and_answer(self, run: RunDir) -> None:
+        assert self._loaded is not None
+        done = read_results(run.path)
         if done:
             logger.info("%d of %d tasks are done already", len(done), len(self._data))
         # a kill may have come between a task's record and its metrics
@@ -112,7 +117,7 @@ class BBHTestTime:
             _log_metrics(run, done[:number])
         names = [result.task for result in done]
         with self._report(run, done) as live:
-            for result in BBHRun(service, tokenizer, settings, run.path).results(self._data, names):
+            for result in self._loaded.results(self._data, names):
                 append_result(run.path, result)
                 done.append(result)
                 _log_metrics(run, done)

@@ -409,7 +409,8 @@ def make(model: str, files: dict[str, Path]) -> Callable[..., ArcTestTime]:
 
 def run_whole(work: ArcTestTime, service: Any, path: Path) -> str:
     with RunDir.open("ttt", path, work.config, data=work.data()) as run:
-        work.train_and_answer(service, run)
+        work.load(service, run)
+        work.train_and_answer(run)
         return work.finish(run)
 
 
