@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import chat
+import compare
 import eval as eval_script
 import export
 import gen_eval
 import generate
 import icl_eval
+import icl_train
 import pytest
 import rl_loop
+import self_edit
 import sft
+import sweep
 import ttt
 from bbh_world import generated, write_files
 from eval_world import PROPERTIES, prompt
@@ -76,7 +80,7 @@ ROLE = ("generator.model=./model", "generator.max_tokens=8")
 # of the calls to the model, the one at which a signal comes: some make no second one
 AT = {"ttt arc": 1, "eval": 1, "generate": 1, "gen_eval": 1, "icl_eval": 1}
 # whose pages are refreshed while they run
-LIVE = ("sft", "rl_loop", "ttt bbh", "ttt arc")
+LIVE = ("sft", "rl_loop", "ttt bbh", "ttt arc", "eval", "generate", "gen_eval")
 RELOADS = 'http-equiv="refresh"'
 # how each script is started, on what, and what makes a finished run one that goes on
 SCRIPTS: dict[str, tuple[Callable[[list[str]], object], tuple[str, ...], str, str | None]] = {
@@ -206,15 +210,22 @@ def test_every_script_stops_at_a_signal_and_goes_on(
     page = Path("runs/r/report.html")
     if name in LIVE:
         shown = page.read_text(encoding="utf-8")
-        assert re.search(r"stopped, (step|task) [01] of \d+ · ", shown) and RELOADS not in shown
+        assert (
+            re.search(r"stopped, (step|task|call) [01] of \d+ · ", shown) and RELOADS not in shown
+        )
     # what a random model writes may leave nothing
-    with contextlib.suppress(LLMError, SystemExit):
+    is_done = True
+    try:
         start(arguments)
+    except SystemExit:
+        assert name in ("generate", "gen_eval")
+        is_done = False
     assert len(read_jsonl("runs/r/resumes.jsonl")) == 1
     assert "Stopped" not in capsys.readouterr().err
     if name in LIVE:
         shown = page.read_text(encoding="utf-8")
-        assert "stopped, " not in shown and "running, " not in shown and RELOADS not in shown
+        assert "running, " not in shown and RELOADS not in shown
+        assert ("stopped, " in shown) is not is_done
 
 
 # values that are paths, of settings that are and of those that may be
@@ -253,33 +264,143 @@ def test_paths_are_the_same_from_a_file_and_the_command_line(
     }
 
 
+# those whose runs cannot be gone on with, or make no calls to a model
+OTHERS: dict[str, tuple[Callable[[list[str]], object], tuple[str, ...]]] = {
+    "chat": (lambda argv: config_entrypoint(chat.main, argv), ("model_name=./model",)),
+    "export": (
+        lambda argv: config_entrypoint(export.main, argv),
+        ("checkpoint_path=adapter", "model_name=./model", "output_dir=out"),
+    ),
+    "self_edit": (
+        lambda argv: config_entrypoint(self_edit.main, argv),
+        ("model_name=./model", "task_id=25ff71a9", "grid_format=digits", "inner_rank=2"),
+    ),
+    "icl_train": (
+        icl_train.entrypoint,
+        ("model.hidden_size=8", "training.num_steps=1", "setting.num_tasks=2"),
+    ),
+    "icl_eval trained": (icl_eval.entrypoint, ("name=mine",)),
+    "compare": (
+        lambda argv: config_entrypoint(compare.main, argv),
+        ("a=samples.jsonl", "b=samples.jsonl"),
+    ),
+    "sweep": (sweep.entrypoint, ("script=sft", 'sweep={"seed": [1]}', "examples_file=chats.jsonl")),
+}
+STARTS = {name: (start, given) for name, (start, given, *_) in SCRIPTS.items()} | OTHERS
+
+
+def save_adapter(folder: str, model: str) -> None:
+    with contextlib.closing(LocalServiceClient(checkpoint_dir="kept", device="cpu")) as service:
+        trainer = service.create_lora_training_client(model, rank=2, seed=0)
+        Path(trainer.save_state("a").result().path).rename(folder)
+    shutil.rmtree("kept")
+
+
+def prepared(arguments: tuple[str, ...]) -> None:
+    """The adapters and the model that the arguments name."""
+    told = " ".join(arguments)
+    if "=adapter" in told:
+        save_adapter("adapter", "./model")
+    if "stranger" in told:
+        # of other weights at the same place
+        shutil.copytree("model", "kept-model")
+        save_chat_model(Path("model"), favourites="AB01", seed=1)
+        save_adapter("stranger", "./model")
+        shutil.rmtree("model")
+        Path("kept-model").rename("model")
+    if "broken" in told:
+        shutil.copytree("model", "broken")
+        Path("broken/model.safetensors").unlink()
+
+
+BROKEN = "no file named model.safetensors"
+
+
 @pytest.mark.parametrize(
-    ("name", "wrong"),
+    ("name", "wrong", "told"),
     [
-        ("eval", "eval_file=none.eval.yaml"),
-        ("eval", "judge_kind=llm"),
-        ("sft", "model_name=./none"),
-        ("sft", "log_path=chats.jsonl"),
-        ("rl_loop", 'sinks=["mlflow"]'),
-        ("rl_loop", "log_path=chats.jsonl"),
-        ("ttt bbh", "log_path=chats.jsonl"),
-        ("ttt arc", "log_path=chats.jsonl"),
+        ("eval", ("eval_file=none.eval.yaml",), "none.eval.yaml"),
+        (
+            "eval",
+            # a model that is judged by itself is warned of
+            (
+                *("judge_kind=llm", "model_name=./model", "judge.model=./model"),
+                "eval_file=none.yaml",
+            ),
+            "none.yaml",
+        ),
+        ("eval", ("device=gpu",), "device='gpu'"),
+        ("eval", ('checkpoint_paths=["nowhere"]',), "nowhere"),
+        ("eval", ('checkpoint_paths=["stranger"]', "model_name=./model"), "whose weights differ"),
+        ("eval", ("model_name=./broken",), BROKEN),
+        ("generate", ("property=none",), "property"),
+        ("generate", ("generator.model=./broken",), BROKEN),
+        ("gen_eval", ("min_realism=11",), "min_realism=11"),
+        ("gen_eval", ("generator.model=./broken",), BROKEN),
+        ("sft", ("model_name=./none",), "./none"),
+        ("sft", ("model_name=./broken",), BROKEN),
+        ("sft", ("log_path=chats.jsonl",), "log_path"),
+        ("sft", ("max_length=1",), "no example is left to train on"),
+        ("sft", ("checkpoint_path=nowhere",), "nowhere: no such checkpoint folder"),
+        ("sft", ("checkpoint_path=stranger", "model_name=./model"), "whose weights differ"),
+        ("sft", ("lora_rank=100000",), "lora_rank=100000: at most 32"),
+        ("sft", ("lora_alpha=0",), "lora_alpha=0"),
+        ("sft", ("seed=-1",), "seed=-1"),
+        ("rl_loop", ('sinks=["mlflow"]',), "mlflow"),
+        ("rl_loop", ("log_path=chats.jsonl",), "log_path"),
+        ("rl_loop", ("lora_rank=100000",), "lora_rank=100000: at most 32"),
+        ("rl_loop", ("lora_alpha=0",), "lora_alpha=0"),
+        ("rl_loop", ("seed=-1",), "seed=-1"),
+        ("rl_loop", ("model_name=./broken",), BROKEN),
+        ("ttt bbh", ("log_path=chats.jsonl",), "log_path"),
+        ("ttt bbh", ("model_name=./broken",), BROKEN),
+        ("ttt bbh", ("method=ttt", "lora_rank=2", 'lora_targets=["none"]'), "none"),
+        ("ttt arc", ("log_path=chats.jsonl",), "log_path"),
+        ("ttt arc", ("method=ttt", 'lora_targets=["none"]'), "none"),
+        ("icl_eval", ('model.words=["A","A"]',), "model.words"),
+        ("icl_eval", ("model.model_name=./broken",), BROKEN),
+        ("icl_eval", ("model.checkpoint=stranger", "model.model_name=./model"), "weights differ"),
+        ("icl_eval trained", (), "runs/icl/mine: no such experiment"),
+        ("icl_train", ("device=gpu",), "device='gpu'"),
+        ("icl_train", ("log_path=runs/icl",), "log_path=runs/icl: runs_dir=runs/icl lies there"),
+        ("icl_train", ("log_path=runs",), "log_path=runs: runs_dir=runs/icl lies there"),
+        ("icl_train", ("name=tasks",), "name=tasks"),
+        ("icl_train", ("log_path=chats.jsonl",), "log_path"),
+        ("icl_train", ('sinks=["mlflow"]',), "mlflow"),
+        ("chat", ("checkpoint_path=nowhere",), "nowhere"),
+        ("chat", ("checkpoint_path=stranger",), "whose weights differ"),
+        ("chat", ("model_name=./broken",), BROKEN),
+        ("self_edit", ('inner_targets=["none"]',), "none"),
+        ("self_edit", ("inner_rank=100000",), "inner_rank=100000: at most 32"),
+        ("self_edit", ("answer=none",), "JSON"),
+        ("self_edit", ("model_name=./broken",), BROKEN),
+        ("export", ("checkpoint_path=model",), "not an adapter folder"),
+        ("export", ("output_dir=model",), "output_dir='model' exists"),
+        ("export", ("model_name=./broken",), BROKEN),
+        ("compare", (), "no such file or folder"),
+        ("sweep", ('sweep={"seed": [-1]}',), "seed=-1"),
     ],
 )
 def test_an_error_of_settings_comes_alone(
     name: str,
-    wrong: str,
+    wrong: tuple[str, ...],
+    told: str,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    start, given, *_ = SCRIPTS[name]
-    # a model that is judged by itself is warned of
-    judged = ["model_name=./model", "judge.model=./model", "eval_file=none.yaml"]
-    other = judged if wrong == "judge_kind=llm" else []
+    """Nothing is logged before it, and nothing of the run is left."""
+    start, given = STARTS[name]
+    prepared((*given, *wrong))
+    before = sorted(Path().rglob("*"))
+    capsys.readouterr()
     with caplog.at_level("INFO"), pytest.raises(SystemExit) as ended:
-        start([*given, wrong, *other])
+        start([*given, *wrong])
+    said = capsys.readouterr()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("Error: ") and caplog.records == []
+    assert said.err.startswith("Error: ") and told in said.err and "Traceback" not in said.err
+    assert said.err.rstrip().endswith("their values and where they come from.")
+    assert said.out == "" and caplog.records == []
+    assert sorted(Path().rglob("*")) == before
 
 
 def sft_run(*arguments: str) -> None:

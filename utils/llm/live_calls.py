@@ -41,7 +41,10 @@ class LiveCalls:
         self._newest: deque[_Shown] = deque(maxlen=NEWEST)
         self._final: Report | None = None
         path = run.path / "report.html"
-        self._live = LiveReport(path, self._page, "call", lambda: self._num_done, total)
+        self._live = LiveReport(
+            *(path, self._page, "call", lambda: self._num_done, total),
+            orderly=(KeyboardInterrupt, LLMError),
+        )
 
     def answered(self, stage: str, role: str, outcome: Reply | LLMError) -> None:
         """Notes what came of a call, and refreshes the page now and then."""

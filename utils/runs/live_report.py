@@ -28,11 +28,21 @@ class LiveReport:
     told as stopped, and its page no longer reloads itself."""
 
     def __init__(
-        self, path: Path, make: Callable[[], Report], unit: str, done: Callable[[], int], total: int
+        self,
+        path: Path,
+        make: Callable[[], Report],
+        unit: str,
+        done: Callable[[], int],
+        total: int,
+        *,
+        orderly: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
     ) -> None:
+        """After exceptions that are not `orderly`, what the page is made of may be in no state to
+        be shown, so its last state stays."""
         self.path = path
         self._make = make
         self._unit, self._done, self._total = unit, done, total
+        self._orderly = orderly
         self._last: Report | None = None
         self._started = time.perf_counter()
         self._seconds = 0.0
@@ -63,8 +73,7 @@ class LiveReport:
     ) -> None:
         if kind is None or self._last is None:
             return
-        # where something went wrong, what the page is made of may be in no state to be shown
-        if kind is KeyboardInterrupt:
+        if issubclass(kind, self._orderly):
             self._last = self._make()
         self._write(f"stopped, {self._place()}", reload=False)
 
