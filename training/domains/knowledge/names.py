@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 CONSONANTS = "bdfghjklmnprstvwz"
 VOWELS = "aeiou"
-# few words of English have this shape and end like that: those that do are left out below
+# so end few words of this shape
 ENDINGS = "bfgkp"
 _WORDS = frozenset({"develop", "dominik", "katalog", "politik"})
 
@@ -25,7 +25,7 @@ _WORLDS = _P * _P
 _SYLLABLES = len(CONSONANTS) * len(VOWELS)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def world_names(seed: int) -> tuple[str, ...]:
     """All names of the world `seed`, some 10,000, in an order of its own; capitalised.
 
@@ -57,8 +57,7 @@ def _code(total: int, weighted: int) -> Iterator[str]:
 
 
 def _syllables(number: int) -> Iterator[str]:
-    """`number` in syllables, like digits; none for 0."""
+    """`number` in syllables as digits, the lowest first; none for 0."""
     while number > 0:
-        # 1 to 85 instead of 0 to 84: leading zeros would be lost
-        number, digit = divmod(number - 1, _SYLLABLES)
+        number, digit = divmod(number, _SYLLABLES)
         yield CONSONANTS[digit // len(VOWELS)] + VOWELS[digit % len(VOWELS)]
