@@ -163,6 +163,15 @@ class Adapter:
     def snapshot(self) -> AdapterWeights:
         return AdapterWeights(self.config, self._decoder, self.flat.clone())
 
+    def live(self) -> AdapterWeights:
+        """The weights in training themselves, to be computed with at once."""
+        return AdapterWeights(self.config, self._decoder, self.flat)
+
+    def largest_b(self) -> float:
+        """The largest absolute value in the B matrices."""
+        ends = [end for low_rank in self.layers.values() for end in low_rank.b.aminmax()]
+        return float(torch.stack(ends).abs().max())
+
     @torch.no_grad()
     def step(
         self,

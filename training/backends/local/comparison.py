@@ -75,35 +75,29 @@ def take_probe(model: Any, vocab_size: int, device: torch.device) -> Probe:
 @torch.no_grad()
 def largest_difference(decoder: Any, probe: Probe) -> float:
     """Of logprobs [nats], over packed, shared and decoded positions; NaN where anything is."""
-    wanted = [own.log_softmax(-1) for own in probe.logits]
-    differences = [0.0]
-
-    def compare(sequence: int, start: int, hidden: torch.Tensor) -> None:
-        got = decoder.logits(hidden, LoraPass()).log_softmax(-1)
-        expected = wanted[sequence][start : start + len(got)]
-        differences.append((got - expected).abs().max().item())
-
+    # (sequence, its first position, hidden states of it and those that follow)
+    computed: list[tuple[int, int, torch.Tensor]] = []
     first, second = probe.sequences
     shares = decoder.shares_prefixes
     if not shares:
         # a pass without a cache, and padded where the mode pads
         packing = _packing([first, second[:-2], second[:-2]], shares)
         hidden = _hidden(decoder, packing)
-        for member, sequence in enumerate((0, 1, 1)):
-            index = packing.index[member]
-            compare(sequence, 0, hidden[index])
+        computed += [(s, 0, hidden[packing.index[i]]) for i, s in enumerate((0, 1, 1))]
     # those of one length are joined in one cache, where there are no ragged ones
     ends = (_LENGTH - _DECODED, _LENGTH - _DECODED - shares, _LENGTH - _DECODED)
     prompts = [s[:end] for s, end in zip((first, second, second), ends, strict=True)]
     packing = _packing(prompts, shares)
     cache = decoder.new_cache()
     hidden = _hidden(decoder, packing, cache)
-    for member, sequence in enumerate((0, 1, 1)):
-        index = packing.index[member]
-        compare(sequence, 0, hidden[index])
+    computed += [(s, 0, hidden[packing.index[i]]) for i, s in enumerate((0, 1, 1))]
     for sequence, at, row in _decoded(decoder, probe.sequences, packing, cache):
-        compare(sequence, at, row.unsqueeze(0))
-    return float("nan") if any(d != d for d in differences) else max(differences)
+        computed.append((sequence, at, row.unsqueeze(0)))
+    # the head is read once
+    got = decoder.logits(torch.cat([rows for _, _, rows in computed]), LoraPass())
+    wanted = torch.cat([probe.logits[s][at : at + len(rows)] for s, at, rows in computed])
+    # max() gives NaN where there is one
+    return (got.log_softmax(-1) - wanted.log_softmax(-1)).abs().max().item()
 
 
 def _packing(sequences: list[list[int]], shares: bool) -> Packing:
@@ -205,7 +199,8 @@ def _difference(
     while True:
         try:
             use(mode)
-            return largest_difference(decoder, probe), _idle_layers(decoder, probe)
+            worst = largest_difference(decoder, probe)
+            return worst, [] if decoder.runs_all_layers else _idle_layers(decoder, probe)
         except NotAdaptableError as error:
             leave_out(error.name)
 

@@ -143,7 +143,7 @@ class Decoder:
             use(next(mode for mode in modes if mode.name == model.note.mode))
         else:
             mode = choose_mode(self, model.probe, modes, use, leave_out, model.architecture)
-            note_comparison(self.model_path, model.key, Note(mode.name, tuple(left_out)))
+            note_comparison(self.model_path, model, Note(mode.name, tuple(left_out)))
         if left_out:
             logger.info(
                 "%s does not apply %d linear layers to every token of a text, or only to choose; "
@@ -215,6 +215,11 @@ class Decoder:
     def shares_prefixes(self) -> bool:
         """Whether segments may have a parent."""
         return self._body is not None and self._body.shares_prefixes
+
+    @property
+    def runs_all_layers(self) -> bool:
+        """Whether the body is the engine's own code, in which every token runs through each."""
+        return isinstance(self._body, LlamaBody)
 
     def new_cache(self) -> Any:
         """To be given to the SegmentAttention of a prefill; sampling goes on from it."""

@@ -8,11 +8,12 @@ user's cache (notes.py).
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,10 @@ from utils.runs.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS_FILE = "model.safetensors"
 COMPARED_FILE = "compared_with_transformers.json"
+# the coarsest times that file systems keep
+_TIMES_NS = 2 * 10**9
 
 
 @dataclass
@@ -46,7 +50,7 @@ class BaseModel:
     `kinds` [layer] is what the attention of a Llama-shaped model does. `use_attention(mode)` sets
     the attention that its own code calls and says whether that is possible. `probe` is to be
     compared with; it is None where an earlier start did that, and `note` says what came of it.
-    `weights_digest` is of all the weights.
+    `weights_digest` is of all the weights; `file_state` is what their file was when they were read.
     """
 
     config: Any
@@ -62,29 +66,59 @@ class BaseModel:
     note: Note
     key: str
     weights_digest: str
+    file_state: list[int] | None
 
 
 def open_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
     """Raises ValueError where the model cannot be run at all."""
     folder = Path(path)
-    if is_embedded_dir(folder) and _was_compared(folder):
-        return _open_files(folder, device, dtype)
+    if is_embedded_dir(folder) and (compared := _read_compared(folder)) is not None:
+        model = _open_files(folder, device, dtype, compared)
+        if model.weights_digest == compared.weights:
+            return model
     return _open_transformers(path, device, dtype)
 
 
-def note_comparison(path: str | Path, key: str, note: Note) -> None:
+def note_comparison(path: str | Path, model: BaseModel, note: Note) -> None:
     """To be called once the engine's logits were seen to equal the model's own."""
     folder = Path(path)
     if is_embedded_dir(folder):
-        atomic_write_text(folder / COMPARED_FILE, json.dumps(versions()))
+        _write_compared(folder, _Compared(model.weights_digest, model.file_state))
     else:
-        write_note(key, note)
+        write_note(model.key, note)
 
 
-def _was_compared(folder: Path) -> bool:
+class _Compared(NamedTuple):
+    """The digest of the embedded model's weights that were compared, and their file's state."""
+
+    weights: str
+    file_state: list[int] | None
+
+
+def _read_compared(folder: Path) -> _Compared | None:
     """With the same versions of what computes; others are compared again."""
     file = folder / COMPARED_FILE
-    return file.is_file() and read_json(file) == versions()
+    match read_json(file) if file.is_file() else None:
+        case {"weights": str(weights), "file_state": state, "versions": found}:
+            return _Compared(weights, state) if found == versions() else None
+    return None
+
+
+def _write_compared(folder: Path, compared: _Compared) -> None:
+    file = folder / COMPARED_FILE
+    try:
+        atomic_write_text(file, json.dumps({"versions": versions(), **compared._asdict()}))
+    except OSError as error:
+        logger.warning("%s: %s; the model is looked at again next time", file, error)
+
+
+def _file_state(file: Path) -> list[int] | None:
+    """What changes when a file is written; None where it was written so lately that it could be
+    written again at the same time, as far as its file system tells."""
+    stat = file.stat()
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < _TIMES_NS:
+        return None
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 # ----------------------------------------------------------------------------------- transformers
@@ -125,6 +159,7 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
     )
     from transformers.utils import logging as transformers_logging
 
+    state = _file_state(Path(path) / WEIGHTS_FILE) if is_embedded_dir(Path(path)) else None
     AttentionInterface.register(ATTENTION_NAME, attend_packed)
     transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(path)
@@ -158,7 +193,8 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
     if text_config.model_type in LLAMA_SHAPED:
         use_attention(MODES[0])
         plan = _KindsOf(SegmentAttention([Segment(1, None)]))
-        model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False, plan=plan)
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        model.base_model(token, use_cache=False, plan=plan)
         kinds = plan.kinds
     eos = getattr(model.generation_config, "eos_token_id", None)
     return BaseModel(
@@ -175,6 +211,7 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
         note=note or Note(MODES[0].name, ()),
         key=key,
         weights_digest=weights,
+        file_state=state,
     )
 
 
@@ -198,19 +235,29 @@ def _as_list(eos: Any) -> list[int] | None:
 # ------------------------------------------------------------------------------------ plain files
 
 
-def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
+def _open_files(
+    folder: Path, device: torch.device, dtype: torch.dtype, compared: _Compared
+) -> BaseModel:
     """A Llama-shaped model from config.json and model.safetensors, with the parts that LlamaBody
-    takes from transformers' modules."""
+    takes from transformers' modules. A file that is as it was when `compared` has the same digest;
+    of another one it is taken, and noted where the weights are still the same."""
     from safetensors.torch import load_file
 
     config = SimpleNamespace(**read_json_object(folder / "config.json"))
     generation = read_json_object(folder / "generation_config.json")
     assert config.model_type in LLAMA_SHAPED and config.hidden_act == "silu"
     assert config.rope_parameters["rope_type"] == "default"
+    state = _file_state(folder / WEIGHTS_FILE)
     weights = {
         name: tensor.to(device=device, dtype=dtype)
-        for name, tensor in load_file(folder / "model.safetensors").items()
+        for name, tensor in load_file(folder / WEIGHTS_FILE).items()
     }
+    if state is not None and state == compared.file_state:
+        digest = compared.weights
+    else:
+        digest = weights_digest(weights.values())
+        if digest == compared.weights and state is not None:
+            _write_compared(folder, _Compared(digest, state))
 
     def linear(name: str) -> SimpleNamespace:
         return SimpleNamespace(weight=weights[f"{name}.weight"], bias=weights.get(f"{name}.bias"))
@@ -255,7 +302,8 @@ def _open_files(folder: Path, device: torch.device, dtype: torch.dtype) -> BaseM
         probe=None,
         note=Note(MODES[0].name, ()),
         key="",
-        weights_digest=weights_digest(weights.values()),
+        weights_digest=digest,
+        file_state=state,
     )
 
 

@@ -200,17 +200,23 @@ class Sampler:
             ]
             self._start_rows(prompts, hidden, cache)
 
+    def prompt_logprobs(self, jobs: list[SampleJob]) -> list[np.ndarray]:
+        """At once, in a pass of their own: the float64 logprobs of prompts after their first token,
+        of jobs that ask for these alone."""
+        self.admit(jobs)
+        found = []
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+            assert job.prompt_logprobs is not None
+            found.append(job.prompt_logprobs[1:].astype(float))
+        return found
+
     def _prompt_logprobs(self, prompts: list[tuple[SampleJob, torch.Tensor]]) -> None:
+        asked = [(job, hidden) for job, hidden in prompts if job.include_prompt_logprobs]
+        if asked:
+            self._chosen_logprobs(asked)
         for job, hidden in prompts:
-            if not job.include_prompt_logprobs and not job.topk_prompt_logprobs:
-                continue
-            lora = LoraPass([job.weights.slice(0, len(hidden))] if job.weights else [])
-            if job.include_prompt_logprobs:
-                targets = torch.tensor(job.prompt[1:], device=hidden.device)
-                known = self._decoder.target_logprobs(hidden[:-1], targets, lora)
-                job.prompt_logprobs = np.concatenate([[np.nan], known.cpu().numpy()]).astype(
-                    np.float32
-                )
             if job.topk_prompt_logprobs:
                 parts = []
                 for start in range(0, len(hidden) - 1, HEAD_CHUNK):
@@ -222,6 +228,18 @@ class Sampler:
             known = job.prompt_logprobs if job.prompt_topk is None else job.prompt_topk.logprobs
             if known is not None and np.isnan(known[1:]).any():
                 job.error = _not_a_number("the prompt")
+
+    def _chosen_logprobs(self, prompts: list[tuple[SampleJob, torch.Tensor]]) -> None:
+        """Of the prompts' own tokens; all rows together, so that the head is read once for many."""
+        weights = [job.weights for job, _ in prompts for _ in job.prompt[1:]]
+        hidden = torch.cat([rows[:-1] for _, rows in prompts])
+        targets = [token for job, _ in prompts for token in job.prompt[1:]]
+        known = self._decoder.target_logprobs(
+            hidden, torch.tensor(targets, dtype=torch.long, device=hidden.device), _runs(weights)
+        )
+        parts = known.cpu().split([len(job.prompt) - 1 for job, _ in prompts])
+        for (job, _), part in zip(prompts, parts, strict=True):
+            job.prompt_logprobs = np.concatenate([[np.nan], part.numpy()]).astype(np.float32)
 
     def _start_rows(
         self,
@@ -353,6 +371,14 @@ def _done(job: SampleJob) -> bool:
 
 def _lora_pass(weights: list[AdapterWeights | None]) -> LoraPass:
     """The adapters of decode rows: runs of one adapter, or one batched product if all differ."""
+    runs = _runs(weights)
+    if len(runs.slices) < 3 or len(runs.slices) < len(weights):
+        return runs
+    return LoraPass(stacked=_stack([w for w in weights if w is not None]))
+
+
+def _runs(weights: list[AdapterWeights | None]) -> LoraPass:
+    """The adapters of rows, a slice for those that stand together."""
     slices: list[LoraSlice] = []
     start = 0
     while start < len(weights):
@@ -363,9 +389,7 @@ def _lora_pass(weights: list[AdapterWeights | None]) -> LoraPass:
         if current is not None:
             slices.append(current.slice(start, stop))
         start = stop
-    if len(slices) < 3 or len(slices) < len(weights):
-        return LoraPass(slices)
-    return LoraPass(stacked=_stack([w for w in weights if w is not None]))
+    return LoraPass(slices)
 
 
 def _stack(weights: list[AdapterWeights]) -> dict[str, Stacked]:

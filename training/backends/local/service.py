@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 
-from training.adapter_proof import probe_datum
+from training.adapter_proof import QUICK_TOKENS, probe_datum, settles_it
 from training.api import (
     AdamParams,
     APIFuture,
@@ -382,21 +382,31 @@ class LocalTrainingClient(_Ready):
         """Local extension: save_weights_and_get_sampling_client(), with what it, this client and
         the base model say of `tokens`. Where B is zero they are not asked: logprobs are empty.
 
-        Computed in this request's turn, in passes of their own that are cut alike, so that nothing
-        else runs sooner, later or with others, and equal weights give equal bits.
+        Computed in this request's turn, in passes of their own, so that nothing else runs sooner,
+        later or with others: one that all three share, over the first tokens, with the weights that
+        each has. Where that does not settle it, the trainer's own forward() and a pass for each of
+        the others, which are cut alike, so that equal weights give equal bits.
         """
         job = self._job([probe_datum(tokens)], "cross_entropy", None, backward=False, drop=False)
 
         def probe() -> ProbedSampler:
             sampler = LocalSamplingClient(self._engine, self._adapter.snapshot())
-            largest = max(float(layer.b.abs().max()) for layer in self._adapter.layers.values())
+            base = LocalSamplingClient(self._engine, None)
+            largest = self._adapter.largest_b()
             if largest == 0:
                 nothing = np.empty(0)
                 return ProbedSampler(sampler, largest, nothing, nothing, nothing)
-            [output] = self._engine.trainer.run([job])
-            trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
-            base = LocalSamplingClient(self._engine, None)
-            sampled, of_base = (client.logprobs_now(tokens) for client in (sampler, base))
+            few, whole_probe = (ModelInput.from_ints(t) for t in (tokens[:QUICK_TOKENS], tokens))
+            jobs = [client.logprobs_job(few) for client in (sampler, base, base)]
+            jobs[1].weights = self._adapter.live()
+            sampled, trained, of_base = self._engine.sampler.prompt_logprobs(jobs)
+            if not settles_it(sampled, of_base, trained, dtype=sampler.dtype):
+                [output] = self._engine.trainer.run([job])
+                trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
+                [sampled], [of_base] = (
+                    self._engine.sampler.prompt_logprobs([client.logprobs_job(whole_probe)])
+                    for client in (sampler, base)
+                )
             return ProbedSampler(sampler, largest, sampled, trained, of_base)
 
         return self._engine.submit_call(self._queue, probe)
@@ -534,17 +544,8 @@ class LocalSamplingClient(_Ready):
             wanted = False
 
     def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
-        job = self._logprobs_job(prompt)
+        job = self.logprobs_job(prompt)
         return self._engine.submit_sample(job).map(lambda r: r.prompt_logprobs or [])
-
-    def logprobs_now(self, tokens: list[int]) -> np.ndarray:
-        """On the worker: compute_logprobs() without the first token's, in a pass of its own."""
-        job = self._logprobs_job(ModelInput.from_ints(tokens))
-        self._engine.sampler.admit([job])
-        if job.error is not None:
-            raise job.error
-        assert job.prompt_logprobs is not None
-        return job.prompt_logprobs[1:].astype(float)
 
     @property
     def dtype(self) -> str:
@@ -557,7 +558,8 @@ class LocalSamplingClient(_Ready):
     def get_base_model(self) -> str:
         return self._engine.model_name
 
-    def _logprobs_job(self, prompt: ModelInput) -> SampleJob:
+    def logprobs_job(self, prompt: ModelInput) -> SampleJob:
+        """What compute_logprobs() asks of the engine."""
         job = self._job(prompt, 0, SamplingParams(max_tokens=1, stop=[]))
         job.include_prompt_logprobs = True
         return job

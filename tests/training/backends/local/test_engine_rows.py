@@ -282,6 +282,46 @@ def test_decoding_is_part_of_the_comparison(tmp_path: Path, monkeypatch: pytest.
     assert isinstance(body, RowsBody)
 
 
+@pytest.mark.parametrize(
+    ("family", "mode", "passes"),
+    [("llama_tied", None, 4), (FAMILY, comparison.MODES[0], 4), (FAMILY, comparison.MODES[2], 5)],
+    ids=["llama", "packed", "rows"],
+)
+def test_every_row_of_every_pass_is_part_of_the_comparison(
+    family: str,
+    mode: comparison.Mode | None,
+    passes: int,
+    tmp_path: Path,
+    probes: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Prefills with and without a cache, and three decoded tokens."""
+    if mode is not None:
+        monkeypatch.setattr(decoder, "MODES", (mode,))
+    made = decoder.Decoder(save_tiny_model(tmp_path / "model", family), CPU)
+    hidden = made.hidden
+    seen: list[int] = []
+    wrong: tuple[int, int] | None = None
+
+    def spied(*inputs: Any) -> torch.Tensor:
+        out = hidden(*inputs)
+        if wrong is not None and len(seen) == wrong[0]:
+            out = out.clone()
+            out[wrong[1]] *= 1.1
+        seen.append(len(out))
+        return out
+
+    monkeypatch.setattr(made, "hidden", spied)
+    allowed = probes[0].tolerance(made.dtype)
+    assert comparison.largest_difference(made, probes[0]) <= allowed
+    rows_of_passes = list(seen)
+    assert len(rows_of_passes) == passes
+    for number, rows in enumerate(rows_of_passes):
+        for wrong in [(number, row) for row in range(rows)]:
+            seen.clear()
+            assert comparison.largest_difference(made, probes[0]) > allowed, wrong
+
+
 def test_fast_attention_without_the_soft_cap_is_found(tmp_path: Path, monkeypatch, caplog):
     monkeypatch.setattr(decoder, "MODES", comparison.MODES[1:])
     with caplog.at_level("INFO"):

@@ -1,11 +1,13 @@
 """Opening models from their files, against opening them through transformers."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model
 
 from training.backends.local import loading, notes
@@ -73,12 +75,74 @@ def test_the_digest_of_weights_is_of_what_every_device_has() -> None:
 def test_other_versions_are_compared_again(folder: Path, opened: list[str]) -> None:
     Decoder(folder, CPU)
     note = folder / loading.COMPARED_FILE
-    versions = json.loads(note.read_text())
-    note.write_text(json.dumps({**versions, "transformers": "0.0"}))
+    right = json.loads(note.read_text())
+    other = {**right, "versions": {**right["versions"], "transformers": "0.0"}}
+    for content in (other, right["versions"], [], {"versions": right["versions"]}):
+        note.write_text(json.dumps(content))
+        opened.clear()
+        Decoder(folder, CPU)
+        Decoder(folder, CPU)
+        assert opened == ["_open_transformers", "_open_files"]
+        assert json.loads(note.read_text()) == right
+
+
+def change(file: Path, factor: float) -> None:
+    """In place, with the size and the times that the file had."""
+    before = file.stat()
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"] *= factor
+    save_file(weights, file, metadata={"format": "pt"})
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+
+
+def test_a_second_start_takes_no_digest_until_the_file_changes(
+    folder: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_TIMES_NS", 0)
+    digests: list[str] = []
+
+    def spied(weights: Any) -> str:
+        digests.append(weights_digest(weights))
+        return digests[-1]
+
+    monkeypatch.setattr(loading, "weights_digest", spied)
+    first, second = Decoder(folder, CPU), Decoder(folder, CPU)
+    assert opened == ["_open_transformers", "_open_files"] and len(digests) == 1
+    assert second.weights_digest == first.weights_digest == digests[0]
+    # written again, with the same weights: they are looked at once
+    change(folder / "model.safetensors", 1.0)
+    assert {Decoder(folder, CPU).weights_digest for _ in range(2)} == {digests[0]}
+    assert opened[2:] == ["_open_files", "_open_files"] and len(digests) == 2
+    # other weights are another model, which was not compared
+    change(folder / "model.safetensors", 1.5)
+    third = Decoder(folder, CPU)
+    assert opened[4:] == ["_open_files", "_open_transformers"]
+    assert third.weights_digest == digests[-1] != digests[0]
+    assert Decoder(folder, CPU).weights_digest == digests[-1]
+    assert opened[6:] == ["_open_files"] and len(digests) == 4
+
+
+def test_a_file_that_is_still_being_written_is_always_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_TIMES_NS", 10**18)
     Decoder(folder, CPU)
-    Decoder(folder, CPU)
-    assert opened == ["_open_transformers", "_open_transformers", "_open_files"]
-    assert json.loads(note.read_text()) == versions
+    assert json.loads((folder / loading.COMPARED_FILE).read_text())["file_state"] is None
+    before = Decoder(folder, CPU).weights_digest
+    change(folder / "model.safetensors", 1.5)
+    assert Decoder(folder, CPU).weights_digest != before
+
+
+def test_a_cache_that_cannot_be_written_costs_a_look(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(loading, "atomic_write_text", full)
+    assert Decoder(folder, CPU).weights_digest
+    assert "no space left; the model is looked at again next time" in caplog.text
 
 
 def test_a_users_model_is_always_compared_and_never_written_to(
@@ -108,7 +172,7 @@ def test_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     path = resolve_model("embedded")
     first = Decoder(path, CPU)
-    monkeypatch.setattr(loading, "_was_compared", lambda _folder: False)
+    monkeypatch.setattr(loading, "_read_compared", lambda _folder: None)
     assert_same(first, Decoder(path, CPU))
 
 
