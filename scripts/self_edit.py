@@ -118,7 +118,6 @@ def main(config: Config) -> None:
                 # as far as its number of steps
                 domain.loop.job(task, parse_self_edit(config.answer, config.bounds))
             choose_problems([problem], "tasks", PromptLimit.of(config, service, domain))
-            check_with_model(domain)
             policy = Policy(
                 service.create_lora_training_client(config.model_name, rank=1, seed=0),
                 domain,
@@ -126,6 +125,7 @@ def main(config: Config) -> None:
                 max_resamples=3,
                 seed=config.seed,
             )
+            check_with_model(domain)
 
         heading(f"Task {task.id}")
         for number, pair in enumerate(task.train, start=1):

@@ -164,10 +164,12 @@ def main(config: Config) -> None:
                     started_from = checkpoint_folder(started_from)
             examples: list[Example] = []
             raise_problems(
-                problems_of(
-                    lambda: check_model(config, started_from),
-                    lambda: examples.extend(load_examples(config.examples_file, config.labels)),
-                )
+                [
+                    *model_problems(config, started_from),
+                    *problems_of(
+                        lambda: examples.extend(load_examples(config.examples_file, config.labels))
+                    ),
+                ]
             )
             with as_config_errors():
                 train, held = hold_out(examples, config.heldout_fraction, config.seed)
@@ -237,15 +239,15 @@ def main(config: Config) -> None:
     print(closing_words(config, state.checkpoint, report, time.perf_counter() - started))
 
 
-def check_model(config: Config, started_from: str | None) -> None:
-    """Raises ValueError or OSError for what is wrong with the model, or the adapter to go on from,
-    as far as their files tell."""
+def model_problems(config: Config, started_from: str | None) -> list[str]:
+    """What is wrong with the model, or the adapter to go on from, as far as their files tell."""
     if started_from is None:
-        check_rank(config.model_name, "lora_rank", config.lora_rank)
-        return
-    resolve_model(config.model_name)
+        return problems_of(lambda: check_rank(config.model_name, "lora_rank", config.lora_rank))
+    problems = problems_of(lambda: resolve_model(config.model_name))
     if config.backend == "local":
-        check_checkpoint(started_from, config.model_name)
+        wrong = problems_of(lambda: check_checkpoint(started_from, config.model_name))
+        problems += [f"checkpoint_path: {problem}" for problem in wrong]
+    return problems
 
 
 def make_trainer(

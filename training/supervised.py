@@ -176,7 +176,10 @@ def make_plan(
         for split in (train, held)
     )
     if not train_D:
-        raise ValueError(f"{config.examples_file}: no example is left to train on")
+        too_long = f": all {len(train)} are longer than {max_length} tokens (max_length)"
+        raise ValueError(
+            f"{config.examples_file}: no example is left to train on" + (too_long if train else "")
+        )
     batches = make_batches(
         train_D,
         batch_size=config.batch_size or (None if config.batch_tokens else 8),

@@ -6,6 +6,7 @@ uv run pytest tests/scripts/test_eval_script.py
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import eval as eval_script
@@ -34,7 +36,9 @@ from eval_world import (
 from fake_endpoint import FakeEndpoint, Gate
 from places import ROOT
 
+from evaluation.behaviour.analysis import AnyOfK
 from evaluation.behaviour.plan import Config
+from evaluation.behaviour.report import any_of_k_table
 from training.adapter_proof import UNTRAINED
 from utils.config.entrypoint import (
     ConfigError,
@@ -132,9 +136,23 @@ def test_any_of_several_samples(capsys: pytest.CaptureFixture[str]) -> None:
         (2, round(2 / 3, 9), 4),
         (3, 1.0, 4),
     ]
+    # all prompts are alike: there is no interval, and none is spoken of
     assert rows[0]["interval"] is None
-    assert "any of k exhibits" in capsys.readouterr().out
-    assert "at least one of k samples" in Path("runs/r/report.html").read_text()
+    out = capsys.readouterr().out
+    assert re.search(r"any of k exhibits +prompts\n", out)
+    page = Path("runs/r/report.html").read_text()
+    assert "at least one of k samples" in page and "interval over prompts" not in page
+
+
+def test_intervals_of_any_of_several_samples() -> None:
+    rows = [AnyOfK("a", "base", 2, 0.5, (0.25, 0.75), 4), AnyOfK("b", "base", 2, 1.0, None, 1)]
+    with_intervals: Any = SimpleNamespace(any_of_k=rows)
+    headers, table = any_of_k_table(with_intervals)
+    assert headers[4] == "95% interval"
+    assert [row[3:] for row in table] == [["50%", "25% to 75%", 4], ["100%", None, 1]]
+    without: Any = SimpleNamespace(any_of_k=rows[1:])
+    headers, table = any_of_k_table(without)
+    assert "95% interval" not in headers and table == [["b", "base", 2, "100%", 1]]
 
 
 def test_the_judge_is_blind() -> None:

@@ -340,8 +340,12 @@ BROKEN = "no file named model.safetensors"
         ("sft", ("model_name=./none",), "./none"),
         ("sft", ("model_name=./broken",), BROKEN),
         ("sft", ("log_path=chats.jsonl",), "log_path"),
-        ("sft", ("max_length=1",), "no example is left to train on"),
-        ("sft", ("checkpoint_path=nowhere",), "nowhere: no such checkpoint folder"),
+        ("sft", ("max_length=1",), "are longer than 1 tokens (max_length)"),
+        (
+            "sft",
+            ("checkpoint_path=nowhere",),
+            "checkpoint_path: nowhere: no such checkpoint folder",
+        ),
         ("sft", ("checkpoint_path=stranger", "model_name=./model"), "whose weights differ"),
         ("sft", ("lora_rank=100000",), "lora_rank=100000: at most 32"),
         ("sft", ("lora_alpha=0",), "lora_alpha=0"),
@@ -370,7 +374,7 @@ BROKEN = "no file named model.safetensors"
         ("chat", ("checkpoint_path=nowhere",), "nowhere"),
         ("chat", ("checkpoint_path=stranger",), "whose weights differ"),
         ("chat", ("model_name=./broken",), BROKEN),
-        ("self_edit", ('inner_targets=["none"]',), "none"),
+        ("self_edit", ('inner_targets=["none"]',), "inner_targets: "),
         ("self_edit", ("inner_rank=100000",), "inner_rank=100000: at most 32"),
         ("self_edit", ("answer=none",), "JSON"),
         ("self_edit", ("model_name=./broken",), BROKEN),
@@ -512,6 +516,39 @@ def test_adapters_and_data_that_are_named_by_text_may_lie_in_the_home_folder(
     config_entrypoint(export.main, [*given, "merged=false"])
     assert (workplace / "exported" / "adapter_config.json").is_file()
     assert not list(Path().rglob("*~*"))
+
+
+def test_a_runs_folder_means_its_last_checkpoint(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft_run("save_every=1")
+    last = max(Path("runs/r/checkpoints").glob("*/weights/*"))
+    told = f"runs/r is a run: its last checkpoint is taken, {last}"
+
+    def evaluated(log_path: str) -> Any:
+        start, given, *_ = SCRIPTS["eval"]
+        start([*given, 'checkpoint_paths=["runs/r"]', f"log_path={log_path}"])
+        return load_yaml(f"eval_results/{Path(log_path).name}.eval-results.yaml")["models"][1]
+
+    with caplog.at_level("INFO"):
+        model = evaluated("runs/judged")
+    assert model["checkpoint"] == str(last) and model["label"] == f"r/{last.name}"
+    assert told in caplog.messages
+    assert load_yaml("runs/judged/config.yaml")["checkpoint_paths"] == [str(last)]
+    start, given, *_ = SCRIPTS["sft"]
+    start([*given, "checkpoint_path=runs/r", "log_path=runs/more"])
+    models = load_yaml("runs/more/config.yaml")["meta"]["models"]
+    assert models["checkpoint_path"]["source"] == str(last)
+    exported = ["checkpoint_path=runs/r", "output_dir=out", "merged=false"]
+    config_entrypoint(export.main, exported)
+    weights = [Path(folder, "adapter_model.safetensors") for folder in ("out", last)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    Path("runs/r/checkpoints.jsonl").unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        evaluated("runs/again")
+    assert "checkpoint_paths: runs/r: this run has no checkpoint" in capsys.readouterr().err
 
 
 def of(model: str = "model") -> Any:

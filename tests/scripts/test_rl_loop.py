@@ -163,7 +163,14 @@ def test_pass_at_k_of_several_held_out_answers(
     assert metrics["eval/pass@4"] == pytest.approx(sum(map(any, solved.values())) / len(solved))
     assert metrics["eval/pass@2_low"] < metrics["eval/pass@2"] < metrics["eval/pass@2_high"]
     assert re.search(r"solved\s+pass@2\s+pass@4\n", capsys.readouterr().out)
-    assert "at least one of k answers solves" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "at least one of k answers solves" in page and "its 95% interval" in page
+
+
+def test_no_interval_of_a_single_problem(gym: Callable[..., Path], tmp_path: Path) -> None:
+    run = gym(tmp_path, "num_steps=0", "eval_group_size=4", "test_size=1")
+    page = (run / "report.html").read_text()
+    assert "at least one of k answers solves" in page and "95% interval" not in page
 
 
 def test_no_pass_at_k_of_one_answer(gym: Callable[..., Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ uv run pytest tests/scripts/test_sft.py
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,25 @@ def test_the_end_says_what_to_do_next(
     checkpoint = state_of(tmp_path / "below").relative_to(tmp_path)
     assert f"scripts/chat.py checkpoint_path={checkpoint}" in shown
     assert "Report: below/report.html" in shown
+    # a file that is there, or what to give
+    assert "eval_file=evals/XXXX.eval.yaml" in shown and "which scripts/gen_eval.py" in shown
+    own = Path("evals/mine.eval.yaml")
+    own.parent.mkdir()
+    own.touch()
+    train(Path("third"), "num_epochs=1")
+    shown = capsys.readouterr().out
+    assert f"eval_file={own} " in shown and "XXXX: an eval" not in shown
+
+
+def test_the_eval_file_of_the_closing_words(tmp_path: Path) -> None:
+    assert sft.an_eval_file(Path("a.examples.yaml"), tmp_path / "none") is None
+    for age, name in enumerate(("c", "b", "a")):
+        path = tmp_path / f"{name}.eval.yaml"
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    (tmp_path / "d.eval-params.yaml").touch()
+    assert sft.an_eval_file(Path("x/a.examples.yaml"), tmp_path) == tmp_path / "a.eval.yaml"
+    assert sft.an_eval_file(Path("x/e.jsonl"), tmp_path) == tmp_path / "c.eval.yaml"
 
 
 def test_a_dry_run_tells_what_the_run_then_does(

@@ -19,6 +19,7 @@ import pytest
 from places import ROOT
 
 from utils.config.entrypoint import ConfigError, load_config, load_yaml, to_plain
+from utils.runs import run_dir
 from utils.runs.inputs import Input
 from utils.runs.provenance import git_state, run_meta
 from utils.runs.run_dir import RunDir
@@ -286,6 +287,60 @@ def test_a_run_killed_while_it_was_made_is_made_anew(tmp_path: Path):
     (tmp_path / ".config.yaml.0a1b2c3d.tmp").write_text("see")
     run = RunDir.open("sft", tmp_path, {})
     assert not run.resumed and load_yaml(tmp_path / "config.yaml")["meta"]["run_id"] == run.run_id
+
+
+def refused(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="wrong"), run:
+        raise ConfigError("wrong")
+
+
+def test_a_new_run_that_settings_end_leaves_nothing(tmp_path: Path) -> None:
+    refused(RunDir.open("sft", tmp_path / "runs" / "sft" / "a", {}))
+    assert not list(tmp_path.iterdir())
+    # folders that were there stay
+    (tmp_path / "mine").mkdir()
+    run = RunDir.open("sft", tmp_path / "mine" / "a", {})
+    run.require_models({"model_name": Input("m", "0")})
+    (run.path / "adapter_proof.json").write_text("{}")
+    refused(run)
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"] and not list(
+        (tmp_path / "mine").iterdir()
+    )
+    RunDir.open("sft", tmp_path / "mine" / "a", {}).close()
+
+
+def test_what_a_run_has_done_stays(tmp_path: Path) -> None:
+    run = RunDir.open("sft", tmp_path / "run", {})
+    (run.path / "calls.jsonl").write_text("{}")
+    refused(run)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    (tmp_path / "run" / "calls.jsonl").unlink()
+    # resumed, it was there before
+    refused(RunDir.open("sft", tmp_path / "run", {}))
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    # only errors of settings are over before anything was done
+    with pytest.raises(KeyError), RunDir.open("sft", tmp_path / "other", {}):
+        raise KeyError("a bug")
+    assert (tmp_path / "other" / "config.yaml").is_file()
+
+
+def test_what_sinks_wrote_goes_with_a_refused_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sink:
+        def __init__(self, script: str, run: RunDir, config: dict[str, Any]) -> None:
+            self.file = run.path / "sink" / "events"
+            self.file.parent.mkdir()
+            self.file.touch()
+
+        def log(self, step: int, values: Any) -> None: ...
+
+        def close(self) -> None:
+            self.file.write_text("closed")
+
+    monkeypatch.setattr(run_dir, "sink_factories", lambda names: [Sink])
+    refused(RunDir.open("sft", tmp_path / "run", {}, sinks=["x"]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_sinks_are_checked_before_anything_is_made(tmp_path: Path, monkeypatch):

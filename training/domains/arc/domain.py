@@ -58,8 +58,13 @@ class ArcDomain:
         self._known: dict[str, dict[str, Any]] = {}
 
     def check_with_model(self) -> None:
-        if self.config.mode != "baseline":
+        if self.config.mode == "baseline":
+            return
+        try:
             self.loop.require_adapters()
+        except ValueError as error:
+            # rank and alpha were checked
+            raise ValueError(f"inner_targets: {error}") from error
 
     def problems(self, split: Split) -> list[Problem]:
         return [self.problem(task) for task in self.tasks(split)]
