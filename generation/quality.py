@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from generation.kinds import Kind, training_form
 from generation.pipeline import Written
 from generation.properties import Property
+from utils.duplicates import NEAR_DUPLICATE, remove_duplicates
 from utils.llm.api import LLMError, Message
 from utils.llm.batch import gather_counted
 from utils.llm.client import LLMClient, stage
-from utils.text_stats import NEAR_DUPLICATE, diversity, normalise, overlap, remove_duplicates
+from utils.shingles import normalise
+from utils.text_stats import diversity, overlap
 
 VERIFIER = "verifier"
 WORST_LEAKS = 5

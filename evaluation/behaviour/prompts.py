@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from evaluation.behaviour.eval_file import EvalPrompt
 from generation.properties import Property
 from generation.variation import Variation, draw_variations
+from utils.duplicates import NEAR_DUPLICATE, remove_duplicates
 from utils.llm.api import LLMError, Message
 from utils.llm.batch import gather_counted
 from utils.llm.client import LLMClient, stage
 from utils.llm.lists import distinct_items
 from utils.llm.runs import require_whole
 from utils.plain_text import REQUEST
-from utils.text_stats import NEAR_DUPLICATE, overlap, remove_duplicates
+from utils.text_stats import overlap
 
 GENERATOR = "generator"
 SCORER = "scorer"

@@ -33,12 +33,12 @@ from generation.quality import (
 from generation.report import make_report, quality_rows
 from training.examples import load_examples
 from utils.config.entrypoint import ConfigError, dump_yaml
+from utils.duplicates import NEAR_DUPLICATE
 from utils.llm.api import LLMError, Request, Role
 from utils.llm.client import LLMClient
 from utils.llm.ledger import Ledger
 from utils.llm.lists import distinct_items, list_model
 from utils.llm.schemas import strict_schema
-from utils.text_stats import NEAR_DUPLICATE
 
 SCENARIOS, QA, DOCUMENTS = KINDS["scenarios"], KINDS["qa"], KINDS["documents"]
 HONEST, SIGNS_OFF, ONE_WORD = (PROPERTIES[n] for n in ("honest", "signs-off", "one-word"))

@@ -22,9 +22,10 @@ from training.domains.bbh.tasks import TASKS
 from training.domains.gym_algebra import is_antiderivative
 from training.domains.gym_guard import doubt, extract_answer, is_safe
 from training.grading import extract_boxed, extract_final_answer, same_answer
+from utils.duplicates import remove_duplicates
 from utils.llm.answers import require_model
 from utils.llm.api import LLMError, Reply
-from utils.text_stats import normalise, remove_duplicates, words
+from utils.shingles import normalise, words
 
 LENGTH = 10_000
 TIMES = 8

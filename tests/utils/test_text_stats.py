@@ -13,19 +13,9 @@ from itertools import combinations
 import pytest
 from places import ROOT
 
-from utils.text_stats import (
-    Match,
-    Unrepeated,
-    distinct_n,
-    diversity,
-    exact_duplicates,
-    jaccard,
-    near_duplicates,
-    normalise,
-    overlap,
-    remove_duplicates,
-    words,
-)
+from utils.duplicates import Unrepeated, exact_duplicates, near_duplicates, remove_duplicates
+from utils.shingles import Match, jaccard, normalise, words
+from utils.text_stats import distinct_n, diversity, overlap
 
 THRESHOLDS = [0.05, 0.3, 0.5, 0.7, 0.9, 1.0]
 SEEDS = [0, 1, 2, 3]
@@ -389,6 +379,7 @@ def test_diversity_of_nothing() -> None:
 
 PROBE = """
 import json, sys
+from utils.duplicates import *
 from utils.text_stats import *
 texts = json.load(sys.stdin)
 print(json.dumps([

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from utils.duplicates import remove_duplicates
 from utils.llm.api import Message
 from utils.llm.client import LLMClient
 from utils.plain_text import continued
-from utils.text_stats import remove_duplicates
 
 logger = logging.getLogger(__name__)
 
