@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.runs.report import ArcPair, Report, escape, grid_svg, line_plot, n_differing
+from utils.runs.grid_pictures import ArcPair, grid_svg, n_differing
+from utils.runs.page import escape
+from utils.runs.report import Report, line_plot
 
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)> & \"'"
 

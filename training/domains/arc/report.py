@@ -14,7 +14,8 @@ from training.domains.arc.files import (
 from training.domains.arc.self_edit import Bounds, SelfEdit, SelfEditError, parse_self_edit
 from training.domains.arc.tasks import Task
 from training.domains.base import Problem, Samples
-from utils.runs.report import ArcPair, Report
+from utils.runs.grid_pictures import ArcPair
+from utils.runs.report import Report
 
 
 def edit_summary(text: str, bounds: Bounds) -> str:
