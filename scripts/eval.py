@@ -31,8 +31,9 @@ from evaluation.behaviour.judge import (
     prompt_hash,
 )
 from evaluation.behaviour.plan import Config, Plan, count_calls, make_plan, results_problems
-from evaluation.behaviour.report import TITLE, closing_tables, make_report
+from evaluation.behaviour.report import TITLE, make_report
 from evaluation.behaviour.results import Summary, headline_numbers, results_to_plain, summarise
+from evaluation.behaviour.tables import closing_tables
 from evaluation.behaviour.targets import model_records, open_targets
 from generation.properties import Property
 from training.endpoints import Endpoints
