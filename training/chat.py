@@ -4,7 +4,6 @@
 tokenizer has none; `template="role_colon"` asks for the plain form, which suits base models.
 """
 
-import weakref
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -12,19 +11,25 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from training.api import Datum, ModelInput
+from training.chat_template import (
+    PROBE,
+    Chat,
+    check_names,
+    check_tools,
+    encoder_for,
+    end_tokens,
+    is_role_colon,
+)
 from training.control_tokens import Encoder, encoder_of
 from training.domains.base import Message
-from utils.json_files import half_pair, texts_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TrainOn = Literal["all_assistant", "last_assistant", "all_tokens"]
-TEMPLATES = ("auto", "role_colon")
 TRAIN_ON = ("all_assistant", "last_assistant", "all_tokens")
 
 ROLE_COLON_END = "\n\nUser:"
-_PROBE = "7Q7Q7Q"
 
 
 class RenderedTokens(NamedTuple):
@@ -48,7 +53,7 @@ def render_prompt(
 
     Raises ValueError where the template refuses the messages.
     """
-    encoder = _encoder(tokenizer, messages)
+    encoder = encoder_for(tokenizer, messages)
     bos, text = _prompt_text(tokenizer, encoder, messages, template)
     return [*bos, *encoder.encode(text)]
 
@@ -66,7 +71,7 @@ def passage_weights(
     border has a part of it to write, and so its weight. Raises ValueError where the template
     changes the passages, or the tokenizer does not tell where its tokens stand.
     """
-    encoder = _encoder(tokenizer, messages)
+    encoder = encoder_for(tokenizer, messages)
     bos, text = _prompt_text(tokenizer, encoder, messages, template)
     joined = "".join(passage for passage, _ in passages)
     # templates strip messages
@@ -105,7 +110,7 @@ def render_training(
     turns or does not end the turn, since the weights could not be exact then, and where it leaves
     out tools, their calls or the names of those who speak.
     """
-    encoder = _encoder(tokenizer, messages, tools)
+    encoder = encoder_for(tokenizer, messages, tools)
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on={train_on!r}: allowed are {', '.join(TRAIN_ON)}")
     assistants = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -119,21 +124,21 @@ def render_training(
         raise ValueError("train_on='all_tokens' would learn assistant messages of weight 0 too")
     trained = learned[-1:] if train_on == "last_assistant" else learned
 
-    _check_tools(tokenizer, messages, tools, template)
-    _check_names(tokenizer, messages, tools, template)
-    if _is_role_colon(tokenizer, template):
+    check_tools(tokenizer, messages, tools, template)
+    check_names(tokenizer, messages, tools, template)
+    if is_role_colon(tokenizer, template):
         text, turns = _role_colon_turns(messages, trained)
         bos = leading_bos(tokenizer)
         stop_ids: set[int] = set()
     else:
-        chat = _Chat(tokenizer, encoder, tools)
+        chat = Chat(tokenizer, encoder, tools)
         text = chat.text(messages)
         bos = []
         if train_on == "all_tokens":
             turns, stop_ids = [], set()
         else:
             turns = [_chat_turn(chat, messages, i, text) for i in trained]
-            stop_ids = set(_stop_ids(tokenizer))
+            stop_ids = set(end_tokens(tokenizer))
 
     tokens, spans = _encode_turns(tokenizer, encoder, text, turns)
     if train_on == "all_tokens":
@@ -173,20 +178,20 @@ def stop_sequences(
     tokenizer: "PreTrainedTokenizerBase", template: str = "auto"
 ) -> list[int] | list[str]:
     """What ends an assistant message: token ids for chat templates, strings for role_colon."""
-    if _is_role_colon(tokenizer, template):
+    if is_role_colon(tokenizer, template):
         return [ROLE_COLON_END]
-    return _stop_ids(tokenizer)
+    return end_tokens(tokenizer)
 
 
 def parse_response(
     tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], *, template: str = "auto"
 ) -> str:
     """The text of a sampled message, without what ended it."""
-    if _is_role_colon(tokenizer, template):
+    if is_role_colon(tokenizer, template):
         eos = tokenizer.eos_token_id
         kept = tokens[:-1] if tokens and tokens[-1] == eos else tokens
         return decode(tokenizer, kept).split(ROLE_COLON_END)[0].strip()
-    stop_ids = _stop_ids(tokenizer)
+    stop_ids = end_tokens(tokenizer)
     length = len(tokens)
     while length and tokens[length - 1] in stop_ids:
         length -= 1
@@ -209,45 +214,6 @@ def datum_from_tokens(tokens: Sequence[int], weights: Sequence[float]) -> Datum:
     )
 
 
-def _encoder(
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
-) -> Encoder:
-    """For these messages, which are checked."""
-    if not messages:
-        raise ValueError("messages is empty: a conversation needs at least one message")
-    texts: list[str] = []
-    _collect_texts(list(messages), texts)
-    _collect_texts(list(tools), texts)
-    # one look at all of them, since rows come by the thousand
-    if half_pair("".join(texts)) is not None:
-        for field, text in texts_in({"messages": list(messages), "tools": list(tools)}):
-            half = half_pair(text)
-            if half is not None:
-                raise ValueError(f"{field} holds {half}")
-    return encoder_of(tokenizer, texts)
-
-
-def _collect_texts(value: Any, texts: list[str]) -> None:
-    """Every text in mappings and lists, keys too."""
-    if isinstance(value, str):
-        texts.append(value)
-    elif isinstance(value, list):
-        for item in value:
-            _collect_texts(item, texts)
-    elif isinstance(value, dict):
-        texts.extend(value)
-        for item in value.values():
-            _collect_texts(item, texts)
-
-
-def _is_role_colon(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
-    if template not in TEMPLATES:
-        raise ValueError(f"template={template!r}: allowed are {', '.join(TEMPLATES)}")
-    return template == "role_colon" or tokenizer.chat_template is None
-
-
 def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
     """The text of `tokens`, control tokens included, as it stands."""
     text = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
@@ -262,9 +228,9 @@ def _prompt_text(
     template: str,
 ) -> tuple[list[int], str]:
     """The text after which the model writes, and the bos token where that has to come before it."""
-    if _is_role_colon(tokenizer, template):
+    if is_role_colon(tokenizer, template):
         return leading_bos(tokenizer), _role_colon_text(messages) + "\n\nAssistant:"
-    return [], _Chat(tokenizer, encoder).text(messages, add_generation_prompt=True)
+    return [], Chat(tokenizer, encoder).text(messages, add_generation_prompt=True)
 
 
 def _token_spans(encoder: Encoder, text: str) -> list[tuple[int, int]]:
@@ -280,138 +246,9 @@ def _token_spans(encoder: Encoder, text: str) -> list[tuple[int, int]]:
 # ------------------------------------------------------------------------------- chat templates
 
 
-class _Chat(NamedTuple):
-    """A model's chat template."""
-
-    tokenizer: "PreTrainedTokenizerBase"
-    encoder: Encoder
-    tools: Sequence[Mapping[str, Any]] = ()
-
-    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        conversation = [
-            {key: value for key, value in message.items() if key != "weight"}
-            for message in messages
-        ]
-
-        def template(outside: Mapping[str, Any]) -> str:
-            return self._applied(
-                outside["messages"], outside["tools"], add_generation_prompt=add_generation_prompt
-            )
-
-        outside = {"messages": conversation, "tools": list(self.tools)}
-        return self.encoder.rendered(template, outside)
-
-    def _applied(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool,
-    ) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,  # pyrefly: ignore
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        # templates raise the first, and run into the others
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            roles = [message["role"] for message in messages]
-            raise ValueError(
-                f"the model's chat template refuses messages with the roles {roles}: {error}. "
-                "Change the messages (a system text can open the first user message) or use "
-                "template=role_colon"
-            ) from error
-        assert isinstance(text, str)
-        return text
-
-
-def _check_tools(
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]],
-    template: str,
-) -> None:
-    """Raises ValueError where the template leaves out what the messages use: many know no tools,
-    and say nothing."""
-    used = {
-        "tools": bool(tools),
-        "tool_calls": any(message.get("tool_calls") for message in messages),
-        "messages with the role tool": any(message["role"] == "tool" for message in messages),
-    }
-    if not any(used.values()):
-        return
-    names = [f"{_PROBE}{letter}" for letter in "ABCDE"]
-    arguments = {names[2]: names[3]}
-    call = {"name": names[1], "arguments": arguments}
-    described = {"name": names[0], "description": "d", "parameters": {"type": "object"}}
-    tool = {"type": "function", "function": described}
-    # Mistral's templates take ids of nine characters
-    told: list[Message] = [
-        {"role": "user", "content": "a"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"id": "call00000", "type": "function", "function": call}],
-        },
-        {"role": "tool", "name": names[1], "tool_call_id": "call00000", "content": names[4]},
-    ]
-    shown = ""
-    if not _is_role_colon(tokenizer, template):
-        if not (used["tool_calls"] or used["messages with the role tool"]):
-            told = told[:1]
-        shown = _Chat(tokenizer, Encoder(tokenizer), [tool] if tools else []).text(told)
-    expected = {
-        "tools": names[:1],
-        "tool_calls": names[1:4],
-        "messages with the role tool": names[4:],
-    }
-    left_out = [
-        what
-        for what, probes in expected.items()
-        if used[what] and not all(probe in shown for probe in probes)
-    ]
-    if left_out:
-        raise ValueError(
-            f"the template leaves out {' and '.join(left_out)}, so the model would not see them"
-        )
-
-
-def _check_names(
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]],
-    template: str,
-) -> None:
-    """Raises ValueError where the template leaves out the name of a message. A tool's is that of
-    its call, and may be left out."""
-    probes = {
-        i: f"{_PROBE}n{i}x"
-        for i, message in enumerate(messages)
-        if message.get("name") and message["role"] != "tool"
-    }
-    if not probes:
-        return
-    shown = ""
-    if not _is_role_colon(tokenizer, template):
-        probed: list[Message] = list(messages)
-        for i, probe in probes.items():
-            probed[i] = {**messages[i], "name": probe}
-        shown = _Chat(tokenizer, Encoder(tokenizer), tools).text(probed)
-    for i, probe in probes.items():
-        if probe not in shown:
-            raise ValueError(
-                f"messages[{i}].name={messages[i].get('name')!r}: the template leaves names out, "
-                "so the model would not see it; take it out, or write it into the content"
-            )
-
-
-def _opening(chat: _Chat, upto: str) -> str:
+def _opening(chat: Chat, upto: str) -> str:
     """What stands before the answer in a conversation that begins with one."""
-    asked: list[Message] = [{"role": "user", "content": _PROBE}]
+    asked: list[Message] = [{"role": "user", "content": PROBE}]
     header = chat.text(asked, add_generation_prompt=True).removeprefix(chat.text(asked))
     start = upto.find(header)
     if not header or start < 0:
@@ -422,7 +259,7 @@ def _opening(chat: _Chat, upto: str) -> str:
     return upto[: start + len(header)]
 
 
-def _chat_turn(chat: _Chat, messages: Sequence[Message], i: int, text: str) -> _Turn:
+def _chat_turn(chat: Chat, messages: Sequence[Message], i: int, text: str) -> _Turn:
     encoder = chat.encoder
     upto = chat.text(messages[: i + 1])
     prompt = chat.text(messages[:i], add_generation_prompt=True) if i else _opening(chat, upto)
@@ -442,36 +279,6 @@ def _chat_turn(chat: _Chat, messages: Sequence[Message], i: int, text: str) -> _
         )
     # the newline that many templates write after the end token is not the model's
     return _Turn(len(prompt), max(len(prompt), len(upto.rstrip())))
-
-
-# of each tokenizer, with the template and the end token that they hold for
-_STOP_IDS: weakref.WeakKeyDictionary[Any, tuple[Any, list[int]]] = weakref.WeakKeyDictionary()
-
-
-def _stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The token that ends an assistant message in the template, and the model's end token."""
-    held_for = (tokenizer.chat_template, tokenizer.eos_token_id)
-    known = _STOP_IDS.get(tokenizer)
-    if known is None or known[0] != held_for:
-        known = _STOP_IDS[tokenizer] = (held_for, _find_stop_ids(tokenizer))
-    return list(known[1])
-
-
-def _find_stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    asked: list[Message] = [{"role": "user", "content": "a"}]
-    answered: list[Message] = [*asked, {"role": "assistant", "content": _PROBE}]
-    encoder = _encoder(tokenizer, answered)
-    text = _Chat(tokenizer, encoder).text(answered)
-    closing = encoder.encode(text.rpartition(_PROBE)[2])
-    marks = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-    ends = [token for token in closing if token in marks][:1]
-    if not ends:
-        raise ValueError(
-            "the model's chat template ends assistant messages with no special token, so nothing "
-            "would tell the sampler to stop; use template=role_colon"
-        )
-    eos = tokenizer.eos_token_id
-    return ends if eos is None or eos in ends else [*ends, eos]
 
 
 def _end_of_turn(
