@@ -21,7 +21,7 @@ def encoder_for(
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> Encoder:
-    """For these messages. Raises ValueError where there are none, or a text of theirs is not text."""
+    """For these messages; ValueError where there are none, or one holds half a character."""
     if not messages:
         raise ValueError("messages is empty: a conversation needs at least one message")
     texts: list[str] = []
