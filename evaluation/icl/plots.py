@@ -14,12 +14,21 @@ from __future__ import annotations
 import io
 import logging
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.icl.results import what_varies
+from evaluation.icl.points import (
+    LOSS_NAMES,
+    MODES,
+    Row,
+    averaged,
+    final_points,
+    grouped,
+    points_of,
+    position_records,
+    task_order,
+)
 from utils.runs.files import atomic_write_bytes, atomic_write_text
 from utils.runs.report import LINE_COLOURS, Report
 from utils.runs.tables import csv_text
@@ -31,11 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MODES = {
-    "standard": "tasks of the mixture (ID)",
-    "ood": "new tasks (OOD)",
-    "iwl": "in-weights: the item is not in the context",
-}
 LOSSES = {
     "BallsAndUrns": "KL from the urn, nats",
     "LinearRegression": "squared error / D",
@@ -46,9 +50,6 @@ PREDICTORS = {"generalizing": GENERALIZING, "memorizing": MEMORIZING}
 MODEL_COLOURS = ("#111111", *LINE_COLOURS[2:], LINE_COLOURS[1])
 # more rows of panels than this are in the CSV alone
 MAX_ROWS = 12
-_SEEDS = ("model.init_seed", "setting.task_seed")
-
-Row = dict[str, Any]
 
 
 class Plot(NamedTuple):
@@ -61,7 +62,7 @@ class Plot(NamedTuple):
 def make_plots(frame: pd.DataFrame) -> tuple[list[Plot], dict[str, str]]:
     """The plots that the results (of load_eval_results) allow, and why there is none of the others,
     by name. With several families of tasks there is one of each for each of them."""
-    points = _points(frame)
+    points = points_of(frame)
     families = list(dict.fromkeys(point["family"] for point in points))
     makers: dict[str, Callable[[list[Row]], Plot | str]] = {
         "threshold": _threshold,
@@ -119,117 +120,17 @@ def write_report(
     report.write(path)
 
 
-# ----------------------------------------------------------------------------------------- numbers
-
-
-def _points(frame: pd.DataFrame) -> list[Row]:
-    """A row for each evaluated checkpoint and mode, with labels of what varies between the runs of
-    a family: of the setting besides the number of tasks, and of the model and its training."""
-    by_family: dict[str, list[Row]] = {}
-    records: list[Any] = frame.to_dict("records")
-    for record in records:
-        if record["metrics"] is not None:
-            by_family.setdefault(record["config"]["setting"]["type"], []).append(record)
-    points = []
-    for family, of_family in by_family.items():
-        settings = what_varies(
-            [r["config"] for r in of_family], ("setting",), ("setting.num_tasks", *_SEEDS)
-        )
-        models = _model_labels(of_family)
-        for record, setting in zip(of_family, settings, strict=True):
-            points += [
-                {
-                    "family": family,
-                    "mode": mode,
-                    "setting": _label(setting),
-                    "model": models[record["run"]],
-                    "num_tasks": record["config"]["setting"]["num_tasks"],
-                    "step": record["checkpoint"],
-                    "run": record["run"],
-                    "record": record["metrics"][mode],
-                }
-                for mode in MODES
-                if mode in record["metrics"]
-            ]
-    return points
-
-
-def _model_labels(records: Sequence[Row]) -> dict[str, str]:
-    """By run. Of trained ones, in what they differ; the others have names of their own."""
-    labels = {}
-    trained: dict[str, Any] = {}
-    for record in records:
-        model = record["config"]["model"]
-        if model["type"] == "LLM":
-            labels[record["run"]] = " + ".join(
-                str(part) for part in (model["model_name"], model.get("checkpoint")) if part
-            )
-        elif model["type"] == "Bayes":
-            labels[record["run"]] = f"{model['predictor']} predictor"
-        else:
-            trained[record["run"]] = record["config"]
-    varying = what_varies(list(trained.values()), ("model", "training"), _SEEDS)
-    for run, values in zip(trained, varying, strict=True):
-        labels[run] = _label(values) or "model"
-    return labels
-
-
-def _label(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        str(value) if name == "model.type" else f"{name.rpartition('.')[2]}={value}"
-        for name, value in values.items()
-    )
-
-
-def _final(points: Sequence[Row]) -> list[Row]:
-    """Those of each run's last checkpoint."""
-    last: dict[str, int] = {}
-    for point in points:
-        last[point["run"]] = max(last.get(point["run"], -1), _number(point["step"]))
-    return [point for point in points if _number(point["step"]) == last[point["run"]]]
-
-
-def _number(step: int | None) -> int:
-    return -1 if step is None else step
-
-
-def _averaged(points: Sequence[Row], keys: Sequence[str], names: Sequence[str]) -> list[Row]:
-    """A row for each combination of `keys`: the means over runs of those numbers of `names` that
-    are there, the standard error of the loss over runs, and how many runs there are."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for point in points:
-        groups.setdefault(tuple(point[key] for key in keys), []).append(point["record"])
-    rows = []
-    for group, records in groups.items():
-        row: Row = dict(zip(keys, group, strict=True))
-        for name in names:
-            values = [r[name] for r in records if r.get(name) is not None]
-            row[name] = statistics.fmean(values) if values else None
-        losses = [record["loss"] for record in records]
-        several = len(losses) > 1
-        row["error"] = statistics.stdev(losses) / math.sqrt(len(losses)) if several else None
-        rows.append({**row, "runs": len(records)})
-    return rows
-
-
-def _task_order(num_tasks: int | str) -> float:
-    return math.inf if num_tasks == "inf" else float(num_tasks)
-
-
-_LOSS_NAMES = ("loss", "generalizing_loss", "memorizing_loss")
-
-
 # ------------------------------------------------------------------------------------------- plots
 
 
 def _threshold(points: list[Row]) -> Plot | str:
-    points = [point for point in _final(points) if point["step"] is not None]
-    counts = sorted({point["num_tasks"] for point in points}, key=_task_order)
+    points = [point for point in final_points(points) if point["step"] is not None]
+    counts = sorted({point["num_tasks"] for point in points}, key=task_order)
     if len(counts) < 2:
         return "needs trained runs with two or more values of setting.num_tasks"
-    rows = _averaged(points, ("mode", "setting", "model", "num_tasks"), _LOSS_NAMES)
-    rows.sort(key=lambda row: _task_order(row["num_tasks"]))
-    places = {count: math.log2(_task_order(count)) for count in counts}
+    rows = averaged(points, ("mode", "setting", "model", "num_tasks"), LOSS_NAMES)
+    rows.sort(key=lambda row: task_order(row["num_tasks"]))
+    places = {count: math.log2(task_order(count)) for count in counts}
     # inf stands at the right, a little apart
     beyond = max(place for place in places.values() if place < math.inf) + 1.5
     places = {count: min(place, beyond) for count, place in places.items()}
@@ -243,7 +144,7 @@ def _threshold(points: list[Row]) -> Plot | str:
                 [row[f"{which}_loss"] for row in drawn],
                 **_dashed(which, colour, marker="."),
             )
-        for i, (label, line) in enumerate(_by(of_panel, "model").items()):
+        for i, (label, line) in enumerate(grouped(of_panel, "model").items()):
             axes.errorbar(
                 [places[row["num_tasks"]] for row in line],
                 [row["loss"] for row in line],
@@ -266,11 +167,11 @@ def _first_of_each(rows: Sequence[Row]) -> list[Row]:
 
 def _transience(points: list[Row]) -> Plot | str:
     points = [point for point in points if point["step"] is not None]
-    per_run = [len({p["step"] for p in of_run}) for of_run in _by(points, "run").values()]
+    per_run = [len({p["step"] for p in of_run}) for of_run in grouped(points, "run").values()]
     if not per_run or max(per_run) < 3:
         return "needs a run with three or more evaluated checkpoints (training.save_schedule)"
-    rows = _averaged(points, ("mode", "setting", "num_tasks", "model", "step"), _LOSS_NAMES)
-    rows.sort(key=lambda row: (_task_order(row["num_tasks"]), row["step"]))
+    rows = averaged(points, ("mode", "setting", "num_tasks", "model", "step"), LOSS_NAMES)
+    rows.sort(key=lambda row: (task_order(row["num_tasks"]), row["step"]))
     steps = [row["step"] for row in rows]
     panels = _Panels(rows, ("setting", "num_tasks"))
 
@@ -279,7 +180,7 @@ def _transience(points: list[Row]) -> Plot | str:
             value = of_panel[0][f"{which}_loss"]
             if value is not None:
                 axes.axhline(value, **_dashed(which, colour))
-        for i, (label, line) in enumerate(_by(of_panel, "model").items()):
+        for i, (label, line) in enumerate(grouped(of_panel, "model").items()):
             axes.plot(
                 [row["step"] for row in line],
                 [row["loss"] for row in line],
@@ -297,14 +198,14 @@ def _transience(points: list[Row]) -> Plot | str:
 def _phase_diagram(points: list[Row]) -> Plot | str:
     points = [point for point in points if point["step"] is not None]
     steps = sorted({point["step"] for point in points})
-    counts = sorted({point["num_tasks"] for point in points}, key=_task_order)
+    counts = sorted({point["num_tasks"] for point in points}, key=task_order)
     if len(steps) < 2 or len(counts) < 2:
         return "needs two or more steps and two or more values of setting.num_tasks"
     if all(point["record"]["relative_distance"] is None for point in points):
         return "the relative distance is undefined everywhere (see relative_distance_note)"
     names = ("relative_distance",)
-    rows = _averaged(points, ("mode", "setting", "model", "num_tasks", "step"), names)
-    rows.sort(key=lambda row: (_task_order(row["num_tasks"]), row["step"]))
+    rows = averaged(points, ("mode", "setting", "model", "num_tasks", "step"), names)
+    rows.sort(key=lambda row: (task_order(row["num_tasks"]), row["step"]))
     panels = _Panels(rows, ("setting", "model"))
 
     def draw(axes: Axes, of_panel: list[Row]) -> None:
@@ -336,21 +237,21 @@ def _phase_diagram(points: list[Row]) -> Plot | str:
 
 
 def _context(points: list[Row]) -> Plot | str:
-    points = _final(points)
+    points = final_points(points)
     if all(len(point["record"]["position_loss"]) < 2 for point in points):
         return "this setting predicts at one position only"
     keys = ("mode", "setting", "num_tasks", "model", "position")
     by_position = [
         {**point, "position": position, "record": record}
         for point in points
-        for position, record in enumerate(_position_records(point["record"]))
+        for position, record in enumerate(position_records(point["record"]))
     ]
-    rows = _averaged(by_position, keys, _LOSS_NAMES)
-    rows.sort(key=lambda row: (_task_order(row["num_tasks"]), row["position"]))
+    rows = averaged(by_position, keys, LOSS_NAMES)
+    rows.sort(key=lambda row: (task_order(row["num_tasks"]), row["position"]))
     panels = _Panels(rows, ("setting", "num_tasks"))
 
     def draw(axes: Axes, of_panel: list[Row]) -> None:
-        lines = _by(of_panel, "model")
+        lines = grouped(of_panel, "model")
         first = next(iter(lines.values()))
         positions = [row["position"] for row in first]
         for i, (label, line) in enumerate(lines.items()):
@@ -363,7 +264,7 @@ def _context(points: list[Row]) -> Plot | str:
             values = [row[f"{which}_loss"] for row in first]
             if None not in values:
                 axes.plot(positions, values, **_dashed(which, colour))
-        drawn = [row[name] for row in of_panel for name in _LOSS_NAMES if row[name] is not None]
+        drawn = [row[name] for row in of_panel for name in LOSS_NAMES if row[name] is not None]
         if min(drawn) > 0 and max(drawn) > 10 * min(drawn):
             axes.set_yscale("log")
         axes.set_xlabel("items seen before")
@@ -371,16 +272,6 @@ def _context(points: list[Row]) -> Plot | str:
     figure = panels.draw(draw, _loss_label(points))
     caption = "Loss by position in the context, at the end of training; dashed: exact predictors."
     return Plot("context", caption + _seeds_told(rows), figure, rows)
-
-
-def _position_records(record: Row) -> list[Row]:
-    columns = {
-        name: record[f"position_{name}"].tolist()
-        for name in _LOSS_NAMES
-        if f"position_{name}" in record
-    }
-    count = len(record["position_loss"])
-    return [{name: column[i] for name, column in columns.items()} for i in range(count)]
 
 
 # ----------------------------------------------------------------------------------------- drawing
@@ -447,13 +338,6 @@ class _Panels:
             elif value and len(self._groups) > 1:
                 parts.append(str(value))
         return ", ".join(parts)
-
-
-def _by(rows: Sequence[Row], key: str) -> dict[Any, list[Row]]:
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    return groups
 
 
 def _solid(label: str, index: int, *, marker: str) -> dict[str, Any]:
