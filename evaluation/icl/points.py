@@ -1,4 +1,4 @@
-"""The points of the plots: a row for each evaluated checkpoint and mode, labels, means over runs."""
+"""The points of the plots: each evaluated checkpoint and mode, with labels; means over runs."""
 
 from __future__ import annotations
 
