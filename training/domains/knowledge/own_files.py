@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.domains.knowledge.rows import Row, checked_row
-from utils.json_files import read_json, read_json_lines, utf8_text
+from training.domains.knowledge.rows import Row, checked_row, file_value
+from utils.json_files import read_json_lines, utf8_text
 
 TEXTS = (".txt", ".md")
 FORMS = (
@@ -22,7 +22,9 @@ def read_own(path: Path, problems: list[str]) -> list[Row]:
     if path.suffix == ".jsonl":
         named = list(read_json_lines(path, problems))
     elif path.suffix == ".json":
-        value = read_json(path)
+        value = file_value(path, problems)
+        if value is None:
+            return []
         if not isinstance(value, list):
             problems.append(f"{path}: a list of passages is needed, got {type(value).__name__}")
             return []

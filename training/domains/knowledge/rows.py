@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from utils.json_files import read_json
 
 
 class Row(NamedTuple):
@@ -10,6 +13,20 @@ class Row(NamedTuple):
     context: str
     # (question, answer)
     questions: list[tuple[str, str]]
+
+
+def file_value(path: Path, problems: list[str]) -> Any:
+    """What a JSON file holds; None, and a problem more, where it holds nothing or is no JSON."""
+    try:
+        value = read_json(path)
+        if value is not None:
+            return value
+        problems.append(f"{path}: holds null")
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error})")
+    except ValueError as error:
+        problems.append(str(error))
+    return None
 
 
 def checked_row(name: str, value: Any, problems: list[str]) -> Row | None:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from training.domains.base import Split
-from training.domains.knowledge.rows import Row, checked_row
+from training.domains.knowledge.rows import Row, checked_row, file_value
 from utils.config.entrypoint import ConfigError
-from utils.json_files import read_json
 
 HUB_NAME = "rajpurkar/squad"
 _HUB_SPLITS = {"train": "train", "test": "validation"}
@@ -41,7 +40,9 @@ def subset(items: Sequence[T], start: int, number: int) -> list[T]:
 def read_squad(path: Path, problems: list[str]) -> list[Row]:
     """The paragraphs of a file in their order; what is wrong goes to `problems`, named by where it
     stands. Titles are written with spaces."""
-    value = read_json(path)
+    value = file_value(path, problems)
+    if value is None:
+        return []
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         rows = _paragraphs(value["data"], str(path), problems)
     elif isinstance(value, list) and value:
@@ -103,13 +104,17 @@ def _paragraphs(
                 {
                     "title": article.get("title"),
                     "context": paragraph.get("context"),
-                    "questions": [_first_answer(asked) for asked in paragraph.get("qas") or []],
+                    "questions": _first_answers(paragraph.get("qas")),
                 },
             )
 
 
+def _first_answers(asked_Q: Any) -> Any:
+    """Questions of SQuAD's own JSON in SEAL's form; what is no list of them is left alone."""
+    return [_first_answer(asked) for asked in asked_Q] if isinstance(asked_Q, list) else asked_Q
+
+
 def _first_answer(asked: Any) -> Any:
-    """A question of SQuAD's own JSON in SEAL's form; left alone where it is not one."""
     if not isinstance(asked, dict) or not isinstance(asked.get("answers"), list):
         return asked
     answers = asked["answers"]
