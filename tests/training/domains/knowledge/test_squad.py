@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -49,7 +50,7 @@ def written(path, value):
     return str(path)
 
 
-ORIGINAL = {
+ORIGINAL: dict[str, Any] = {
     "version": "1.1",
     "data": [
         {
