@@ -22,7 +22,8 @@ OURS = r"`((?:scripts|training|generation|evaluation|utils|tests|benchmarks|docs
 
 
 def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
+    """With commands of several lines in one."""
+    return re.sub(r" \\\n +", " ", page.read_text(encoding="utf-8"))
 
 
 def code_of(page: Path) -> list[str]:

@@ -378,3 +378,22 @@ def test_a_folder_that_names_no_base_model(saved):
     with pytest.raises(ValueError, match="does not name its base model; pass base_model"):
         load(service, path)
     assert load(service, path, folder).get_info().lora_rank == 3
+
+
+def test_its_seed_alone_decides_how_an_adapter_starts(tiny_model: Any, service: Any) -> None:
+    folder = tiny_model("llama")
+
+    def started(name: str, seed: int) -> dict[str, torch.Tensor]:
+        # what else draws numbers in this process changes nothing
+        torch.manual_seed(len(name))
+        client = service.create_lora_training_client(folder, rank=3, seed=seed)
+        return load_file(Path(client.save_state(name).result().path) / "adapter_model.safetensors")
+
+    first, again, other = started("a", 5), started("again", 5), started("other", 6)
+    assert first.keys() == again.keys() == other.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+        if ".lora_B." in name:
+            assert not tensor.any()
+        else:
+            assert not torch.equal(tensor, other[name])
