@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from training.domains.knowledge.grading import accuracy
+from training.domains.knowledge.passages import Passage
 from training.domains.knowledge.seal_files import SftRow, best_of, validated, write_json
 from utils.json_files import read_json_object
 
@@ -93,6 +94,25 @@ class SealRun:
 S = TypeVar("S", ArticleStats, Overall)
 
 _RUN = TypeAdapter(SealRun)
+
+
+def seal_answers(
+    passage: Passage,
+    rep: int,
+    baseline: tuple[Sequence[str], Sequence[bool | None]],
+    adapter: tuple[Sequence[str], Sequence[bool | None]],
+) -> list[SealAnswer]:
+    """One inner run's answers to the passage's questions, with their verdicts; `baseline` and
+    `adapter` are those of the model before and after."""
+    return [
+        SealAnswer(rep, question.text, question.answer, *texts, *verdicts)
+        for question, texts, verdicts in zip(
+            passage.questions,
+            zip(baseline[0], adapter[0], strict=True),
+            zip(baseline[1], adapter[1], strict=True),
+            strict=True,
+        )
+    ]
 
 
 def scored_edit(text: str, answers: Sequence[SealAnswer]) -> ScoredEdit:

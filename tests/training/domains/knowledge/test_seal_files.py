@@ -28,6 +28,7 @@ from training.domains.knowledge.seal_runs import (
     best_rows,
     read_run,
     scored_edit,
+    seal_answers,
     seal_run,
     write_run,
 )
@@ -136,6 +137,17 @@ def test_rows_that_are_none(tmp_path: Path) -> None:
 
 def answered(rep: int, before: bool | None, after: bool | None) -> SealAnswer:
     return SealAnswer(rep, "Where?", "Oslo", "x", "y", before, after)
+
+
+def test_the_answers_of_an_inner_run() -> None:
+    passage = replace(PASSAGE, questions=(QUESTION, Question("q2", "Who?", "Ann")))
+    answers = seal_answers(passage, 1, (["a", "b"], [False, None]), (["c", "d"], [True, False]))
+    assert answers == [
+        SealAnswer(1, "Where?", "Oslo", "a", "c", False, True),
+        SealAnswer(1, "Who?", "Ann", "b", "d", None, False),
+    ]
+    with pytest.raises(ValueError, match="zip"):
+        seal_answers(passage, 1, (["a"], [False]), (["c"], [True]))
 
 
 def test_an_answer_without_a_verdict_is_in_no_mean(tmp_path: Path) -> None:
