@@ -1,0 +1,352 @@
+"""The inner loop: an adapter for each self-edit, trained on it and its passage, then asked.
+
+Adapters of a call train together, and all of their questions are answered in one batch. All edits
+of a passage begin with the same adapter and see their lines in the same order within a repeat, so
+that what they differ in is the edit (common random numbers); the next repeat has others.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from training.adapt import AdaptJob, AdaptSettings, adapt
+from training.adapter_proof import AdapterProof
+from training.api import (
+    APIFuture,
+    Datum,
+    ForwardBackwardOutput,
+    ModelInput,
+    RequestFailedError,
+    SampleResponse,
+    SamplingClient,
+    SamplingParams,
+    ServiceClient,
+    TrainingClient,
+)
+from training.domains.knowledge.answers import Answerer, AnswerSettings, Item
+from training.domains.knowledge.documents import (
+    CAP,
+    DocumentForm,
+    document_texts,
+    pooled_texts,
+    text_datum,
+)
+from training.domains.knowledge.grading import Judge
+from training.domains.knowledge.passages import Passage, Shot
+
+Preset = Literal["small", "seal"]
+PRESETS: tuple[Preset, ...] = ("small", "seal")
+# of the base model's answers, per position, where the adapter is held to it
+ANCHOR_TOP_K = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerSettings(AnswerSettings):
+    """How an adapter is trained on an edit, and asked.
+
+    `cap`: documents of an edit at most. `mask_until`: nothing up to and with it is learned of a
+    text. `early_stop` holds the last document of an edit out, and stops where its loss rises.
+    `adapt.anchor_weight` (kl_weight) holds the adapter to the base model's answers to questions
+    about `anchors`.
+    """
+
+    base_model: str
+    adapt: AdaptSettings
+    learning_rate: float
+    num_epochs: int
+    seed: int
+    documents: DocumentForm = "lines"
+    cap: int | None = CAP
+    mask_until: str = ""
+    early_stop: bool = False
+    anchors: tuple[Passage, ...] = ()
+
+
+def preset(
+    name: Preset, *, base_model: str, seed: int = 0, kl_weight: float = 0.0, **changes: Any
+) -> InnerSettings:
+    """seal: SEAL's single-passage settings (rank 32, alpha 64, query and value projections, 10
+    epochs of batch 1 at 1e-3, linear decay). small: for the embedded model, found by
+    benchmarks/knowledge_evidence.py. `changes` are other fields of InnerSettings."""
+    if name == "seal":
+        lora: dict[str, Any] = {
+            **{"rank": 32, "lora_alpha": 64.0, "lora_dropout": 0.0},
+            "target_modules": ["q_proj", "v_proj"],
+        }
+        settings = InnerSettings(
+            base_model=base_model,
+            seed=seed,
+            adapt=AdaptSettings(
+                lora=lora, batch_size=1, schedule="linear", anchor_weight=kl_weight
+            ),
+            learning_rate=1e-3,
+            num_epochs=10,
+            documents="seal",
+        )
+    elif name == "small":
+        settings = InnerSettings(
+            base_model=base_model,
+            seed=seed,
+            adapt=AdaptSettings(
+                lora={"rank": 16, "lora_alpha": 32.0, "train_unembed": False},
+                batch_size=4,
+                anchor_weight=kl_weight,
+            ),
+            learning_rate=3e-3,
+            num_epochs=3,
+        )
+    else:
+        raise ValueError(f"preset={name!r}: allowed are {', '.join(PRESETS)}")
+    return dataclasses.replace(settings, **changes)
+
+
+@dataclass(frozen=True)
+class InnerJob:
+    """One edit of one passage; None: the base model as it is, "": the passage alone.
+
+    `asked`: whose questions are asked, by default the passage's own. `shown` is read before each
+    question. `learning_rate` None: that of the settings.
+    """
+
+    passage: Passage
+    edit: str | None
+    learning_rate: float | None = None
+    repeat: int = 0
+    asked: tuple[Passage, ...] = ()
+    shown: str = ""
+
+
+@dataclass(frozen=True)
+class PooledJob:
+    """Continued pretraining: `edits_P_K` of many passages in one adapter, with or without the
+    passages themselves."""
+
+    passages_P: tuple[Passage, ...]
+    edits_P_K: tuple[tuple[str, ...], ...]
+    learning_rate: float | None = None
+    repeat: int = 0
+    add_context: bool = True
+    asked: tuple[Passage, ...] = ()
+    shown: str = ""
+
+
+@dataclass(frozen=True)
+class InnerOutcome:
+    """Over all questions asked, passage by passage; empty where the run `failed`, which says why.
+
+    `correct_Q` is None where the judge could not say, `logprobs_Q` and `choices_Q` where they were
+    not asked for. `trained_tokens` counts all epochs.
+    """
+
+    answers_Q: list[str] = field(default_factory=list)
+    correct_Q: list[bool | None] = field(default_factory=list)
+    logprobs_Q: list[float | None] = field(default_factory=list)
+    choices_Q: list[bool | None] = field(default_factory=list)
+    trained_tokens: int = 0
+    num_documents: int = 0
+    failed: str | None = None
+
+
+class _Asked(NamedTuple):
+    """What an adapter was asked for, to be waited for."""
+
+    texts_Q: list[APIFuture[SampleResponse]]
+    scored: APIFuture[ForwardBackwardOutput] | None
+
+
+class InnerLoop:
+    """Trains and asks the adapters of self-edits, `settings.adapt.max_parallel` at a time."""
+
+    def __init__(
+        self,
+        service: ServiceClient,
+        tokenizer: Any,
+        settings: InnerSettings,
+        judge: Judge,
+        shots: Sequence[Shot],
+    ) -> None:
+        self._service = service
+        self._tokenizer = tokenizer
+        self._judge = judge
+        self._proof = AdapterProof(service, settings.base_model)
+        self._anchor_datums: list[Datum] | None = None
+        self.answerer = Answerer(tokenizer, settings, shots)
+        self.settings = settings
+
+    def run(
+        self, jobs_J: Sequence[InnerJob | PooledJob], *, desc: str = "inner runs"
+    ) -> list[InnerOutcome]:
+        """What each job led to. One whose training breaks (a wild learning rate, a text over the
+        context) is a failed outcome, and the others go on.
+
+        Raises ValueError for a question that does not fit into the context.
+        """
+        items_J = [_items(job) for job in jobs_J]
+        failures: dict[int, str] = {}
+        texts_J = [self.texts(job) for job in jobs_J]
+        adapt_jobs = [self._job(j, jobs_J[j], texts_J[j], failures) for j in range(len(jobs_J))]
+        alive = [j for j in range(len(jobs_J)) if j not in failures]
+        scored: dict[int, APIFuture[ForwardBackwardOutput] | None] = {}
+        asked: dict[int, _Asked] = {}
+
+        def on_trained(index: int, trainer: TrainingClient) -> None:
+            scored[alive[index]] = self.answerer.score(items_J[alive[index]], trainer)
+
+        def on_adapted(index: int, sampler: SamplingClient) -> None:
+            j = alive[index]
+            asked[j] = _Asked(self.answerer.ask(items_J[j], sampler), scored.pop(j))
+
+        def on_failed(index: int, error: RequestFailedError) -> None:
+            failures[alive[index]] = str(error)
+
+        tokens_A = adapt(
+            self._service,
+            self.settings.base_model,
+            [adapt_jobs[j] for j in alive],
+            self.settings.adapt,
+            on_adapted=on_adapted,
+            on_trained=on_trained,
+            on_failed=on_failed,
+            desc=desc,
+            proof=self._proof,
+        )
+        tokens = dict(zip(alive, tokens_A, strict=True))
+        read = self._read(items_J, asked, failures)
+        graded = iter(
+            self._judge(
+                [
+                    (item.passage, item.question, answer.text)
+                    for j in sorted(read)
+                    for item, answer in zip(items_J[j], read[j], strict=True)
+                ]
+            )
+        )
+        outcomes = []
+        for j in range(len(jobs_J)):
+            answers_Q = read.get(j, [])
+            outcomes.append(
+                InnerOutcome(
+                    answers_Q=[answer.text for answer in answers_Q],
+                    correct_Q=[next(graded) for _ in answers_Q],
+                    logprobs_Q=[answer.logprob for answer in answers_Q],
+                    choices_Q=[answer.choice for answer in answers_Q],
+                    trained_tokens=tokens.get(j, 0),
+                    num_documents=len(texts_J[j]),
+                    failed=failures.get(j),
+                )
+            )
+        return outcomes
+
+    def texts(self, job: InnerJob | PooledJob) -> list[str]:
+        """What a job is trained on, the passages last; nothing for the base model."""
+        form, cap = self.settings.documents, self.settings.cap
+        if isinstance(job, PooledJob):
+            return pooled_texts(
+                job.passages_P, job.edits_P_K, form, cap=cap, add_context=job.add_context
+            )
+        if job.edit is None:
+            return []
+        return document_texts(job.passage, job.edit, form, cap=cap)
+
+    # ------------------------------------------------------------------------------------- private
+
+    def _job(
+        self, j: int, job: InnerJob | PooledJob, texts: list[str], failures: dict[int, str]
+    ) -> AdaptJob:
+        """Notes in `failures` what cannot be trained."""
+        settings = self.settings
+        datums = [text_datum(self._tokenizer, text, settings.mask_until) for text in texts]
+        longest = max((datum.model_input.length for datum in datums), default=0)
+        if settings.context is not None and longest > settings.context:
+            failures[j] = (
+                f"a text to train on has {longest} tokens; the model's context is "
+                f"{settings.context}"
+            )
+        heldout = []
+        # the passage stays, and there must be another document to learn
+        if settings.early_stop and len(datums) > 2:
+            heldout = [datums.pop(-2)]
+        rate = settings.learning_rate if job.learning_rate is None else job.learning_rate
+        return AdaptJob(
+            datums_D=datums,
+            learning_rate=rate,
+            num_epochs=settings.num_epochs if datums else 0,
+            seed=_job_seed(settings.seed, job),
+            heldout_D=heldout,
+            anchors_D=self._anchors() if datums else [],
+        )
+
+    def _anchors(self) -> list[Datum]:
+        """Questions about other entities with the base model's answers, as soft targets: the
+        cross-entropy to them is the KL divergence from the base model, but for a constant."""
+        settings = self.settings
+        if not settings.adapt.anchor_weight:
+            return []
+        if self._anchor_datums is None:
+            base = self._service.create_sampling_client(base_model=settings.base_model)
+            prompts = [
+                self.answerer.prompt(Item(passage, question))
+                for passage in settings.anchors
+                for question in passage.questions
+            ]
+            params = SamplingParams(
+                max_tokens=settings.max_answer_tokens, temperature=0.0, stop=["\n"]
+            )
+            futures = [
+                base.sample(
+                    ModelInput.from_ints(prompt), 1, params, topk_sample_logprobs=ANCHOR_TOP_K
+                )
+                for prompt in prompts
+            ]
+            self._anchor_datums = [
+                _soft_datum(prompt, future.result())
+                for prompt, future in zip(prompts, futures, strict=True)
+            ]
+        return self._anchor_datums
+
+    def _read(
+        self, items_J: Sequence[list[Item]], asked: dict[int, _Asked], failures: dict[int, str]
+    ) -> dict[int, Any]:
+        read = {}
+        for j in sorted(asked):
+            try:
+                read[j] = self.answerer.read(items_J[j], *asked[j])
+            except RequestFailedError as error:
+                failures[j] = str(error)
+        return read
+
+
+def _items(job: InnerJob | PooledJob) -> list[Item]:
+    own = job.passages_P if isinstance(job, PooledJob) else (job.passage,)
+    return [
+        Item(passage, question, job.shown)
+        for passage in job.asked or own
+        for question in passage.questions
+    ]
+
+
+def _job_seed(seed: int, job: InnerJob | PooledJob) -> int:
+    """Of the adapter's weights and the order of lines: the same for all edits of a passage."""
+    own = job.passages_P if isinstance(job, PooledJob) else (job.passage,)
+    ids = [passage.id for passage in own]
+    digest = hashlib.sha256(repr((seed, ids, job.repeat)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _soft_datum(prompt: list[int], response: SampleResponse) -> Datum:
+    """Targets and weights are (N, K): nothing at the prompt, and at each token of the answer the
+    base model's most likely ones with their probabilities, which sum to 1."""
+    [sequence] = response.sequences
+    top = sequence.topk_logprobs_np
+    assert top is not None
+    inputs = [*prompt, *sequence.tokens[:-1]]
+    targets = np.zeros((len(inputs), top.token_ids.shape[1]), dtype=np.int64)
+    weights = np.zeros(targets.shape, dtype=np.float32)
+    targets[len(prompt) - 1 :] = top.token_ids
+    likely = np.exp(top.logprobs.astype(np.float64))
+    weights[len(prompt) - 1 :] = likely / likely.sum(axis=1, keepdims=True)
+    return Datum(ModelInput.from_ints(inputs), {"target_tokens": targets, "weights": weights})
