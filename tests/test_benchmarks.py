@@ -95,6 +95,28 @@ def test_adapters(run: Any) -> None:
     assert "Losses together and one by one" in table
 
 
+def test_starting(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny_chat import save_chat_model
+
+    from training.backends.local import loading
+
+    monkeypatch.setenv("AUTODIDACT_CACHE", str(tmp_path / "cache"))
+    probed: list[Any] = []
+    take = loading.take_probe
+    monkeypatch.setattr(loading, "take_probe", lambda *given: probed.append(given) or take(*given))
+    before = dict(os.environ)
+    table, rows = run("starting", "model=" + save_chat_model(tmp_path / "chat"))
+    assert {row["contender"] for row in rows if row["case"] == "open"} == {
+        *("compared", "known", "at its own place"),
+    }
+    # in the warm-up and the one round; and of the model at its own place at the first start alone
+    assert len(probed) == 3 and "The comparison: " in table
+    assert {row["contender"] for row in rows if row["case"] == "prove"} == {
+        *("a sampler", "one with its proof", "a checkpoint's"),
+    }
+    assert dict(os.environ) == before
+
+
 def test_adapters_of_chosen_layers(run: Any, load_benchmark: Any) -> None:
     config = chz.entrypoint(
         load_benchmark("adapters").Config, argv=["num_adapters=180", "target_modules=q_proj,v_proj"]

@@ -31,7 +31,7 @@ T = TypeVar("T")
 TEXT = "The quick brown fox jumps over the lazy dog."
 NUM_TOKENS = 8
 # of the first look, in which all that are compared share one pass
-QUICK_TOKENS = 4
+QUICK_TOKENS = 3
 PROOF_FILE = "adapter_proof.json"
 # how far a sampler may be from its trainer, in nats: at most in float32, root mean square otherwise
 FLOAT32_LIMIT = 1e-4

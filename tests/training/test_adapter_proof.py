@@ -211,6 +211,15 @@ def test_what_is_allowed_depends_on_the_precision(caplog: pytest.LogCaptureFixtu
         compare("x", base + 1e-3, base, trained, dtype=None, largest_b=None)
 
 
+def test_the_largest_b_is_of_the_weights_in_training(service: Any, trainer: Any) -> None:
+    layers = trainer._adapter.layers
+    assert trainer._adapter.largest_b() == max(float(low.b.abs().max()) for low in layers.values())
+    list(layers.values())[1].b[0, 0] = -7.0
+    assert trainer._adapter.largest_b() == 7.0
+    path = trainer.save_state("largest").result().path
+    assert service.largest_b(path) == 7.0
+
+
 def test_one_pass_is_enough_where_the_adapter_shows(
     service: Any, model: str, trainer: Any, passes: list[int]
 ) -> None:

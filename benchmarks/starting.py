@@ -1,0 +1,105 @@
+"""What a start costs besides reading weights: the comparison with the model's own code, once for a
+model, and the proof that the adapter is what answers, once a run.
+
+    uv run benchmarks/starting.py
+    uv run benchmarks/starting.py quick=true
+
+"compared" and "known" open the model through transformers, without and with the note of an earlier
+start: their difference is the comparison. Appends to benchmarks/results/starting.jsonl.
+"""
+
+import logging
+import os
+import statistics
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import chz
+from common import Report, Settings, base_model, local_service, prepare, race, randomise_adapters
+
+from training.adapter_proof import AdapterProof
+from training.models import resolve_model
+
+
+@chz.chz(typecheck=True)
+class Config(Settings):
+    rank: int = chz.field(default=32, doc="LoRA rank")
+
+
+def main(config: Config) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    config = prepare(config, {"rank": 4})
+    report = Report("starting", config)
+    with base_model(config) as name:
+        # a thread that has ended holds no OpenMP threads beside the engine's
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            worker.submit(opening, report, config, resolve_model(name)).result()
+        with local_service(config) as service:
+            proving(report, config, service, name)
+    report.finish()
+
+
+def opening(report: Report, config: Config, source: str | Path) -> None:
+    import torch
+
+    from training.backends.local.decoder import Decoder
+    from training.backends.local.notes import notes_file
+
+    device = torch.device(config.device or "cpu")
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as cache:
+        # under another name the embedded model is a user's, and notes are not in the user's cache
+        folder = Path(cache) / "model"
+        folder.symlink_to(Path(source).resolve())
+        before = os.environ.get("AUTODIDACT_CACHE")
+        os.environ["AUTODIDACT_CACHE"] = cache
+
+        def compared(_number: int) -> None:
+            notes_file().unlink(missing_ok=True)
+            Decoder(folder, device)
+
+        contenders = {"compared": compared, "known": lambda _number: Decoder(folder, device)}
+        seconds = race(contenders, config, "opening")
+        os.environ.pop("AUTODIDACT_CACHE")
+        if before is not None:
+            os.environ["AUTODIDACT_CACHE"] = before
+    contenders = {"at its own place": lambda _number: Decoder(source, device)}
+    seconds |= race(contenders, config, "opening")
+    for contender, rounds in seconds.items():
+        report.add("open", contender, seconds=rounds)
+    report.note(f"The comparison: {_more(seconds['compared'], seconds['known']):.0f} ms")
+
+
+def proving(report: Report, config: Config, service: Any, name: str) -> None:
+    trainer = service.create_lora_training_client(name, rank=config.rank, seed=0)
+    randomise_adapters([trainer], seed=0)
+    path = trainer.save_state("proven").result().path
+    loaded = service.create_sampling_client(path)
+
+    def sampler(_number: int) -> None:
+        trainer.save_weights_and_get_sampling_client().result()
+
+    def proven(_number: int) -> None:
+        AdapterProof(service, name).sampler(trainer, "the adapter")
+
+    def checked(_number: int) -> None:
+        AdapterProof(service, name).check(loaded, "the adapter", checkpoint=path)
+
+    contenders = {"a sampler": sampler, "one with its proof": proven, "a checkpoint's": checked}
+    seconds = race(contenders, config, "proving")
+    for contender, rounds in seconds.items():
+        report.add("prove", contender, seconds=rounds)
+    more = _more(seconds["one with its proof"], seconds["a sampler"])
+    report.note(f"The proof of a run's sampler: {more:.0f} ms")
+
+
+def _more(one: list[float], other: list[float]) -> float:
+    """Milliseconds, by medians."""
+    return 1000 * (statistics.median(one) - statistics.median(other))
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main)
