@@ -58,6 +58,11 @@ def render_prompt(
     return [*bos, *encoder.encode(text)]
 
 
+def render_raw_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The tokens of a text that the model continues, without any template."""
+    return [*leading_bos(tokenizer), *encoder_of(tokenizer, [text]).encode(text)]
+
+
 def passage_weights(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
@@ -196,6 +201,18 @@ def parse_response(
     while length and tokens[length - 1] in stop_ids:
         length -= 1
     return decode(tokenizer, tokens[:length])
+
+
+def parse_continuation(
+    tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], stop: Sequence[str] = ()
+) -> str:
+    """The text of a sample after a raw prompt, without what ended it: an end token, or `stop`."""
+    ends = {*_end(tokenizer), *(() if tokenizer.chat_template is None else _stop_ids(tokenizer))}
+    length = len(tokens)
+    while length and tokens[length - 1] in ends:
+        length -= 1
+    text = decode(tokenizer, tokens[:length])
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
 
 
 def datum_from_tokens(tokens: Sequence[int], weights: Sequence[float]) -> Datum:

@@ -31,10 +31,26 @@ class Message(TypedDict):
 
 
 @dataclass(frozen=True)
+class RawPrompt:
+    """A text that a base model continues, up to its end token or one of `stop`."""
+
+    text: str
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Problem:
+    """With `raw` the model continues that text, and `messages` are what it says to readers.
+
+    `grammar`, in llguidance's dialect of Lark, is for the answers to this problem what the domain's
+    json_schema is for all: enforced instead of it where the backend can do so.
+    """
+
     id: str
     messages: list[Message]
     data: Any
+    raw: RawPrompt | None = None
+    grammar: str | None = None
 
 
 class Reward(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from chz.tiepin import is_subtype_instance, type_repr
 
-from training.domains.base import Domain, Problem, Reward, Split, TrainsAdapters
+from training.domains.base import Domain, Problem, RawPrompt, Reward, Split, TrainsAdapters
 from utils.config.errors import raise_problems
 
 _MAX_PROBLEMS = 10
@@ -97,6 +97,11 @@ def _problem_with(problem: Any) -> str | None:
             return f"message {_shown(message)}; a dict with role and content is needed"
     if not isinstance(problem.messages, list) or not problem.messages:
         return f"its messages are {_shown(problem.messages)}; a list of at least one is needed"
+    if not isinstance(problem.raw, RawPrompt | None) or (problem.raw and not problem.raw.text):
+        return f"its raw is {_shown(problem.raw)}; a RawPrompt with a text, or None, is needed"
+    grammar = problem.grammar
+    if grammar is not None and (not isinstance(grammar, str) or not grammar.strip()):
+        return f"its grammar is {_shown(grammar)}; a grammar as a text, or None, is needed"
     return None
 
 

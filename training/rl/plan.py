@@ -41,7 +41,7 @@ def probe(policy: Policy, problem: Problem, settings: Settings) -> Speeds:
     def sample(size: int, max_tokens: int) -> tuple[float, list[Trajectory], list[bool]]:
         started = time.perf_counter()
         request = policy.request(
-            sampler, prompt, size=size, temperature=1.0, seed=0, max_tokens=max_tokens
+            sampler, problem, prompt, size=size, temperature=1.0, seed=0, max_tokens=max_tokens
         )
         sequences = request.result().sequences
         seconds = time.perf_counter() - started

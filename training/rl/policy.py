@@ -1,7 +1,6 @@
 """The model that is trained, as a source of answers: groups of samples per problem."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from training.adapter_proof import AdapterProof
 from training.api import (
@@ -13,16 +12,18 @@ from training.api import (
     SamplingParams,
     TrainingClient,
 )
-from training.chat import parse_response, render_prompt, stop_sequences
+from training.chat import parse_continuation, parse_response, stop_sequences
 from training.domains.base import Domain, Problem
+from training.rl.problems import prompt_tokens
 from training.rl.updates import Trajectory, seed_for
 
 
 class Policy:
     """Answers a domain's problems with the trainer's weights as they are when it is asked.
 
-    With `enforce_schema` only answers that fit the domain's JSON schema are sampled; without,
-    invalid ones are sampled again, at most `max_resamples` times, and then stay as they are.
+    With `enforce_schema` only answers that fit the problem's grammar or the domain's JSON schema
+    are sampled; without, invalid ones are sampled again, at most `max_resamples` times, and then
+    stay as they are.
     `proof` holds the first sampler of trained weights against the trainer and the base model.
     """
 
@@ -40,13 +41,13 @@ class Policy:
         self._domain = domain
         self._tokenizer = trainer.get_tokenizer()
         self._stop = stop_sequences(self._tokenizer)
-        self._schema: dict[str, Any] | None = domain.json_schema if enforce_schema else None
+        self._enforce_schema = enforce_schema
         self._max_resamples = max_resamples
         self._seed = seed
         self._proof = proof
 
     def prompt(self, problem: Problem) -> list[int]:
-        return render_prompt(self._tokenizer, problem.messages)
+        return prompt_tokens(self._tokenizer, problem)
 
     def answers(
         self, problems_P: Sequence[Problem], *, size: int, temperature: float, key: Sequence[object]
@@ -63,20 +64,22 @@ class Policy:
         else:
             sampler = self._proof.sampler(self.trainer, "the policy's adapter")
         futures_P = [
-            self.request(sampler, prompt, size=size, temperature=temperature, seed=seed)
-            for prompt, seed in zip(prompts_P, seeds_P, strict=True)
+            self.request(sampler, problem, prompt, size=size, temperature=temperature, seed=seed)
+            for problem, prompt, seed in zip(problems_P, prompts_P, seeds_P, strict=True)
         ]
         groups_P_G = [
-            [self._trajectory(prompt, sequence) for sequence in future.result().sequences]
-            for prompt, future in zip(prompts_P, futures_P, strict=True)
+            [self._trajectory(problem, prompt, s) for s in future.result().sequences]
+            for problem, prompt, future in zip(problems_P, prompts_P, futures_P, strict=True)
         ]
-        if self._schema is None and self._domain.json_schema is not None:
-            self._resample(sampler, groups_P_G, seeds_P, temperature)
+        has_form = self._domain.json_schema is not None or any(p.grammar for p in problems_P)
+        if has_form and not self._enforce_schema:
+            self._resample(sampler, problems_P, groups_P_G, seeds_P, temperature)
         return groups_P_G
 
     def request(
         self,
         sampler: SamplingClient,
+        problem: Problem,
         prompt: list[int],
         *,
         size: int,
@@ -84,19 +87,25 @@ class Policy:
         seed: int,
         max_tokens: int | None = None,
     ) -> APIFuture[SampleResponse]:
-        """The sampling request for one prompt; `max_tokens` instead of the domain's limit."""
+        """The sampling request for a problem whose prompt() is `prompt`; `max_tokens` instead of
+        the domain's limit."""
+        grammar = problem.grammar if self._enforce_schema else None
+        # None: a continuation ends with the model's end token
+        raw_stop = None if problem.raw is None else list(problem.raw.stop) or None
         params = SamplingParams(
             max_tokens=max_tokens or self._domain.max_tokens,
             temperature=temperature,
             seed=seed,
-            stop=self._stop,
-            json_schema=self._schema,
+            stop=self._stop if problem.raw is None else raw_stop,
+            json_schema=self._domain.json_schema if self._enforce_schema and not grammar else None,
+            grammar=grammar,
         )
         return sampler.sample(ModelInput.from_ints(prompt), size, params)
 
     def _resample(
         self,
         sampler: SamplingClient,
+        problems_P: Sequence[Problem],
         groups_P_G: list[list[Trajectory]],
         seeds_P: list[int],
         temperature: float,
@@ -111,6 +120,7 @@ class Policy:
             futures = [
                 self.request(
                     sampler,
+                    problems_P[p],
                     groups_P_G[p][g].prompt,
                     size=1,
                     temperature=temperature,
@@ -120,10 +130,16 @@ class Policy:
             ]
             for (p, g), future in zip(again, futures, strict=True):
                 prompt = groups_P_G[p][g].prompt
-                groups_P_G[p][g] = self._trajectory(prompt, future.result().sequences[0])
+                sequence = future.result().sequences[0]
+                groups_P_G[p][g] = self._trajectory(problems_P[p], prompt, sequence)
 
-    def _trajectory(self, prompt: list[int], sequence: SampledSequence) -> Trajectory:
-        text = parse_response(self._tokenizer, sequence.tokens)
+    def _trajectory(
+        self, problem: Problem, prompt: list[int], sequence: SampledSequence
+    ) -> Trajectory:
+        if problem.raw is None:
+            text = parse_response(self._tokenizer, sequence.tokens)
+        else:
+            text = parse_continuation(self._tokenizer, sequence.tokens, problem.raw.stop)
         return Trajectory.of(prompt, sequence, text)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from training.api import ServiceClient
-from training.chat import render_prompt
+from training.chat import render_prompt, render_raw_prompt
 from training.domains.base import Domain, Problem
 from training.models import context_length, load_tokenizer
 from utils.config.plain_yaml import to_plain
@@ -43,9 +43,16 @@ class PromptLimit(NamedTuple):
     def length(self, problem: Problem) -> int:
         """Of its prompt, in tokens; ValueError names a problem that cannot be written as one."""
         try:
-            return len(render_prompt(self.tokenizer, problem.messages))
+            return len(prompt_tokens(self.tokenizer, problem))
         except ValueError as error:
             raise ValueError(f"{problem.id}: {error}") from error
+
+
+def prompt_tokens(tokenizer: Any, problem: Problem) -> list[int]:
+    """What the model reads. Raises ValueError where it cannot be written as a prompt."""
+    if problem.raw is not None:
+        return render_raw_prompt(tokenizer, problem.raw.text)
+    return render_prompt(tokenizer, problem.messages)
 
 
 class Chosen(NamedTuple):
@@ -85,8 +92,13 @@ def choose_problems(
 def problems_input(domain: Domain, chosen: Chosen) -> Input:
     """What a run stores of its problems, so that it goes on with no others. ValueError where a
     solution is no plain data."""
-    items = ([p.id, p.messages, _solution(domain, p)] for p in chosen.problems)
+    items = ([p.id, p.messages, _solution(domain, p), *_prompted(p)] for p in chosen.problems)
     return data_input(f"what domain={domain.name} reads", items)
+
+
+def _prompted(problem: Problem) -> list[Any]:
+    parts = [] if problem.raw is None else [problem.raw.text, list(problem.raw.stop)]
+    return parts if problem.grammar is None else [*parts, problem.grammar]
 
 
 def _solution(domain: Domain, problem: Problem) -> Any:

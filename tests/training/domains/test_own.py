@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import rl_loop
 import sweep
 from places import ROOT
 
-from training.domains.base import Domain, Message, Problem, Reward, Split, Stateless
+from training.domains.base import Domain, Message, Problem, RawPrompt, Reward, Split, Stateless
 from training.domains.checks import check_domain, checked_problems, checked_rewards
 from training.domains.own import load_own, own_file
 from utils.config.entrypoint import ConfigError
@@ -341,6 +342,9 @@ def test_missing_attributes_are_named() -> None:
         ([problem(1)], "a text as id is needed"),
         ([problem("a"), problem("a")], "the id 'a' is given 2 times"),
         ([problem("a", messages=[])], "number 0: its messages are []; a list of at least one"),
+        ([replace(problem("a"), grammar=" ")], "its grammar is ' '; a grammar as a text, or None"),
+        ([replace(problem("a"), raw="text")], "its raw is 'text'; a RawPrompt with a text"),
+        ([replace(problem("a"), raw=RawPrompt(""))], "its raw is RawPrompt(text='', stop=())"),
         ([problem("a", messages=["?"])], "message '?'; a dict with role and content is needed"),
     ],
 )
