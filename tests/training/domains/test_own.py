@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,9 +296,9 @@ class Right(Stateless):
         return [[Reward(1.0, True) for _ in answers_G] for answers_G in answers_P_G]
 
 
-def problem(key: Any, messages: Any = None, data: Any = 0) -> Problem:
+def problem(key: Any, messages: Any = None, data: Any = 0, **more: Any) -> Problem:
     turns: list[Message] = [{"role": "user", "content": "?"}]
-    return Problem(key, turns if messages is None else messages, data)
+    return Problem(key, turns if messages is None else messages, data, **more)
 
 
 @pytest.mark.parametrize(
@@ -342,9 +341,9 @@ def test_missing_attributes_are_named() -> None:
         ([problem(1)], "a text as id is needed"),
         ([problem("a"), problem("a")], "the id 'a' is given 2 times"),
         ([problem("a", messages=[])], "number 0: its messages are []; a list of at least one"),
-        ([replace(problem("a"), grammar=" ")], "its grammar is ' '; a grammar as a text, or None"),
-        ([replace(problem("a"), raw="text")], "its raw is 'text'; a RawPrompt with a text"),
-        ([replace(problem("a"), raw=RawPrompt(""))], "its raw is RawPrompt(text='', stop=())"),
+        ([problem("a", grammar=" ")], "its grammar is ' '; a grammar as a text, or None"),
+        ([problem("a", raw="text")], "its raw is 'text'; a RawPrompt with a text"),
+        ([problem("a", raw=RawPrompt(""))], "its raw is RawPrompt(text='', stop=())"),
         ([problem("a", messages=["?"])], "message '?'; a dict with role and content is needed"),
     ],
 )

@@ -38,8 +38,8 @@ def trainer(service: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def answers(trainer: Any, domain: Any, problems: list[Problem], **settings: Any) -> Any:
-    settings = {"enforce_schema": True, "max_resamples": 0, "seed": 0} | settings
-    policy = Policy(trainer, domain, **settings)
+    made: dict[str, Any] = {"enforce_schema": True, "max_resamples": 0, "seed": 0}
+    policy = Policy(trainer, domain, **(made | settings))
     groups = policy.answers(problems, size=4, temperature=1.0, key=("train", 0))
     return [[t.text for t in group] for group in groups]
 
@@ -67,10 +67,12 @@ def test_without_enforcing_invalid_answers_to_a_grammar_are_sampled_again(traine
 
 def test_a_raw_prompt_is_continued_up_to_its_stop(trainer: Any) -> None:
     raw = problem("raw", raw=RawPrompt("Once: a", stop=("b", ".")))
-    policy = Policy(trainer, Free(), enforce_schema=True, max_resamples=0, seed=0)
+    domain: Any = Free()
+    policy = Policy(trainer, domain, enforce_schema=True, max_resamples=0, seed=0)
     assert policy.prompt(raw) == chat_tokenizer().encode("Once: a")
     groups = policy.answers([raw], size=8, temperature=1.0, key=("train", 0))
-    written = [chat_tokenizer().decode(t.tokens_T) for t in groups[0]]
+    tokenizer: Any = chat_tokenizer()
+    written = [tokenizer.decode(t.tokens_T) for t in groups[0]]
     stopped = [text for text in written if text[-1] in "b."]
     assert len(stopped) > 4 and len(set(written)) > 2
     for text, trajectory in zip(written, groups[0], strict=True):
