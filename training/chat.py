@@ -207,7 +207,9 @@ def parse_continuation(
     tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], stop: Sequence[str] = ()
 ) -> str:
     """The text of a sample after a raw prompt, without what ended it: an end token, or `stop`."""
-    ends = {*_end(tokenizer), *(() if tokenizer.chat_template is None else _stop_ids(tokenizer))}
+    ends = set(_end(tokenizer))
+    if not is_role_colon(tokenizer, "auto"):
+        ends.update(end_tokens(tokenizer))
     length = len(tokens)
     while length and tokens[length - 1] in ends:
         length -= 1

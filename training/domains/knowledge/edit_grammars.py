@@ -21,7 +21,6 @@ from training.domains.knowledge.passages import Passage
 MAX_LINES = 12
 
 _MAX_ANSWER_WORDS = 5
-_MAX_NAME_WORDS = 4
 _MAX_GAP_WORDS = 3
 _WORD = re.compile(r"\w(?:\S*\w)?%?")
 # three letters or digits and a full stop end a sentence, since "St." and "J." do not
@@ -89,28 +88,36 @@ def answer_spans(context: str) -> list[str]:
 
 
 def name_spans(passage: Passage) -> list[str]:
-    """Names and numbers, each once. A capital at the start of a sentence makes no name, unless the
-    word has one elsewhere too, or stands in the title."""
+    """Names and numbers as long as they go, each once. A capital at the start of a sentence makes
+    no name, unless the word has one elsewhere too, or stands in the title."""
     known = set(passage.title.split())
     sentences = _sentences(passage.context)
     for sentence in sentences:
         known |= {word[0] for word in list(_WORD.finditer(sentence))[1:]}
-    found = [
-        text
-        for sentence in sentences
-        for at, text in _spans(sentence, _MAX_NAME_WORDS, _NAME_START, whole_start=True)
-        if at > 0 or text.split()[0] in known or text[0].isdigit()
+    # the lexer takes the longest name that the text can still become, so parts of one are none
+    return list(dict.fromkeys(name for s in sentences for name in _names(s, known)))
+
+
+def _names(sentence: str, known: set[str]) -> Iterator[str]:
+    """Runs of words that begin like names, with nothing between them but a blank or "St. X"'s."""
+    words = [
+        word
+        for word in _WORD.finditer(sentence)
+        if _NAME_START.match(word[0])
+        and (word.start() > 0 or word[0] in known or word[0][0].isdigit())
     ]
-    return list(dict.fromkeys(found))
+    start = 0
+    for at, word in enumerate(words):
+        following = words[at + 1] if at + 1 < len(words) else None
+        if following is None or sentence[word.end() : following.start()] not in (" ", ". "):
+            yield sentence[words[start].start() : word.end()]
+            start = at + 1
 
 
-def _spans(
-    sentence: str, max_words: int, ends: re.Pattern[str], *, whole_start: bool = False
-) -> Iterator[tuple[int, str]]:
-    """Runs of words of which the first and the last hold `ends` (begin with it, `whole_start`),
-    with where they begin."""
+def _spans(sentence: str, max_words: int, telling: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    """Runs of words of which the first and the last are telling, with where they begin."""
     words = list(_WORD.finditer(sentence))
-    fits = [(ends.match if whole_start else ends.search)(word[0]) is not None for word in words]
+    fits = [telling.search(word[0]) is not None for word in words]
     for at, first in enumerate(words):
         for last in range(at, min(at + max_words, len(words))):
             if fits[at] and fits[last]:

@@ -119,8 +119,9 @@ class Choices:
 
     def __post_init__(self) -> None:
         problems = []
-        if unknown := sorted(set(self.forms) - set(FORMS)):
-            problems.append(f"forms to choose from: {unknown} are none; allowed are {_known()}")
+        # "none" asks for nothing that could be told in a list
+        if unknown := sorted(set(self.forms) - (FORMS.keys() - {"none"})):
+            problems.append(f"forms to choose from: {unknown} cannot be; allowed are {_known()}")
         if not self.forms or len(set(self.forms)) < len(self.forms):
             problems.append(
                 f"forms to choose from: {list(self.forms)}; give one or more, each once"
