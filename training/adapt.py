@@ -50,6 +50,8 @@ class AdaptJob:
 
     `heldout_D` are not trained on: after the first epoch in which their loss has not fallen
     training stops. `anchors_D` are soft targets that hold the adapter to the base model.
+    `on_top_of` is the folder of an adapter below this one, as if merged into the base model before
+    (a local extension).
     """
 
     datums_D: list[Datum]
@@ -58,6 +60,7 @@ class AdaptJob:
     seed: int
     heldout_D: list[Datum] = field(default_factory=list)
     anchors_D: list[Datum] = field(default_factory=list)
+    on_top_of: str | None = None
 
     def num_steps(self, batch_size: int) -> int:
         return math.ceil(len(self.datums_D) / batch_size) * self.num_epochs
@@ -187,8 +190,10 @@ def adapt(
         on_failed(j, error)
 
     def new_client(j: int) -> TrainingClient:
-        seed = jobs_J[j].seed
-        return service.create_lora_training_client(base_model, seed=seed, **settings.lora)
+        job, lora = jobs_J[j], dict(settings.lora)
+        if job.on_top_of is not None:
+            lora["on_top_of"] = job.on_top_of
+        return service.create_lora_training_client(base_model, seed=job.seed, **lora)
 
     with progress(total, desc, "step", leave=total > 0) as bar:
         while waiting or running:
@@ -197,7 +202,8 @@ def adapt(
                 if jobs_J[j].num_steps(settings.batch_size) == 0:
                     if on_trained is not None:
                         on_trained(j, new_client(j))
-                    on_adapted(j, service.create_sampling_client(base_model=base_model))
+                    below = jobs_J[j].on_top_of
+                    on_adapted(j, service.create_sampling_client(below, base_model))
                     continue
                 running[j] = _Run(new_client(j), jobs_J[j], settings)
             submitted = {j: run.submit_step() for j, run in running.items()}

@@ -3,12 +3,13 @@
 uv run pytest tests/training/test_adapt.py
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import cross_entropy_datum, random_tokens
+from tiny_models import cross_entropy_datum, random_tokens, randomise
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from training.adapt import AdaptJob, AdaptSettings, adapt, mean_weighted
@@ -176,3 +177,21 @@ def test_mean_weights_sum_to_one() -> None:
     before, after = (d[0].loss_fn_inputs["weights"].to_numpy() for d in (batch, weighted))
     nonzero = before != 0
     assert np.ptp(after[nonzero] / before[nonzero]) < 1e-6
+
+
+def test_on_top_of_a_folder(tiny_model: Any, service: Any) -> None:
+    folder = tiny_model("llama")
+    below = service.create_lora_training_client(folder, seed=1, **LORA)
+    randomise(below, 1)
+    path = below.save_state("below").result().path
+    [job, _, empty, _] = jobs()
+    settings = AdaptSettings(lora=LORA, batch_size=2)
+    on_top = [replace(job, on_top_of=path), replace(empty, on_top_of=path)]
+    trained, untrained = adapted_logprobs(service, folder, on_top, settings)
+
+    prompt = ModelInput.from_ints(random_tokens(np.random.default_rng(5), 20))
+    sampler = below.save_weights_and_get_sampling_client().result()
+    np.testing.assert_array_equal(untrained, sampler.compute_logprobs(prompt).result()[1:])
+    assert np.abs(trained - untrained).max() > 1e-2
+    [alone] = adapted_logprobs(service, folder, [job], settings)
+    assert np.abs(trained - alone).max() > 1e-2

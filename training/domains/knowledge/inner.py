@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from training.adapt import AdaptJob, AdaptSettings, adapt
 from training.adapter_proof import AdapterProof
 from training.api import (
@@ -37,6 +35,7 @@ from training.domains.knowledge.documents import (
 )
 from training.domains.knowledge.grading import Judge
 from training.domains.knowledge.passages import Passage, Shot
+from training.domains.knowledge.soft_targets import answer_datum
 
 Preset = Literal["small", "seal"]
 PRESETS: tuple[Preset, ...] = ("small", "seal")
@@ -252,17 +251,21 @@ class InnerLoop:
             return []
         return document_texts(job.passage, job.edit, form, cap=cap)
 
-    # ------------------------------------------------------------------------------------- private
-
-    def _job(
-        self, j: int, job: InnerJob | PooledJob, texts: list[str], failures: dict[int, str]
+    def adapt_job(
+        self,
+        texts: Sequence[str],
+        *,
+        seed: int,
+        learning_rate: float | None = None,
+        on_top_of: str | None = None,
     ) -> AdaptJob:
-        """Notes in `failures` what cannot be trained."""
+        """An adapter's training on these texts, the passage last; see AdaptJob for `on_top_of`.
+        Raises ValueError for a text that is longer than the model's context."""
         settings = self.settings
         datums = [text_datum(self._tokenizer, text, settings.mask_until) for text in texts]
         longest = max((datum.model_input.length for datum in datums), default=0)
         if settings.context is not None and longest > settings.context:
-            failures[j] = (
+            raise ValueError(
                 f"a text to train on has {longest} tokens; the model's context is "
                 f"{settings.context}"
             )
@@ -270,15 +273,28 @@ class InnerLoop:
         # the passage stays, and there must be another document to learn
         if settings.early_stop and len(datums) > 2:
             heldout = [datums.pop(-2)]
-        rate = settings.learning_rate if job.learning_rate is None else job.learning_rate
         return AdaptJob(
             datums_D=datums,
-            learning_rate=rate,
+            learning_rate=settings.learning_rate if learning_rate is None else learning_rate,
             num_epochs=settings.num_epochs if datums else 0,
-            seed=_job_seed(settings.seed, job),
+            seed=seed,
             heldout_D=heldout,
             anchors_D=self._anchors() if datums else [],
+            on_top_of=on_top_of,
         )
+
+    # ------------------------------------------------------------------------------------- private
+
+    def _job(
+        self, j: int, job: InnerJob | PooledJob, texts: list[str], failures: dict[int, str]
+    ) -> AdaptJob:
+        """Notes in `failures` what cannot be trained."""
+        seed = _job_seed(self.settings.seed, job)
+        try:
+            return self.adapt_job(texts, seed=seed, learning_rate=job.learning_rate)
+        except ValueError as error:
+            failures[j] = str(error)
+            return AdaptJob([], 0.0, 0, seed)
 
     def _anchors(self) -> list[Datum]:
         """Questions about other entities with the base model's answers, as soft targets: the
@@ -303,7 +319,7 @@ class InnerLoop:
                 for prompt in prompts
             ]
             self._anchor_datums = [
-                _soft_datum(prompt, future.result())
+                answer_datum(prompt, future.result())
                 for prompt, future in zip(prompts, futures, strict=True)
             ]
         return self._anchor_datums
@@ -335,18 +351,3 @@ def _job_seed(seed: int, job: InnerJob | PooledJob) -> int:
     ids = [passage.id for passage in own]
     digest = hashlib.sha256(repr((seed, ids, job.repeat)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _soft_datum(prompt: list[int], response: SampleResponse) -> Datum:
-    """Targets and weights are (N, K): nothing at the prompt, and at each token of the answer the
-    base model's most likely ones with their probabilities, which sum to 1."""
-    [sequence] = response.sequences
-    top = sequence.topk_logprobs_np
-    assert top is not None
-    inputs = [*prompt, *sequence.tokens[:-1]]
-    targets = np.zeros((len(inputs), top.token_ids.shape[1]), dtype=np.int64)
-    weights = np.zeros(targets.shape, dtype=np.float32)
-    targets[len(prompt) - 1 :] = top.token_ids
-    likely = np.exp(top.logprobs.astype(np.float64))
-    weights[len(prompt) - 1 :] = likely / likely.sum(axis=1, keepdims=True)
-    return Datum(ModelInput.from_ints(inputs), {"target_tokens": targets, "weights": weights})
