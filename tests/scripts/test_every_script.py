@@ -7,6 +7,7 @@ uv run pytest tests/scripts/test_every_script.py
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -311,6 +312,9 @@ def prepared(arguments: tuple[str, ...]) -> None:
     if "broken" in told:
         shutil.copytree("model", "broken")
         Path("broken/model.safetensors").unlink()
+    if "torn" in told:
+        shutil.copytree("model", "torn")
+        os.truncate("torn/model.safetensors", 1000)
 
 
 BROKEN = "no file named model.safetensors"
@@ -339,6 +343,7 @@ BROKEN = "no file named model.safetensors"
         ("gen_eval", ("generator.model=./broken",), BROKEN),
         ("sft", ("model_name=./none",), "./none"),
         ("sft", ("model_name=./broken",), BROKEN),
+        ("sft", ("model_name=./torn",), "./torn: its weights cannot be read"),
         ("sft", ("log_path=chats.jsonl",), "log_path"),
         ("sft", ("max_length=1",), "are longer than 1 tokens (max_length)"),
         (

@@ -64,7 +64,7 @@ class LiveCalls:
         report = Report(self._title, self._run_id)
         report.tiles(
             [
-                ("answered", self._num_done),
+                ("calls done", self._num_done),
                 ("calls failed", self.ledger.given_up),
                 ("cost", f"${self.ledger.cost_usd:.4g}"),
             ]
@@ -74,7 +74,7 @@ class LiveCalls:
             report.heading("Newest replies")
         for shown in self._newest:
             text = shown.text if len(shown.text) <= CHARS else f"{shown.text[:CHARS]} ..."
-            report.pre(text, f"{shown.stage}, {shown.role}")
+            report.pre(text, ", ".join(dict.fromkeys((shown.stage, shown.role))))
         return report
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from training.backends.local.attention import ATTENTION_NAME, AttentionPlan, Kind, SegmentAttention
 from training.backends.local.attention import attention_forward as attend_packed
@@ -168,9 +169,12 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
             f"{path}: model_type {config.model_type!r} is none of transformers' causal language "
             "models; it is not supported by the local engine"
         )
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation="eager"
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation="eager"
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{path}: its weights cannot be read ({error})") from error
     model.requires_grad_(False).eval().to(device)
     architecture = type(model).__name__
     head = model.get_output_embeddings()
