@@ -343,7 +343,7 @@ BROKEN = "no file named model.safetensors"
         ("gen_eval", ("generator.model=./broken",), BROKEN),
         ("sft", ("model_name=./none",), "./none"),
         ("sft", ("model_name=./broken",), BROKEN),
-        ("sft", ("model_name=./torn",), "./torn: its weights cannot be read"),
+        ("sft", ("model_name=./torn",), "torn: its weights cannot be read"),
         ("sft", ("log_path=chats.jsonl",), "log_path"),
         ("sft", ("max_length=1",), "are longer than 1 tokens (max_length)"),
         (
