@@ -63,13 +63,14 @@ class Config:
     learning_rate: float | None = chz.field(default=None, doc="default: preset=small's")
     epochs: int | None = chz.field(default=None, doc="default: preset=small's")
     passage_epochs: int = chz.field(
-        default=20, doc="of the passage alone: more tokens and less steps than d1's edits have"
+        default=15, doc="of the passage alone, which makes about as many tokens as d1's edits have"
     )
     passage_rate: float = chz.field(
         default=1e-3, doc="of the passage alone, which higher rates make worse"
     )
     batch_size: int | None = chz.field(default=None, doc="default: preset=small's")
-    at_once: int = chz.field(default=8, doc="adapters that train together")
+    at_once: int = chz.field(default=6, doc="adapters that train together")
+    choices: bool = chz.field(default=False, doc="4-way choices too, which takes longer")
     max_minutes: float = chz.field(default=1e9, doc="stop after this time; run again to go on")
 
 
@@ -98,6 +99,7 @@ def settings_of(
     lora = {**small.adapt.lora, "rank": rank or config.rank or small.adapt.lora["rank"]}
     return dataclasses.replace(
         small,
+        choices=config.choices,
         adapt=dataclasses.replace(
             small.adapt,
             lora=lora,

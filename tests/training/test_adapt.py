@@ -4,6 +4,7 @@ uv run pytest tests/training/test_adapt.py
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_models import cross_entropy_datum, random_tokens, randomise
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from training.adapt import AdaptJob, AdaptSettings, adapt, mean_weighted
-from training.api import AdamParams, Datum, ModelInput, SamplingClient
+from training.api import AdamParams, Datum, ModelInput, RequestFailedError, SamplingClient
 from training.loop import learning_rate_factor
 
 LORA = {"rank": 4, "lora_alpha": 16.0, "target_modules": ["q_proj", "v_proj", "up_proj"]}
@@ -174,6 +175,9 @@ def test_mean_weights_sum_to_one() -> None:
     weighted = mean_weighted(batch)
     total = sum(datum.loss_fn_inputs["weights"].to_numpy().sum() for datum in weighted)
     assert total == pytest.approx(1, abs=1e-5)
+    scaled = mean_weighted(batch, 0.25)
+    total = sum(datum.loss_fn_inputs["weights"].to_numpy().sum() for datum in scaled)
+    assert total == pytest.approx(0.25, abs=1e-5)
     before, after = (d[0].loss_fn_inputs["weights"].to_numpy() for d in (batch, weighted))
     nonzero = before != 0
     assert np.ptp(after[nonzero] / before[nonzero]) < 1e-6
@@ -195,3 +199,109 @@ def test_on_top_of_a_folder(tiny_model: Any, service: Any) -> None:
     assert np.abs(trained - untrained).max() > 1e-2
     [alone] = adapted_logprobs(service, folder, [job], settings)
     assert np.abs(trained - alone).max() > 1e-2
+
+
+def test_a_step_that_fails_ends_its_adapter_alone(tiny_model: Any, service: Any) -> None:
+    folder = tiny_model("llama")
+    first, second, *_ = jobs()
+    wild = AdaptJob(datums(3, 4), learning_rate=1e30, num_epochs=2, seed=1)
+    settings = AdaptSettings(lora=LORA, batch_size=2, eps=1e-4)
+    failed: dict[int, RequestFailedError] = {}
+    prompt = ModelInput.from_ints(random_tokens(np.random.default_rng(5), 20))
+    futures: dict[int, Any] = {}
+
+    def on_adapted(index: int, sampler: SamplingClient) -> None:
+        futures[index] = sampler.compute_logprobs(prompt)
+
+    tokens = adapt(
+        service,
+        folder,
+        [first, wild, second],
+        settings,
+        on_adapted=on_adapted,
+        on_failed=failed.__setitem__,
+    )
+    assert list(failed) == [1] and sorted(futures) == [0, 2]
+    assert tokens[0] == first.num_tokens and tokens[2] == second.num_tokens
+    alone = adapted_logprobs(service, folder, [first, second], settings)
+    for j, wanted in zip((0, 2), alone, strict=True):
+        np.testing.assert_allclose(futures[j].result()[1:], wanted, atol=1e-5, rtol=0)
+    with pytest.raises(RequestFailedError):
+        adapt(service, folder, [wild], settings, on_adapted=lambda *_: None)
+
+
+def test_requests_to_trained_adapters(tiny_model: Any, service: Any) -> None:
+    """The trainer thinks of a sequence what the sampler thinks; of no data, what the base does."""
+    folder = tiny_model("llama")
+    tokens = random_tokens(np.random.default_rng(5), 20)
+    fields: dict[str, Any] = {"target_tokens": tokens[1:], "weights": [1.0] * 19}
+    asked = Datum(ModelInput.from_ints(tokens[:-1]), fields)
+    scored: dict[int, Any] = {}
+    sampled: dict[int, Any] = {}
+    adapt(
+        service,
+        folder,
+        jobs(),
+        AdaptSettings(lora=LORA),
+        on_trained=lambda j, client: scored.update({j: client.forward([asked], "cross_entropy")}),
+        on_adapted=lambda j, sampler: sampled.update(
+            {j: sampler.compute_logprobs(ModelInput.from_ints(tokens))}
+        ),
+    )
+    assert sorted(scored) == sorted(sampled) == [0, 1, 2, 3]
+    for j, future in scored.items():
+        trained = future.result().loss_fn_outputs[0]["logprobs"].to_numpy()
+        np.testing.assert_allclose(trained, sampled[j].result()[1:], atol=1e-4)
+
+
+def test_training_stops_where_the_held_out_loss_rises(tiny_model: Any, service: Any) -> None:
+    folder = tiny_model("llama")
+    settings = AdaptSettings(lora=LORA, batch_size=2, eps=1e-4)
+    same, other = datums(0, 4), datums(9, 3)
+    long = {"learning_rate": 1e-2, "num_epochs": 15, "seed": 7}
+    # what is learned itself goes on getting likelier
+    falling = AdaptJob(same, heldout_D=same, **long)
+    rising = AdaptJob(same, heldout_D=other, **long)
+    tokens = adapt(service, folder, [falling, rising], settings, on_adapted=lambda *_: None)
+    epoch = falling.num_tokens // 15
+    assert tokens[0] > 5 * epoch
+    assert epoch <= tokens[1] < tokens[0]
+    # the epoch after which it stopped is the first that did not lower the loss
+    stopped = tokens[1] // epoch
+    client = service.create_lora_training_client(folder, seed=7, **LORA)
+    losses = [client.forward(other, "cross_entropy").result().metrics["loss:sum"]]
+    rng = np.random.default_rng(7)
+    orders = [rng.permutation(4) for _ in range(15)]
+    step = 0
+    for order in orders[:stopped]:
+        for chosen in (order[:2], order[2:]):
+            client.forward_backward(mean_weighted([same[i] for i in chosen]), "cross_entropy")
+            rate = 1e-2 * learning_rate_factor("cosine", step, 30)
+            client.optim_step(AdamParams(rate, beta1=0.9, beta2=0.999, eps=1e-4)).result()
+            step += 1
+        losses.append(client.forward(other, "cross_entropy").result().metrics["loss:sum"])
+    after = losses[1:]
+    assert all(b < a for a, b in pairwise(after[:-1]))
+    assert len(after) == 1 or after[-1] >= after[-2]
+
+
+def test_anchors_add_their_mean_times_the_weight(tiny_model: Any, service: Any) -> None:
+    """One step of a job with anchors is that of both losses together."""
+    folder = tiny_model("llama")
+    [datum] = datums(0, 1)
+    [anchor] = datums(1, 1)
+    settings = AdaptSettings(lora=LORA, batch_size=1, anchor_weight=0.5, eps=1e-4)
+    job = AdaptJob([datum], learning_rate=1e-2, num_epochs=1, seed=7, anchors_D=[anchor])
+    [got] = adapted_logprobs(service, folder, [job], settings)
+
+    client = service.create_lora_training_client(folder, seed=7, **LORA)
+    client.forward_backward(mean_weighted([datum]), "cross_entropy")
+    client.forward_backward(mean_weighted([anchor], 0.5), "cross_entropy")
+    client.optim_step(AdamParams(1e-2, beta1=0.9, beta2=0.999, eps=1e-4)).result()
+    sampler = client.save_weights_and_get_sampling_client().result()
+    prompt = ModelInput.from_ints(random_tokens(np.random.default_rng(5), 20))
+    np.testing.assert_allclose(got, sampler.compute_logprobs(prompt).result()[1:], atol=1e-5)
+    [without] = adapted_logprobs(
+        service, folder, [job], AdaptSettings(lora=LORA, batch_size=1, eps=1e-4)
+    )
+    assert np.abs(got - without).max() > 1e-3

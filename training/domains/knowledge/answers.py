@@ -35,14 +35,15 @@ INSTRUCTION = "Each question is answered in a few words."
 class AnswerSettings:
     """`prompt_form` raw is plain text, for base models and small ones; chat the model's template.
 
-    `logprobs` and `choices` ask for the log-probabilities of right answers and of all choices too,
-    one pass more. `context` is the model's, in tokens; None where it names no limit.
+    `logprobs` and `choices` ask for the log-probabilities of right answers and of all choices too.
+    Choices take as long as half of a short training, since each is read after its question.
+    `context` is the model's, in tokens; None where it names no limit.
     """
 
     prompt_form: PromptForm = "raw"
     max_answer_tokens: int = 24
     logprobs: bool = True
-    choices: bool = True
+    choices: bool = False
     context: int | None = None
 
 
@@ -76,7 +77,7 @@ class Answerer:
             stop: Any = stop_sequences(tokenizer)
         else:
             stop = ["\n"]
-        self._params = SamplingParams(
+        self.params = SamplingParams(
             max_tokens=settings.max_answer_tokens, temperature=0.0, stop=stop
         )
 
@@ -98,7 +99,7 @@ class Answerer:
     def ask(self, items_Q: Sequence[Item], sampler: SamplingClient) -> list[APIFuture[Any]]:
         """The answers to come, greedy."""
         return [
-            sampler.sample(ModelInput.from_ints(self.prompt(item)), 1, self._params)
+            sampler.sample(ModelInput.from_ints(self.prompt(item)), 1, self.params)
             for item in items_Q
         ]
 

@@ -21,7 +21,6 @@ from training.api import (
     RequestFailedError,
     SampleResponse,
     SamplingClient,
-    SamplingParams,
     ServiceClient,
     TrainingClient,
 )
@@ -309,12 +308,12 @@ class InnerLoop:
                 for passage in settings.anchors
                 for question in passage.questions
             ]
-            params = SamplingParams(
-                max_tokens=settings.max_answer_tokens, temperature=0.0, stop=["\n"]
-            )
             futures = [
                 base.sample(
-                    ModelInput.from_ints(prompt), 1, params, topk_sample_logprobs=ANCHOR_TOP_K
+                    ModelInput.from_ints(prompt),
+                    1,
+                    self.answerer.params,
+                    topk_sample_logprobs=ANCHOR_TOP_K,
                 )
                 for prompt in prompts
             ]
