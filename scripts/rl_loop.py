@@ -185,6 +185,7 @@ def main(config: Any) -> None:
                 )
                 stack.enter_context(contextlib.closing(service))
                 domain = make_domain(config.domain, config, service)
+                stack.enter_context(contextlib.closing(domain))
                 settings = Settings.of(config, domain)
                 if config.backend == "local" and config.lora_rank is not None:
                     check_rank(config.model_name, "lora_rank", config.lora_rank)
@@ -330,7 +331,7 @@ def main(config: Any) -> None:
             save()
             raise
         print_tables(domain, problems, run.path)
-        write_published(domain, run.path)
+        write_published(domain, problems, run.path)
         report = live.finish()
     print(f"\n{time.perf_counter() - started:.0f} s in all. Report: {shown_path(report)}")
     if config.backend == "local" and state.checkpoint is not None:

@@ -83,6 +83,9 @@ class Stateless:
     def state(self) -> dict[str, Any]:
         return {}
 
+    def close(self) -> None:
+        pass
+
     def load_state(self, state: dict[str, Any]) -> None:
         if state:
             raise ValueError(f"this domain keeps no state; got {sorted(state)}")
@@ -105,6 +108,10 @@ class Domain(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None:
+        """Lets go of what it holds besides the service, at a run's end."""
+        ...
 
     def invalid(self, answer: str) -> str | None:
         """Why an answer cannot be graded at all and may be sampled again, or None."""
@@ -157,6 +164,12 @@ class ShowsAnswers(Protocol):
         self, report: Report, problems: Mapping[Split, Sequence[Problem]], samples: Samples
     ) -> None: ...
 
-    def write_files(self, folder: Path, samples: Samples) -> None:
+    def summary(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> list[str]:
+        """Lines that stand below the table."""
+        ...
+
+    def write_files(
+        self, folder: Path, problems: Mapping[Split, Sequence[Problem]], samples: Samples
+    ) -> None:
         """Files in the formats that the domain's published code reads."""
         ...

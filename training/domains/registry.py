@@ -27,6 +27,9 @@ RL_DOMAINS: Entries = {
     "arc": _Entry("training.domains.arc.domain", "ArcConfig", "ArcDomain"),
     "gsm8k": _Entry("training.domains.gsm8k", "Gsm8kConfig", "Gsm8kDomain"),
     "gym": _Entry("training.domains.gym", "GymConfig", "GymDomain"),
+    "knowledge": _Entry(
+        "training.domains.knowledge.domain", "KnowledgeDomainConfig", "KnowledgeDomain"
+    ),
 }
 TTT_DOMAINS: Entries = {
     "bbh": _Entry("training.domains.bbh.ttt", "BBHConfig", "BBHTestTime"),

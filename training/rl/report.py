@@ -89,6 +89,8 @@ def print_tables(domain: Domain, problems: Problems, run: Path) -> None:
     if isinstance(domain, ShowsAnswers):
         domain.look_up_base([*problems["train"], *problems["test"]])
         print(text_table(*domain.answer_table(problems, samples), max_width=72))
+        for line in domain.summary(problems, samples):
+            print(f"\n{line}")
     print()
     headers, rows, _ = _evaluation_table(samples)
     print(text_table(headers, rows))
@@ -166,6 +168,8 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
     if isinstance(domain, ShowsAnswers):
         report.heading("Self-edits and their rewards")
         report.table(*domain.answer_table(problems, samples))
+        for line in domain.summary(problems, samples):
+            report.paragraph(line)
         domain.add_to_report(report, problems, samples)
     report.heading("Answers")
     for sample in samples[-_SHOWN_ANSWERS:]:
@@ -178,10 +182,10 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
     return report
 
 
-def write_published(domain: Domain, run: Path) -> None:
+def write_published(domain: Domain, problems: Problems, run: Path) -> None:
     """Files in the formats that the domain's published code reads, if it has any."""
     if isinstance(domain, ShowsAnswers):
-        domain.write_files(run, _samples(run))
+        domain.write_files(run, problems, _samples(run))
 
 
 def _tiles(metrics: list[dict[str, Any]]) -> list[tuple[str, Any] | tuple[str, Any, str]]:

@@ -156,6 +156,9 @@ class ArcDomain:
     def state(self) -> dict[str, Any]:
         return {"known": self._known}
 
+    def close(self) -> None:
+        pass
+
     def load_state(self, state: dict[str, Any]) -> None:
         self._known = dict(state.get("known", {}))
 
@@ -200,6 +203,13 @@ class ArcDomain:
                 report.heading(heading)
                 add_tasks(report, chosen, samples, self.outcome, self.bounds)
 
-    def write_files(self, folder: Path, samples: Samples) -> None:
+    def summary(
+        self, problems: Mapping[Split, Sequence[Problem]], samples: Samples
+    ) -> list[str]:
+        return []
+
+    def write_files(
+        self, folder: Path, problems: Mapping[Split, Sequence[Problem]], samples: Samples
+    ) -> None:
         trained = [sample for sample in samples if sample["kind"] == "train"]
         write_published_files(folder, trained, self.bounds)
