@@ -203,9 +203,7 @@ class ArcDomain:
                 report.heading(heading)
                 add_tasks(report, chosen, samples, self.outcome, self.bounds)
 
-    def summary(
-        self, problems: Mapping[Split, Sequence[Problem]], samples: Samples
-    ) -> list[str]:
+    def summary(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> list[str]:
         return []
 
     def write_files(

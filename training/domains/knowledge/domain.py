@@ -48,7 +48,7 @@ from training.domains.knowledge.shown import (
     write_seal_files,
 )
 from training.endpoints import Endpoints
-from training.models import context_length, load_tokenizer
+from training.models import check_rank, context_length, load_tokenizer
 from utils.config.entrypoint import ConfigError, problems_of, raise_problems
 from utils.config.help import EVALUATION, SAMPLING, WHAT
 from utils.runs.report import Report
@@ -62,9 +62,9 @@ LOOP: dict[Preset, dict[str, Any]] = {
         "groups_per_batch": 4,
         "group_size": 4,
         "temperature": 1.0,
-        "learning_rate": 2e-4,
+        "learning_rate": 3e-4,
         "lora_rank": 16,
-        "rest_em_epochs": 6,
+        "rest_em_epochs": 3,
         "rest_em_batch_size": 4,
         "selection": "best",
         "eval_size": 4,
@@ -174,6 +174,8 @@ class KnowledgeDomain:
             example_edit=self._source.example_edit,
             choices=config.choices,
         )
+        if config.inner_rank is not None:
+            check_rank(config.model_name, "inner_rank", config.inner_rank)
         self._closed = contextlib.ExitStack()
         judge = self._closed.enter_context(
             open_judge(config.judge_kind, config.judge, Endpoints(), seed=config.seed)
@@ -187,6 +189,13 @@ class KnowledgeDomain:
 
     def close(self) -> None:
         self._closed.close()
+
+    def check_with_model(self) -> None:
+        try:
+            self.inner.require_adapters()
+        except ValueError as error:
+            # rank and alpha were checked
+            raise ValueError(f"inner_targets: {error}") from error
 
     def problems(self, split: Split) -> list[Problem]:
         return [self.problem(passage) for passage in self._source.passages(split)]

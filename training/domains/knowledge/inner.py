@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from training.adapt import AdaptJob, AdaptSettings, adapt
+from training.adapt import AdaptJob, AdaptSettings, adapt, require_adapters
 from training.adapter_proof import AdapterProof
 from training.api import (
     APIFuture,
@@ -174,6 +174,10 @@ class InnerLoop:
         self._anchor_datums: list[Datum] | None = None
         self.answerer = Answerer(tokenizer, settings, shots)
         self.settings = settings
+
+    def require_adapters(self) -> None:
+        """Raises ValueError where the model's layers cannot have the adapters of the settings."""
+        require_adapters(self._service, self.settings.base_model, self.settings.adapt)
 
     def run(
         self, jobs_J: Sequence[InnerJob | PooledJob], *, desc: str = "inner runs"
