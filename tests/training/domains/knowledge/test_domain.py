@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rl_loop import entrypoint
 
-from training.domains.base import Problem, ShowsAnswers
+from training.domains.base import Problem, ShowsAnswers, Split
 from training.domains.knowledge.domain import KnowledgeDomain, KnowledgeDomainConfig
 from training.domains.knowledge.inner import InnerJob, InnerOutcome
 from training.domains.knowledge.seal_files import read_rows
@@ -204,8 +204,9 @@ def test_what_is_shown_says_how_reliable_the_reward_is(make) -> None:
         return after(True, False, -4.0 + gain, -2.0 + gain)
 
     domain, _ = make(outcome, repeats=2)
-    assert isinstance(domain, ShowsAnswers)
-    problems = {split: domain.problems(split) for split in ("train", "test")}
+    shows: Any = domain
+    assert isinstance(shows, ShowsAnswers)
+    problems: dict[Split, list[Problem]] = {s: domain.problems(s) for s in ("train", "test")}
     problem = problems["train"][0]
     answers = ["Q: a? A: Nive", "Q: b? A: Nive", "nothing"]
     [rewards_G] = domain.rewards([problem], [answers])
@@ -224,16 +225,17 @@ def test_what_is_shown_says_how_reliable_the_reward_is(make) -> None:
 
 
 def test_passages_without_questions_are_refused(make, model: str, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("Ostrel lies on the Nive.", encoding="utf-8")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("Ostrel lies on the Nive.", encoding="utf-8")
     config = KnowledgeDomainConfig(
         model_name=model,
         source="own",
         data_path=str(tmp_path),
         num_train_passages=1,
-        num_test_passages=0 or 1,
+        num_test_passages=1,
     )
     service: Any = None
-    with pytest.raises((ConfigError, ValueError), match="passages"):
+    with pytest.raises(ConfigError, match="have no questions"):
         KnowledgeDomain(config, service)
 
 
