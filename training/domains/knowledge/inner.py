@@ -68,8 +68,8 @@ def preset(
     name: Preset, *, base_model: str, seed: int = 0, kl_weight: float = 0.0, **changes: Any
 ) -> InnerSettings:
     """seal: SEAL's single-passage settings (rank 32, alpha 64, query and value projections, 10
-    epochs of batch 1 at 1e-3, linear decay). small: for the embedded model, found by
-    benchmarks/knowledge_evidence.py. `changes` are other fields of InnerSettings."""
+    epochs of batch 1 at 1e-3, linear decay). small: for the embedded model, found on a few made
+    passages (benchmarks/LOG.md). `changes` are other fields of InnerSettings."""
     if name == "seal":
         lora: dict[str, Any] = {
             **{"rank": 32, "lora_alpha": 64.0, "lora_dropout": 0.0},
