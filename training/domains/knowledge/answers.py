@@ -107,8 +107,8 @@ class Answerer:
         self, items_Q: Sequence[Item], trainer: TrainingClient
     ) -> APIFuture[ForwardBackwardOutput] | None:
         """The log-probabilities to come, of a trainer's weights as they are; None where the
-        settings do not ask for them."""
-        if not (self.settings.logprobs or self.settings.choices):
+        settings do not ask for them, or nothing is asked."""
+        if not items_Q or not (self.settings.logprobs or self.settings.choices):
             return None
         datums = [d for item in items_Q for d in self._candidates(item)]
         return trainer.forward(datums, "cross_entropy")

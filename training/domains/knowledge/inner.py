@@ -21,6 +21,7 @@ from training.api import (
     RequestFailedError,
     SampleResponse,
     SamplingClient,
+    SaveWeightsForSamplerResponse,
     ServiceClient,
     TrainingClient,
 )
@@ -107,7 +108,8 @@ class InnerJob:
     """One edit of one passage; None: the base model as it is, "": the passage alone.
 
     `asked`: whose questions are asked, by default the passage's own. `shown` is read before each
-    question. `learning_rate` None: that of the settings.
+    question. `learning_rate` and `num_epochs` None: those of the settings. `save_as`: the name of
+    a checkpoint, which the outcome gives the place of.
     """
 
     passage: Passage
@@ -116,6 +118,8 @@ class InnerJob:
     repeat: int = 0
     asked: tuple[Passage, ...] = ()
     shown: str = ""
+    num_epochs: int | None = None
+    save_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,34 @@ class PooledJob:
     add_context: bool = True
     asked: tuple[Passage, ...] = ()
     shown: str = ""
+    num_epochs: int | None = None
+    save_as: str | None = None
+
+
+@dataclass(frozen=True)
+class DatumJob:
+    """Data of one's own about some passages, such as soft targets, in one adapter."""
+
+    passages_P: tuple[Passage, ...]
+    datums_D: tuple[Datum, ...]
+    learning_rate: float | None = None
+    repeat: int = 0
+    asked: tuple[Passage, ...] = ()
+    shown: str = ""
+    num_epochs: int | None = None
+    save_as: str | None = None
+
+
+@dataclass(frozen=True)
+class SumJob:
+    """The weighted sum of saved adapters, as one; nothing is trained (a local extension)."""
+
+    terms: tuple[tuple[str, float], ...]
+    asked: tuple[Passage, ...]
+    shown: str = ""
+
+
+Job = InnerJob | PooledJob | DatumJob | SumJob
 
 
 @dataclass(frozen=True)
@@ -137,7 +169,8 @@ class InnerOutcome:
     """Over all questions asked, passage by passage; empty where the run `failed`, which says why.
 
     `correct_Q` is None where the judge could not say, `logprobs_Q` and `choices_Q` where they were
-    not asked for. `trained_tokens` counts all epochs.
+    not asked for. `trained_tokens` counts all epochs. `saved` is the checkpoint of a job that asks
+    for one.
     """
 
     answers_Q: list[str] = field(default_factory=list)
@@ -147,6 +180,7 @@ class InnerOutcome:
     trained_tokens: int = 0
     num_documents: int = 0
     failed: str | None = None
+    saved: str | None = None
 
 
 class _Asked(NamedTuple):
@@ -179,24 +213,32 @@ class InnerLoop:
         """Raises ValueError where the model's layers cannot have the adapters of the settings."""
         require_adapters(self._service, self.settings.base_model, self.settings.adapt)
 
-    def run(
-        self, jobs_J: Sequence[InnerJob | PooledJob], *, desc: str = "inner runs"
-    ) -> list[InnerOutcome]:
+    def run(self, jobs_J: Sequence[Job], *, desc: str = "inner runs") -> list[InnerOutcome]:
         """What each job led to. One whose training breaks (a wild learning rate, a text over the
         context) is a failed outcome, and the others go on.
 
         Raises ValueError for a question that does not fit into the context.
         """
-        items_J = [_items(job) for job in jobs_J]
+        items_J = [items_of(job) for job in jobs_J]
         failures: dict[int, str] = {}
-        texts_J = [self.texts(job) for job in jobs_J]
-        adapt_jobs = [self._job(j, jobs_J[j], texts_J[j], failures) for j in range(len(jobs_J))]
-        alive = [j for j in range(len(jobs_J)) if j not in failures]
+        adapt_jobs: dict[int, AdaptJob] = {}
+        for j, job in enumerate(jobs_J):
+            try:
+                if not isinstance(job, SumJob):
+                    adapt_jobs[j] = self._job(job)
+            except ValueError as error:
+                failures[j] = str(error)
+        alive = list(adapt_jobs)
         scored: dict[int, APIFuture[ForwardBackwardOutput] | None] = {}
+        saved: dict[int, APIFuture[SaveWeightsForSamplerResponse]] = {}
         asked: dict[int, _Asked] = {}
 
         def on_trained(index: int, trainer: TrainingClient) -> None:
-            scored[alive[index]] = self.answerer.score(items_J[alive[index]], trainer)
+            j = alive[index]
+            job = jobs_J[j]
+            scored[j] = self.answerer.score(items_J[j], trainer)
+            if not isinstance(job, SumJob) and job.save_as is not None:
+                saved[j] = trainer.save_weights_for_sampler(job.save_as)
 
         def on_adapted(index: int, sampler: SamplingClient) -> None:
             j = alive[index]
@@ -208,7 +250,7 @@ class InnerLoop:
         tokens_A = adapt(
             self._service,
             self.settings.base_model,
-            [adapt_jobs[j] for j in alive],
+            list(adapt_jobs.values()),
             self.settings.adapt,
             on_adapted=on_adapted,
             on_trained=on_trained,
@@ -217,6 +259,9 @@ class InnerLoop:
             proof=self._proof,
         )
         tokens = dict(zip(alive, tokens_A, strict=True))
+        for j, job in enumerate(jobs_J):
+            if isinstance(job, SumJob):
+                asked[j] = self._ask_sum(job, items_J[j])
         read = self._read(items_J, asked, failures)
         graded = iter(
             self._judge(
@@ -237,11 +282,23 @@ class InnerLoop:
                     logprobs_Q=[answer.logprob for answer in answers_Q],
                     choices_Q=[answer.choice for answer in answers_Q],
                     trained_tokens=tokens.get(j, 0),
-                    num_documents=len(texts_J[j]),
+                    num_documents=_num_documents(adapt_jobs.get(j)),
                     failed=failures.get(j),
+                    saved=saved[j].result().path if j in saved and j not in failures else None,
                 )
             )
         return outcomes
+
+    def trained_tokens(self, job: Job) -> int:
+        """On how many tokens it is trained, all epochs together, if it is not stopped before."""
+        if isinstance(job, SumJob):
+            return 0
+        if isinstance(job, DatumJob):
+            lengths = [datum.model_input.length for datum in job.datums_D]
+        else:
+            lengths = [text_datum(self._tokenizer, t).model_input.length for t in self.texts(job)]
+        epochs = self.settings.num_epochs if job.num_epochs is None else job.num_epochs
+        return sum(lengths) * epochs
 
     def texts(self, job: InnerJob | PooledJob) -> list[str]:
         """What a job is trained on, the passages last; nothing for the base model."""
@@ -264,8 +321,34 @@ class InnerLoop:
     ) -> AdaptJob:
         """An adapter's training on these texts, the passage last; see AdaptJob for `on_top_of`.
         Raises ValueError for a text that is longer than the model's context."""
-        settings = self.settings
-        datums = [text_datum(self._tokenizer, text, settings.mask_until) for text in texts]
+        datums = [text_datum(self._tokenizer, t, self.settings.mask_until) for t in texts]
+        return self._of_datums(
+            datums, seed=seed, learning_rate=learning_rate, on_top_of=on_top_of, is_text=True
+        )
+
+    # ------------------------------------------------------------------------------------- private
+
+    def _job(self, job: InnerJob | PooledJob | DatumJob) -> AdaptJob:
+        """Raises ValueError for a text that is longer than the model's context."""
+        seed = _job_seed(self.settings.seed, job)
+        if isinstance(job, DatumJob):
+            made = self._of_datums(job.datums_D, seed=seed, learning_rate=job.learning_rate)
+        else:
+            made = self.adapt_job(self.texts(job), seed=seed, learning_rate=job.learning_rate)
+        if job.num_epochs is not None and made.datums_D:
+            made = dataclasses.replace(made, num_epochs=job.num_epochs)
+        return made
+
+    def _of_datums(
+        self,
+        datums_D: Sequence[Datum],
+        *,
+        seed: int,
+        learning_rate: float | None = None,
+        on_top_of: str | None = None,
+        is_text: bool = False,
+    ) -> AdaptJob:
+        settings, datums = self.settings, list(datums_D)
         longest = max((datum.model_input.length for datum in datums), default=0)
         if settings.context is not None and longest > settings.context:
             raise ValueError(
@@ -274,7 +357,7 @@ class InnerLoop:
             )
         heldout = []
         # the passage stays, and there must be another document to learn
-        if settings.early_stop and len(datums) > 2:
+        if is_text and settings.early_stop and len(datums) > 2:
             heldout = [datums.pop(-2)]
         return AdaptJob(
             datums_D=datums,
@@ -286,18 +369,14 @@ class InnerLoop:
             on_top_of=on_top_of,
         )
 
-    # ------------------------------------------------------------------------------------- private
-
-    def _job(
-        self, j: int, job: InnerJob | PooledJob, texts: list[str], failures: dict[int, str]
-    ) -> AdaptJob:
-        """Notes in `failures` what cannot be trained."""
-        seed = _job_seed(self.settings.seed, job)
-        try:
-            return self.adapt_job(texts, seed=seed, learning_rate=job.learning_rate)
-        except ValueError as error:
-            failures[j] = str(error)
-            return AdaptJob([], 0.0, 0, seed)
+    def _ask_sum(self, job: SumJob, items_Q: Sequence[Item]) -> _Asked:
+        summed = getattr(self._service, "create_training_client_from_sum", None)
+        if summed is None:
+            raise ValueError("adapters can be added up by backend=local alone")
+        trainer: TrainingClient = summed(list(job.terms), self.settings.base_model)
+        scored = self.answerer.score(items_Q, trainer)
+        sampler = trainer.save_weights_and_get_sampling_client().result()
+        return _Asked(self.answerer.ask(items_Q, sampler), scored)
 
     def _anchors(self) -> list[Datum]:
         """Questions about other entities with the base model's answers, as soft targets: the
@@ -339,18 +418,28 @@ class InnerLoop:
         return read
 
 
-def _items(job: InnerJob | PooledJob) -> list[Item]:
-    own = job.passages_P if isinstance(job, PooledJob) else (job.passage,)
+def items_of(job: Job) -> list[Item]:
+    """The questions that its adapter gets."""
     return [
         Item(passage, question, job.shown)
-        for passage in job.asked or own
+        for passage in job.asked or _own(job)
         for question in passage.questions
     ]
 
 
-def _job_seed(seed: int, job: InnerJob | PooledJob) -> int:
+def _own(job: Job) -> tuple[Passage, ...]:
+    """What it is about; of a sum whose questions it gets."""
+    if isinstance(job, SumJob):
+        return job.asked
+    return (job.passage,) if isinstance(job, InnerJob) else job.passages_P
+
+
+def _num_documents(job: AdaptJob | None) -> int:
+    return 0 if job is None else len(job.datums_D) + len(job.heldout_D)
+
+
+def _job_seed(seed: int, job: InnerJob | PooledJob | DatumJob) -> int:
     """Of the adapter's weights and the order of lines: the same for all edits of a passage."""
-    own = job.passages_P if isinstance(job, PooledJob) else (job.passage,)
-    ids = [passage.id for passage in own]
+    ids = [passage.id for passage in _own(job)]
     digest = hashlib.sha256(repr((seed, ids, job.repeat)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -1,0 +1,135 @@
+"""The inner runs of a table, done in batches and stored as they are done, and what each row has of
+them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evaluation.knowledge.rows import Part, Plan
+from evaluation.knowledge.table import Answers, RowAnswers
+from training.domains.knowledge.inner import InnerLoop, InnerOutcome, Job
+from utils.runs.files import append_jsonl, read_jsonl
+
+logger = logging.getLogger(__name__)
+
+# on how many tokens one trains in the time of a question, with its choices
+QUESTION_TOKENS = 80
+
+
+class Done(NamedTuple):
+    """`seconds` is the run's share of its batch's time, by tokens trained and questions asked."""
+
+    outcome: InnerOutcome
+    seconds: float
+
+
+class Outcomes:
+    """Runs that are done, by key, in a file of one line each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        names = {field.name for field in fields(InnerOutcome)}
+        self._known = {
+            record["key"]: Done(
+                InnerOutcome(**{name: record[name] for name in names & record.keys()}),
+                record["seconds"],
+            )
+            for record in read_jsonl(path, missing_ok=True)
+        }
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def get(self, key: str) -> Done | None:
+        return self._known.get(key)
+
+    def forget(self, key: str) -> None:
+        """Until it is done again; of two lines of a key the last counts."""
+        self._known.pop(key, None)
+
+    def add(self, key: str, done: Done) -> None:
+        append_jsonl(self._path, {"key": key, "seconds": done.seconds, **asdict(done.outcome)})
+        self._known[key] = done
+
+
+def carry_out(
+    loop: InnerLoop,
+    jobs: Mapping[str, Job],
+    outcomes: Outcomes,
+    *,
+    batch_size: int,
+    on_batch: Callable[[], None] = lambda: None,
+) -> None:
+    """Does the jobs that are not done yet, `batch_size` of them together."""
+    todo = [key for key in jobs if key not in outcomes]
+    num_done = len(jobs) - len(todo)
+    for start in range(0, len(todo), batch_size):
+        keys = todo[start : start + batch_size]
+        num_done += len(keys)
+        started = time.perf_counter()
+        found = loop.run([jobs[key] for key in keys], desc=f"inner runs to {num_done}/{len(jobs)}")
+        seconds = time.perf_counter() - started
+        costs = [o.trained_tokens + QUESTION_TOKENS * len(o.answers_Q) for o in found]
+        total = sum(costs) or 1
+        for key, outcome, cost in zip(keys, found, costs, strict=True):
+            if outcome.failed is not None:
+                logger.warning("%s failed: %s", key, outcome.failed)
+            outcomes.add(key, Done(outcome, seconds * cost / total))
+        on_batch()
+
+
+def row_answers(plan: Plan, outcomes: Outcomes) -> list[RowAnswers]:
+    """Of the rows that have any run done, in their order."""
+    found = []
+    for row, parts in plan.parts.items():
+        answers = [
+            _answers(part, done.outcome)
+            for part in parts
+            if (done := outcomes.get(part.key)) is not None
+        ]
+        if not answers and not plan.missing[row]:
+            continue
+        runs = _done(plan.runs_of(row), outcomes)
+        paid = [*runs, *_done(plan.paid.get(row, ()), outcomes)]
+        found.append(
+            RowAnswers(
+                name=row,
+                answers=answers,
+                num_runs=sum(done.outcome.failed is None for done in runs),
+                trained_tokens=sum(
+                    done.outcome.trained_tokens for done in paid if done.outcome.failed is None
+                ),
+                seconds=sum(done.seconds for done in paid),
+                num_missing=plan.missing[row],
+            )
+        )
+    return found
+
+
+def _done(keys: Iterable[str], outcomes: Outcomes) -> list[Done]:
+    return [done for key in keys if (done := outcomes.get(key)) is not None]
+
+
+def _answers(part: Part, outcome: InnerOutcome) -> Answers:
+    if outcome.failed is not None:
+        return Answers(part.passage, part.edit, part.seed, failed=outcome.failed)
+    asked = slice(part.start, part.start + len(part.places))
+
+    def of(values_Q: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values_Q[asked])
+
+    return Answers(
+        part.passage,
+        part.edit,
+        part.seed,
+        places_Q=part.places,
+        answers_Q=of(outcome.answers_Q),
+        correct_Q=of(outcome.correct_Q),
+        logprobs_Q=of(outcome.logprobs_Q),
+        choices_Q=of(outcome.choices_Q),
+    )
