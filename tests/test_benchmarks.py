@@ -196,6 +196,39 @@ def test_bbh_adapters(run: Any, tmp_path: Path) -> None:
     assert "first losses" in table
 
 
+def test_knowledge_inner(run: Any, tmp_path: Path) -> None:
+    table, rows = run("knowledge_inner", f"model={save_bbh_model(tmp_path / 'model')}")
+    rival = "HF + PEFT, one by one"
+    assert [(row["case"], row["contender"], row["timed"], row["goal"]) for row in rows] == [
+        (f"{case}, 2 adapters", contender, timed, goal)
+        for case in ("train", "train and answer")
+        for contender, timed, goal in (
+            ("engine, together", "2 adapters", None),
+            (rival, "1 adapters", ">= 2"),
+            (f"{rival}, padded to 1024", "1 steps", ">= 20"),
+        )
+    ]
+    assert all(row["peak MiB"] > 0 for row in rows)
+    # the answers cost something, the padded rival's as much as the other's
+    seconds = {(row["case"].split(",")[0], row["contender"]): row["seconds"][0] for row in rows}
+    for contender in {row["contender"] for row in rows}:
+        assert seconds["train and answer", contender] > seconds["train", contender]
+    assert "An adapter: 9 steps on " in table and "First 3 losses" in table
+
+
+def test_knowledge_inner_notices_other_work(
+    run: Any, load_benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load_benchmark("knowledge_inner")
+    real = module.AdamParams
+    # the first loss is the untrained adapter's; the later ones show the updates
+    monkeypatch.setattr(
+        module, "AdamParams", lambda learning_rate, **kw: real(learning_rate / 2, **kw)
+    )
+    with pytest.raises(SystemExit, match="first losses differ by"):
+        run("knowledge_inner", f"model={save_bbh_model(tmp_path / 'model')}")
+
+
 def test_icl_training(run: Any) -> None:
     table, rows = run("icl_training", "repeats=2")
     found = by_contender(rows)
