@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
+import continual
 import icl_train
 import matplotlib.pyplot
 import reasoning_gym  # noqa: F401
@@ -29,13 +30,20 @@ import sft
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 import ttt
-from run_results import arc_difference, icl_difference, loop_difference, ttt_difference
+from run_results import (
+    arc_difference,
+    continual_difference,
+    icl_difference,
+    loop_difference,
+    ttt_difference,
+)
 
 import training.backends.local.service  # noqa: F401
 from utils.config.entrypoint import config_entrypoint
 
 KILLED = -signal.SIGKILL
 ENTRYPOINTS: dict[str, Callable[[list[str]], None]] = {
+    "continual": lambda arguments: config_entrypoint(continual.main, arguments),
     "icl_train": icl_train.entrypoint,
     "rl_loop": rl_loop.entrypoint,
     "sft": lambda arguments: config_entrypoint(sft.main, arguments),
@@ -43,6 +51,7 @@ ENTRYPOINTS: dict[str, Callable[[list[str]], None]] = {
     "ttt_arc": ttt.entrypoint,
 }
 DIFFERENCES: dict[str, Callable[[Path, Path], str | None]] = {
+    "continual": continual_difference,
     "icl_train": icl_difference,
     "rl_loop": loop_difference,
     "sft": loop_difference,

@@ -67,6 +67,33 @@ def arc_difference(run: Path, other: Path) -> str | None:
     return _first_difference(arc_results(run), arc_results(other))
 
 
+def continual_results(run: Path) -> dict[str, Any]:
+    """steps.jsonl without the times and the names of folders, what the logs hold, and the weights
+    that were left."""
+    steps, weights = [], {}
+    for record in read_jsonl(run / "steps.jsonl"):
+        outcomes = [dict(outcome) for outcome in record.get("outcomes", [])]
+        for s, outcome in enumerate(outcomes):
+            folders = [run / folder for folder in outcome.pop("adapters")]
+            files = [folder / "adapter_model.safetensors" for folder in folders]
+            weights[f"{record['method']} {s}"] = [
+                hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()
+            ]
+        kept = {key: record[key] for key in record if key not in ("seconds", "logged", "outcomes")}
+        steps.append(kept | {"outcomes": outcomes})
+    metrics = [
+        {key: value for key, value in record.items() if not key.endswith("/seconds")}
+        for record in read_jsonl(run / "metrics.jsonl")
+    ]
+    samples = read_jsonl(run / "samples.jsonl")
+    return {"steps": steps, "weights": weights, "metrics": metrics, "samples": samples}
+
+
+def continual_difference(run: Path, other: Path) -> str | None:
+    """The first difference between two runs of continual.py in words, or None."""
+    return _first_difference(continual_results(run), continual_results(other))
+
+
 def icl_results(run: Path) -> dict[str, Any]:
     """What training on sequences of tasks leaves: metrics.jsonl without the times, the checkpoints,
     and the last state with optimizer and random numbers."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,9 @@ from evaluation.knowledge.matrix import (
     estimates,
     measures,
 )
+from evaluation.knowledge.summaries import Summary
 from utils.runs.report import Report, line_plot
+from utils.runs.tables import text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,23 +94,55 @@ def difference_rows(results: Sequence[MethodResult], base: str) -> list[tuple[An
     return rows
 
 
-def write_report(
-    path: Path,
+def results_text(results: Sequence[MethodResult]) -> str:
+    """All methods, and how they differ at the end from merge, or else from the first."""
+    parts = [text_table(HEADERS, result_rows(results)), _LEGEND]
+    if len(results) > 1:
+        labels = [result.method for result in results]
+        rows = difference_rows(results, "merge" if "merge" in labels else labels[0])
+        parts.append(f"In percentage points:\n{text_table(DIFFERENCE_HEADERS, rows)}")
+    return "\n\n".join(parts)
+
+
+def averages_text(summaries: Mapping[str, Summary]) -> str:
+    """A matrix for each, percent with standard errors."""
+    parts = []
+    for name, summary in summaries.items():
+        headers = ["", *(f"passage {k + 1}" for k in range(summary.n_datapoints))]
+        rows = [
+            [f"after {r}", *map(_percent, cells)] for r, cells in enumerate(summary.estimates())
+        ]
+        told = f"{name}: {summary.n_sequences} sequences, {summary.dataset}, {summary.base_model}"
+        parts.append(f"{told}\n{text_table(headers, rows)}")
+    return "\n\n".join(parts)
+
+
+def averages_report(name: str, summaries: Mapping[str, Summary]) -> Report:
+    report = Report(f"Continual self-edits: {name}", "Average of runs")
+    cells = {label: summary.estimates() for label, summary in summaries.items()}
+    report.figure(heat_maps(cells), "Accuracy in percent (standard error below).")
+    report.pre(averages_text(summaries))
+    return report
+
+
+def make_report(
     name: str,
     results: Sequence[MethodResult],
     *,
     base: str = "merge",
     notes: Sequence[str] = (),
-) -> None:
+) -> Report:
     """Tables, matrices and curves of the results so far; `notes` are paragraphs on top. Methods are
     compared with `base` where it is among them."""
-    num_passages = len(results[0].matrices_S[0][0])
-    num_sequences = len(results[0].matrices_S)
-    report = Report(
-        f"Continual self-edits: {name}", f"{num_sequences} sequences of {num_passages} passages"
-    )
+    told = "nothing measured yet"
+    if results:
+        matrices_S = results[0].matrices_S
+        told = f"{len(matrices_S)} sequences of {len(matrices_S[0][0])} passages"
+    report = Report(f"Continual self-edits: {name}", told)
     for note in notes:
         report.paragraph(note)
+    if not results:
+        return report
     report.table(HEADERS, result_rows(results), _LEGEND)
     if len(results) > 1 and base in {result.method for result in results}:
         report.heading(f"Against {base}")
@@ -131,7 +164,7 @@ def write_report(
         report.figure(
             line_plot(lines, xlabel="self-edits", ylabel=probe), f"{probe}, mean over sequences."
         )
-    report.write(path)
+    return report
 
 
 def heat_maps(by_method: Mapping[str, Sequence[Sequence[Estimate | None]]]) -> Figure:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from evaluation.knowledge.matrix import Cell, Estimate, Matrix, cell_estimates
 from training.domains.knowledge.seal_files import validated, write_json
-from utils.config.errors import raise_problems
+from utils.config.errors import problems_of, raise_problems
 from utils.json_files import read_json_object
 
 # pooled: that of all sequences as one sample. averaged: the plain mean of the runs' deviations,
@@ -124,6 +124,32 @@ def read_summary(path: Path) -> Summary:
             problems.append(f"{path}, {name}: numbers of 0 or more are needed throughout")
     raise_problems(problems)
     return summary
+
+
+def read_summaries(paths: Iterable[Path]) -> dict[str, dict[str, Summary]]:
+    """The summaries of each method by their paths; of a run's folder all summary.METHOD.json.
+    The methods are named by the files that their average goes to. Raises ConfigError with what is
+    wrong with all of them."""
+    found: dict[str, dict[str, Summary]] = {}
+    problems: list[str] = []
+    for path in paths:
+        files = sorted(path.glob("summary.*.json")) if path.is_dir() else [path]
+        if not path.exists():
+            problems.append(f"aggregate: {path}: no such file or folder")
+            continue
+        if not files:
+            problems.append(
+                f"aggregate: {path} holds no summary.METHOD.json; is that run finished?"
+            )
+        for file in files:
+            read: list[Summary] = []
+            problems += problems_of(lambda file=file, read=read: read.append(read_summary(file)))
+            for summary in read:
+                label = summary.method
+                name = "overall_results.json" if label is None else f"summary.{label}.json"
+                found.setdefault(name, {})[str(file)] = summary
+    raise_problems(problems, at_most=10)
+    return found
 
 
 def aggregate(summaries: Mapping[str, Summary], deviation: Deviation = "pooled") -> Summary:

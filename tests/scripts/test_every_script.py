@@ -17,6 +17,7 @@ from typing import Any
 
 import chat
 import compare
+import continual
 import eval as eval_script
 import export
 import gen_eval
@@ -66,6 +67,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     grid = [[0, 1], [1, 0]]
     pair = {"input": grid, "output": grid}
     Path("arc.json").write_text(json.dumps({"a": {"train": [pair, pair], "test": [pair]}}))
+    Path("edits.jsonl").write_text('{"title": "A moon", "edit": "Q: Who? A: Ann"}\n')
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("A village.\nRehu is one.")
+    asked = [{"question": "Who?", "answer": "Ann"}]
+    one = {"title": "A moon", "context": "Ann is there.", "questions": asked}
+    Path("one.json").write_text(json.dumps([one]))
     rule = {"signs-off": PROPERTIES["signs-off"]}
     dump_yaml("x.eval.yaml", {"properties": rule, "prompts": [prompt("q", "c")]})
     return tmp_path
@@ -81,7 +88,7 @@ ROLE = ("generator.model=./model", "generator.max_tokens=8")
 # of the calls to the model, the one at which a signal comes: some make no second one
 AT = {"ttt arc": 1, "eval": 1, "generate": 1, "gen_eval": 1, "icl_eval": 1}
 # whose pages are refreshed while they run
-LIVE = ("sft", "rl_loop", "ttt bbh", "ttt arc", "eval", "generate", "gen_eval")
+LIVE = ("sft", "rl_loop", "continual", "ttt bbh", "ttt arc", "eval", "generate", "gen_eval")
 RELOADS = 'http-equiv="refresh"'
 # how each script is started, on what, and what makes a finished run one that goes on
 SCRIPTS: dict[str, tuple[Callable[[list[str]], object], tuple[str, ...], str, str | None]] = {
@@ -94,6 +101,16 @@ SCRIPTS: dict[str, tuple[Callable[[list[str]], object], tuple[str, ...], str, st
     "rl_loop": (
         rl_loop.entrypoint,
         ("model_name=model", *GYM, "groups_per_batch=1", "max_tokens=1", "lora_rank=2"),
+        "model_name",
+        None,
+    ),
+    "continual": (
+        lambda argv: config_entrypoint(continual.main, argv),
+        (
+            *("model_name=model", "source=made", "preset=small", "n_passages=1", "n_sequences=1"),
+            *("method=merge", "inner_epochs=1", "inner_rank=2", "max_answer_tokens=1"),
+            "n_untouched=0",
+        ),
         "model_name",
         None,
     ),
@@ -361,6 +378,23 @@ BROKEN = "no file named model.safetensors"
         ("rl_loop", ("lora_alpha=0",), "lora_alpha=0"),
         ("rl_loop", ("seed=-1",), "seed=-1"),
         ("rl_loop", ("model_name=./broken",), BROKEN),
+        ("continual", ("log_path=chats.jsonl",), "log_path"),
+        ("continual", ("model_name=./broken",), BROKEN),
+        ("continual", ("inner_rank=100000",), "inner_rank=100000: at most 32"),
+        ("continual", ('inner_targets=["none"]',), "inner_targets: "),
+        ("continual", ("method=fuse",), "methods: 'fuse' is none; there are merge, replay=LINES"),
+        ("continual", ("n_passages=0", "n_sequences=0"), "n_sequences=0: at least 1"),
+        ("continual", ("form=poem",), "form='poem' with edits=template; allowed are qa"),
+        ("continual", ("edits=model", "form=poem"), "form='poem': there is no such form"),
+        ("continual", ("source=squad", "edits=template"), "only made worlds have a generator"),
+        ("continual", ("edits_file=chats.jsonl",), '"edit": ...} or rows of a samples.jsonl'),
+        ("continual", ("edits_file=edits.jsonl",), "its edits are about other passages"),
+        ("continual", ("source=own", "data_path=texts"), "have no questions"),
+        ("continual", ("source=own", "data_path=one.json", "n_passages=2"), "passages 0 to 2 were"),
+        ("continual", ("judge_kind=llm", "judge.base_url=openrouter"), "OPENROUTER_API_KEY"),
+        ("continual", ("gate_budget=1",), "gate_budget=1.0: no method is a gate"),
+        ("continual", ('aggregate=["runs"]',), "runs: no such file"),
+        ("continual", ('aggregate=["edits.jsonl"]',), "edits.jsonl"),
         ("ttt bbh", ("log_path=chats.jsonl",), "log_path"),
         ("ttt bbh", ("model_name=./broken",), BROKEN),
         ("ttt bbh", ("method=ttt", "lora_rank=2", 'lora_targets=["none"]'), "none"),

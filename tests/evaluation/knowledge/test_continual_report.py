@@ -15,8 +15,8 @@ from evaluation.knowledge.continual_report import (
     MethodResult,
     difference_rows,
     heat_maps,
+    make_report,
     result_rows,
-    write_report,
 )
 from evaluation.knowledge.matrix import Cell, cell_estimates
 
@@ -86,7 +86,7 @@ def test_heat_maps() -> None:
 
 def test_the_page(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    write_report(path, "made", [MERGE, REPLAY], notes=["The gate was <em>."])
+    make_report("made", [MERGE, REPLAY], notes=["The gate was <em>."]).write(path)
     page = path.read_text(encoding="utf-8")
     assert "Continual self-edits: made" in page
     assert "2 sequences of 2 passages" in page
@@ -94,5 +94,5 @@ def test_the_page(tmp_path: Path) -> None:
     assert "Against merge" in page
     assert "perplexity, mean over sequences." in page
     assert len(re.findall("<svg", page)) == 3
-    write_report(path, "made", [REPLAY])
+    make_report("made", [REPLAY]).write(path)
     assert "Against" not in path.read_text(encoding="utf-8")

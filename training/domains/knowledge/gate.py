@@ -5,7 +5,7 @@ again, or the edit is refused."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -30,6 +30,36 @@ class GateDecision:
     tried: tuple[tuple[float, float], ...]
 
 
+def scale_search(
+    budget: float, *, num_halvings: int = NUM_HALVINGS, smallest: float = SMALLEST_SCALE
+) -> Generator[float, float, GateDecision]:
+    """Yields the scales to be tried, is sent their costs, and returns the largest in [smallest, 1]
+    that it found to cost at most `budget`, so that many edits can be searched side by side.
+
+    1 is tried first, then `smallest`: an edit that costs too much there is refused. A cost that is
+    NaN is too much. There are 2 + num_halvings tries at most.
+    """
+    tried: list[tuple[float, float]] = []
+
+    def fits(scale: float) -> Generator[float, float, bool]:
+        cost = yield scale
+        tried.append((scale, cost))
+        return cost <= budget
+
+    if (yield from fits(1.0)):
+        return GateDecision(1.0, tried[-1][1], tuple(tried))
+    if not (yield from fits(smallest)):
+        return GateDecision(None, None, tuple(tried))
+    good, bad = tried[-1], 1.0
+    for _ in range(num_halvings):
+        middle = (good[0] + bad) / 2
+        if (yield from fits(middle)):
+            good = tried[-1]
+        else:
+            bad = middle
+    return GateDecision(*good, tuple(tried))
+
+
 def largest_scale(
     cost_at: Callable[[float], float],
     budget: float,
@@ -37,30 +67,14 @@ def largest_scale(
     num_halvings: int = NUM_HALVINGS,
     smallest: float = SMALLEST_SCALE,
 ) -> GateDecision:
-    """The largest scale that bisection finds in [smallest, 1] whose cost is at most `budget`.
-
-    1 is tried first, then `smallest`: an edit that costs too much there is refused. A cost that is
-    NaN is too much. `cost_at` is called 2 + num_halvings times at most.
-    """
-    tried: list[tuple[float, float]] = []
-
-    def fits(scale: float) -> bool:
-        cost = cost_at(scale)
-        tried.append((scale, cost))
-        return cost <= budget
-
-    if fits(1.0):
-        return GateDecision(1.0, tried[-1][1], tuple(tried))
-    if not fits(smallest):
-        return GateDecision(None, None, tuple(tried))
-    good, bad = tried[-1], 1.0
-    for _ in range(num_halvings):
-        middle = (good[0] + bad) / 2
-        if fits(middle):
-            good = tried[-1]
-        else:
-            bad = middle
-    return GateDecision(*good, tuple(tried))
+    """What scale_search() returns for the costs that `cost_at` tells."""
+    search = scale_search(budget, num_halvings=num_halvings, smallest=smallest)
+    scale = next(search)
+    while True:
+        try:
+            scale = search.send(cost_at(scale))
+        except StopIteration as end:
+            return end.value
 
 
 def accuracy_lost(before_Q: Sequence[bool | None], after_Q: Sequence[bool | None]) -> float:

@@ -1,0 +1,118 @@
+"""The self-edits that are learned one after the other: given beforehand, or written by the model as
+it is by then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.domains.knowledge.config import chosen_preset
+from training.domains.knowledge.continual import Continual, Edit
+from training.domains.knowledge.continual_config import (
+    ContinualConfig,
+    edit_form,
+    edits_kind,
+    generator_role,
+)
+from training.domains.knowledge.continual_methods import Method
+from training.domains.knowledge.continual_passages import Drawn
+from training.domains.knowledge.edits import read_edits, write_edits
+from training.domains.knowledge.forms import Choices, EditPrompts
+from training.domains.knowledge.own_edits import EditWriter
+from training.domains.knowledge.passages import Passage
+from training.domains.knowledge.sources import Source
+from training.endpoints import Endpoints
+from training.models import context_length
+from utils.llm.client import LLMClient
+from utils.runs.files import expanded
+
+
+class EditSource:
+    """`given` holds what was written beforehand, by the passage's id; `told` says by whom."""
+
+    def __init__(
+        self,
+        config: ContinualConfig,
+        source: Source,
+        tokenizer: Any,
+        passages: Sequence[Passage],
+    ) -> None:
+        """Raises ConfigError for a file of edits that does not do, and for passages whose prompts
+        do not fit into the model's context."""
+        self._config = config
+        self._passages = passages
+        self._kind = edits_kind(config)
+        self.form = edit_form(config)
+        self.given: dict[str, Edit] = {}
+        small = chosen_preset(config) == "small"
+        if self._kind == "template":
+            for passage in passages:
+                text = source.template_edit(passage, self.form, config.seed)
+                assert text is not None
+                self.given[passage.id] = Edit(text)
+        elif config.edits_file is not None:
+            self._read(read_edits(expanded(config.edits_file), passages, 1).texts_P_K)
+        if self._kind in ("model", "generator"):
+            self._prompts = EditPrompts(
+                self.form,
+                prompt_form=config.edit_prompt or ("chat" if small else "raw"),
+                example_edit=source.example_edit,
+            )
+            self._writer = EditWriter(
+                *(tokenizer, self._prompts),
+                max_tokens=config.max_tokens,
+                temperature=config.temperature,
+                seed=config.seed,
+            )
+        if self._kind == "model":
+            self._writer.check(passages, context_length(config.model_name))
+
+    @property
+    def told(self) -> str:
+        who = "of a file" if self._kind is None else f"edits={self._kind}"
+        return f"form {self.form}, {who}"
+
+    def generate(self, run_path: Path) -> None:
+        """Has the role `generator` write them, where it is to; its replies are kept in
+        calls.jsonl."""
+        if self._kind != "generator":
+            return
+        with Endpoints(device=self._config.device) as endpoints:
+            self._read(asyncio.run(self._generated(endpoints, run_path / "calls.jsonl")))
+
+    def next(
+        self,
+        drawn: Drawn,
+        places: Sequence[int],
+        adapters_S: Sequence[Sequence[str]],
+        continual: Continual,
+        method: Method,
+    ) -> list[list[Edit]]:
+        """For each sequence the edits of its passages at these places, by the model with these
+        adapters where none was given."""
+        if self._kind != "model":
+            return [[self.given[row[p].id] for p in places] for row in drawn.sequences_S_K]
+        samplers_S = [continual.sampler(method, adapters) for adapters in adapters_S]
+        found_S: list[list[Edit]] = [[] for _ in adapters_S]
+        for place in places:
+            passages_S = [row[place] for row in drawn.sequences_S_K]
+            texts_S = self._writer.write(passages_S, samplers_S, place)
+            for edits, text in zip(found_S, texts_S, strict=True):
+                edits.append(Edit.of(text, self.form, Choices()))
+        return found_S
+
+    # ------------------------------------------------------------------------------------- private
+
+    async def _generated(self, endpoints: Endpoints, cache_path: Path) -> list[list[str]]:
+        client = LLMClient(endpoints.open([generator_role(self._config)]), cache_path=cache_path)
+        async with client:
+            return (await write_edits(client, self._prompts, self._passages, 1)).texts_P_K
+
+    def _read(self, texts_P_K: Sequence[Sequence[str]]) -> None:
+        for passage, texts_K in zip(self._passages, texts_P_K, strict=True):
+            if texts_K:
+                self.given[passage.id] = Edit.of(texts_K[0], self.form, Choices())
+            else:
+                self.given[passage.id] = Edit("", note="there is no self-edit of this passage")
