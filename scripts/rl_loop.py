@@ -1,7 +1,9 @@
-"""Reinforce a model on a domain: ARC self-edits, GSM8K, or any reasoning-gym data set.
+"""Reinforce a model on a domain: self-edits on ARC or on passages to be known, GSM8K, or any
+reasoning-gym data set.
 
     uv run scripts/rl_loop.py domain=arc
     uv run scripts/rl_loop.py domain=gym task=chain_sum 'task_config={"max_terms": 2}' num_steps=30
+    uv run scripts/rl_loop.py domain=knowledge form=model
     uv run scripts/rl_loop.py domain=gsm8k data_path=path/to/gsm8k log_path=runs/mine dry_run=true
 
 Writes config.yaml, metrics.jsonl, samples.jsonl, checkpoints.jsonl and report.html under
@@ -69,8 +71,8 @@ logger = logging.getLogger(__name__)
 class Config:
     domain: str = chz.field(
         default="arc",
-        doc="arc, gsm8k, gym, or your own, path/to/file.py:Class (docs/own_domain.md): has "
-        "settings of its own, and defaults for those that show none",
+        doc="arc, knowledge, gsm8k, gym, or your own, path/to/file.py:Class (docs/own_domain.md): "
+        "has settings of its own, and defaults for those that show none",
         metadata=WHAT | RL_INPUT,
     )
     num_steps: int | None = chz.field(default=None, doc="batches; 0: evaluate only")
