@@ -376,9 +376,9 @@ class KnowledgeDomain:
         found = reliability(rewards_P_K_R)
         if not self._warned:
             # a run shows this again and again
-            warn_unreliable(found)
+            warn_unreliable(found, self.config.reward)
             self._warned = True
-        return f"Reward ({self.config.reward}): {found}"
+        return f"Reward ({self.config.reward}): {found.told(self.config.reward)}"
 
     def _trials(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> list[Trial]:
         """The answers whose passages are known, with what came of them."""

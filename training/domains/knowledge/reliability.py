@@ -76,14 +76,19 @@ class Reliability:
     repeats_needed: int | None
     best: BestOf
 
-    def __str__(self) -> str:
+    def told(self, kind: RewardKind) -> str:
+        """In a sentence, in nats or points of accuracy."""
         if self.icc is None or self.of_mean is None:
             return f"all {self.num_edits} edits of a passage have one reward"
-        error = "" if self.best.error is None else f" +- {100 * self.best.error:.1f}"
+        factor, digits, unit = (1, 2, "nats") if kind == "logprob" else (100, 1, "points")
+        apparent, honest = (
+            f"{factor * gain:+.{digits}f}" for gain in (self.best.apparent, self.best.honest)
+        )
+        error = "" if self.best.error is None else f" ± {factor * self.best.error:.{digits}f}"
         return (
             f"reliability {self.of_mean:.2f} of the mean of {self.num_repeats} repeats (of one "
-            f"{self.icc:.2f}); the best of {self.best.k} looks {100 * self.best.apparent:+.1f} "
-            f"points better than the mean, cross-validated {100 * self.best.honest:+.1f}{error}"
+            f"{self.icc:.2f}); the best of {self.best.k} looks {apparent} {unit} better than the "
+            f"mean, cross-validated {honest}{error}"
         )
 
 
@@ -149,7 +154,7 @@ def reliability(
     )
 
 
-def warn_unreliable(found: Reliability) -> None:
+def warn_unreliable(found: Reliability, kind: RewardKind) -> None:
     """Logs a warning where the mean of the repeats is less reliable than RELIABLE."""
     if found.of_mean is not None and found.of_mean >= RELIABLE:
         return
@@ -157,7 +162,7 @@ def warn_unreliable(found: Reliability) -> None:
         remedy = "edits do not differ beyond noise: more questions or other edits are needed"
     else:
         remedy = f"repeats={found.repeats_needed} would give {WANTED}"
-    logger.warning("The reward is mostly noise: %s. %s", found, remedy)
+    logger.warning("The reward is mostly noise: %s. %s", found.told(kind), remedy)
 
 
 def _icc(between: float, error: float, num_repeats: int) -> float | None:

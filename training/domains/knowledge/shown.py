@@ -91,11 +91,14 @@ def summary_lines(trials: Sequence[Trial]) -> list[str]:
         share = accuracy(after_Q)
         edits = [(t.passage, t.edit) for t in chosen if not isinstance(t.edit, str)]
         coverage = fmean(c for passage, edit in edits for c in covered(passage, edit.text))
-        line = (
-            f"{when}: {_percent(accuracy(before_Q))} right before, {_percent(share)} after (of "
-            f"what was wrong {_percent(found.gained_share)} gained, of what was right "
-            f"{_percent(found.kept_share)} kept); {coverage:.0%} of the answers stand in the edits"
-        )
+        line = f"{when}: {_percent(accuracy(before_Q))} right before, {_percent(share)} after"
+        if found.kept + found.lost:
+            # without this a gain hides what training destroyed
+            line += (
+                f" (of what was wrong {_percent(found.gained_share)} gained, of what was right "
+                f"{_percent(found.kept_share)} kept)"
+            )
+        line += f"; {coverage:.0%} of the answers stand in the edits"
         failed = sum(o.failed is not None for t in chosen for o in t.outcomes_R)
         if failed or found.unscored:
             line += f"; {failed} inner runs failed, {found.unscored} answers have no verdict"

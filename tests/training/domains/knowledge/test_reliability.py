@@ -130,9 +130,9 @@ def test_seals_own_rewards() -> None:
     assert round(100 * found.best.honest, 1) == 2.6
     assert round(100 * found.best.error, 1) == 1.9
     assert found.repeats_needed == 16
-    assert (
-        "reliability 0.32" in str(found) and "+14.1" in str(found) and "+2.6 +- 1.9" in str(found)
-    )
+    told = found.told("accuracy")
+    assert "reliability 0.32" in told and "+14.1 points" in told and "+2.6 ± 1.9" in told
+    assert "+0.14 nats" in found.told("logprob")
 
 
 def test_a_noisy_reward_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,10 +140,10 @@ def test_a_noisy_reward_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     quiet = rng.normal(size=(20, 4, 1)) + 0.1 * rng.normal(size=(20, 4, 2))
     loud = rng.normal(size=(200, 4, 1)) + 2 * rng.normal(size=(200, 4, 2))
     with caplog.at_level(logging.WARNING):
-        warn_unreliable(reliability(quiet))
+        warn_unreliable(reliability(quiet), "accuracy")
         assert not caplog.records
         found = reliability(loud)
-        warn_unreliable(found)
+        warn_unreliable(found, "accuracy")
     assert f"repeats={found.repeats_needed} would give 0.7" in caplog.text
     assert found.repeats_needed is not None and 6 <= found.repeats_needed <= 16
 
@@ -151,8 +151,8 @@ def test_a_noisy_reward_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
 def test_edits_of_one_reward(caplog: pytest.LogCaptureFixture) -> None:
     found = reliability([[[0.5, 0.5], [0.5, 0.5]]])
     assert found.icc is None and found.repeats_needed is None
-    assert str(found) == "all 2 edits of a passage have one reward"
-    warn_unreliable(found)
+    assert found.told("gain") == "all 2 edits of a passage have one reward"
+    warn_unreliable(found, "accuracy")
     assert "do not differ beyond noise" in caplog.text
 
 
