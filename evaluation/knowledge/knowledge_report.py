@@ -134,7 +134,7 @@ def reliability_lines(results: Results) -> list[str]:
         for kind in ("accuracy", "logprob"):
             found = rewards_of(row, known, kind)
             if found is not None:
-                lines.append(f"{row.name}, reward {kind}: {found}")
+                lines.append(f"{row.name}, reward {kind}: {found.told(kind)}")
     return lines
 
 

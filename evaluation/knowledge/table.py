@@ -180,19 +180,21 @@ def rewards_of(
     them with two or more seeds each, none of which failed; else None."""
     if kind not in ("accuracy", "logprob"):
         raise ValueError(f"kind={kind!r}: accuracy or logprob")
+    seeds = {a.seed for a in row.answers}
+    if len(seeds) < 2 or len({a.edit for a in row.answers}) < 2:
+        return None
     before = {a.passage: a for a in known}
     by_passage: dict[int, dict[int, dict[int, float]]] = {}
     for one in row.answers:
         value = _reward(one, before.get(one.passage), kind)
         if value is not None:
             by_passage.setdefault(one.passage, {}).setdefault(one.edit, {})[one.seed] = value
-    seeds = {a.seed for a in row.answers}
     rewards_P_K_R = []
     for edits in by_passage.values():
         whole = [list(runs.values()) for runs in edits.values() if len(runs) == len(seeds)]
         if len(whole) > 1:
             rewards_P_K_R.append(whole)
-    return reliability(rewards_P_K_R) if rewards_P_K_R and len(seeds) > 1 else None
+    return reliability(rewards_P_K_R) if rewards_P_K_R else None
 
 
 def _reward(one: Answers, before: Answers | None, kind: RewardKind) -> float | None:
