@@ -32,14 +32,16 @@ FORMS = (
 def resolve_model(model_name: str) -> str | Path:
     """What from_pretrained() takes: a folder, or the hub id itself once its config.json is here.
 
-    Raises FileNotFoundError for a folder that is absent or holds no model, and ValueError for a
-    hub id that cannot be fetched.
+    Raises FileNotFoundError for a folder that is absent or holds no model and for a file, and
+    ValueError for a hub id that cannot be fetched.
     """
     if model_name == EMBEDDED:
         from training.backends.local.embedded import embedded_model_dir
 
         return embedded_model_dir()
     folder = Path(model_name).expanduser()
+    if folder.is_file():
+        raise FileNotFoundError(f"model_name={model_name!r} is a file, not a folder; {FORMS}")
     # a hub id has at most one slash and never begins with one of these
     if folder.is_dir() or model_name.startswith(("/", ".", "~")) or model_name.count("/") > 1:
         if not (folder / "config.json").is_file():

@@ -329,6 +329,9 @@ def prepared(arguments: tuple[str, ...]) -> None:
     if "broken" in told:
         shutil.copytree("model", "broken")
         Path("broken/model.safetensors").unlink()
+    if "half" in told:
+        save_adapter("half", "./model")
+        os.truncate("half/adapter_model.safetensors", 300)
     if "torn" in told:
         shutil.copytree("model", "torn")
         os.truncate("torn/model.safetensors", 1000)
@@ -353,6 +356,7 @@ BROKEN = "no file named model.safetensors"
         ("eval", ("device=gpu",), "device='gpu'"),
         ("eval", ('checkpoint_paths=["nowhere"]',), "nowhere"),
         ("eval", ('checkpoint_paths=["stranger"]', "model_name=./model"), "whose weights differ"),
+        ("eval", ('checkpoint_paths=["half"]', "model_name=./model"), "is it whole?"),
         ("eval", ("model_name=./broken",), BROKEN),
         ("generate", ("property=none",), "property"),
         ("generate", ("generator.model=./broken",), BROKEN),
@@ -412,7 +416,9 @@ BROKEN = "no file named model.safetensors"
         ("icl_train", ('sinks=["mlflow"]',), "mlflow"),
         ("chat", ("checkpoint_path=nowhere",), "nowhere"),
         ("chat", ("checkpoint_path=stranger",), "whose weights differ"),
+        ("chat", ("checkpoint_path=half",), "is it whole?"),
         ("chat", ("model_name=./broken",), BROKEN),
+        ("chat", ("model_name=model/config.json",), "is a file, not a folder"),
         ("self_edit", ('inner_targets=["none"]',), "inner_targets: "),
         ("self_edit", ("inner_rank=100000",), "inner_rank=100000: at most 32"),
         ("self_edit", ("answer=none",), "JSON"),
@@ -420,6 +426,8 @@ BROKEN = "no file named model.safetensors"
         ("export", ("checkpoint_path=model",), "not an adapter folder"),
         ("export", ("output_dir=model",), "output_dir='model' exists"),
         ("export", ("model_name=./broken",), BROKEN),
+        ("export", ("checkpoint_path=half",), "is it whole?"),
+        ("export", ("checkpoint_path=half", "merged=false"), "is it whole?"),
         ("compare", (), "no such file or folder"),
         ("sweep", ('sweep={"seed": [-1]}',), "seed=-1"),
     ],

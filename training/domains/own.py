@@ -174,8 +174,8 @@ def _as_config_error(name: str, path: Path | None) -> Generator[None, None, None
     except SyntaxError as error:
         where = f"{error.filename or path}, line {error.lineno}"
         raise ConfigError(f"domain={name!r}: {where}: {error.msg}") from error
-    except Exception as error:
-        # the user's code, which may raise whatever there is
+    except (Exception, SystemExit) as error:
+        # the user's code, which may raise whatever there is, and end the program
         frames = traceback.extract_tb(error.__traceback__)
         frame = ([f for f in frames if f.filename == str(path)] or frames)[-1]
         raise ConfigError(

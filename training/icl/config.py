@@ -227,7 +227,7 @@ class Experiment:
 
     setting: Setting = chz.field(
         blueprint_unspecified=BallsAndUrns,
-        doc="the tasks: BallsAndUrns, LinearRegression or Classification",
+        doc="the tasks",
         metadata=WHAT,
     )
     seed: int = chz.field(default=0, doc="of weights and training sequences")

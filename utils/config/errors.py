@@ -6,6 +6,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
+# says on its own, past the root logger, that a request failed and is tried again
+HUB_LOGGER = "huggingface_hub.utils._http"
+
 
 class ConfigError(ValueError):
     """What is wrong with the user's settings: `problems`, each one a message of its own."""
@@ -54,9 +57,11 @@ class _Held(logging.Handler):
 def held_log() -> Iterator[None]:
     """What is logged inside is shown when the block ends, and not at all where that is by a
     ConfigError: an error of the settings comes alone."""
-    root = logging.getLogger()
+    root, hub = logging.getLogger(), logging.getLogger(HUB_LOGGER)
     held, handlers = _Held(), list(root.handlers)
-    root.handlers[:] = [held]
+    of_hub = list(hub.handlers), hub.propagate
+    root.handlers[:] = hub.handlers[:] = [held]
+    hub.propagate = False
     try:
         yield
     except ConfigError:
@@ -64,16 +69,18 @@ def held_log() -> Iterator[None]:
         raise
     finally:
         root.handlers[:] = handlers
+        hub.handlers[:], hub.propagate = of_hub
         for record in held.records:
             root.handle(record)
 
 
 def problems_of(*checks: Callable[[], object]) -> list[str]:
-    """What those checks complain of that raise a ValueError, an ImportError or an OSError."""
+    """What those checks complain of that raise a ValueError, an ImportError or an OSError. What a
+    check logs that complains is not shown."""
     problems: list[str] = []
     for check in checks:
         try:
-            with as_config_errors():
+            with held_log(), as_config_errors():
                 check()
         except ConfigError as error:
             problems += error.problems

@@ -214,12 +214,13 @@ STATELESS = BARE.replace(
         ("mine.py:Mine", "\0", "null bytes"),
         ("mine.py:Mine", "import nothing_such\n", "line 1: ModuleNotFoundError: No module named"),
         ("mine.py:Mine", "x = 1\ny = z\n", "mine.py, line 2: NameError: name 'z'"),
+        ("mine.py:Mine", "x = 1\nraise SystemExit(3)\n", "mine.py, line 2: SystemExit: 3"),
         ("mine.py:Other", STATELESS, "mine.py has no class Other; its classes are Settings, Mine"),
         ("mine.py:Mine", "Mine = 3\n", "mine.py has no class Mine; its classes are none"),
         (
             "mine.py:Mine",
             BARE,
-            "Mine lacks state(), load_state(), invalid(), reward_tokens(), solution(); deriving",
+            "Mine lacks state(), load_state(), close(), invalid(), reward_tokens(), solution(); ",
         ),
         ("mine.py:Mine", STATELESS.replace(": Settings,", ","), "a chz class with the domain's"),
         (

@@ -29,6 +29,7 @@ from utils.config.entrypoint import (
     held_log,
     load_config,
     load_yaml,
+    problems_of,
     raise_problems,
     to_plain,
 )
@@ -633,6 +634,32 @@ def test_an_error_of_settings_comes_alone(caplog: pytest.LogCaptureFixture):
         told.warning("of a bug")
         raise KeyError
     assert [record.message for record in caplog.records] == ["of a run that begins", "of a bug"]
+
+
+def test_failed_requests_to_the_hub_are_told_once_and_not_before_an_error(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    """The hub's library writes to stderr itself, and passes its records on."""
+    pytest.importorskip("huggingface_hub")
+    hub = logging.getLogger("huggingface_hub.utils._http")
+
+    def unreachable() -> None:
+        hub.warning("Retrying in 1s [Retry 1/5].")
+        raise ValueError("no network")
+
+    library = logging.getLogger("huggingface_hub")
+    own = logging.StreamHandler()
+    library.addHandler(own)
+    try:
+        assert problems_of(unreachable) == ["no network"]
+        assert caplog.records == [] and capsys.readouterr().err == ""
+        with held_log():
+            hub.warning("Retrying")
+        assert [record.message for record in caplog.records] == ["Retrying"]
+        assert capsys.readouterr().err == ""
+    finally:
+        library.removeHandler(own)
+    assert hub.propagate and hub.handlers == []
 
 
 def test_an_async_main_is_run():

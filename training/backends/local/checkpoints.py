@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from training.backends.local.adapters import (
     Adapter,
@@ -23,7 +23,7 @@ from training.backends.local.adapters import (
 )
 from training.backends.local.decoder import HEAD, Decoder
 from training.backends.local.linear import LowRank
-from training.backends.local.peft_folders import peft_files, read_peft_folder
+from training.backends.local.peft_folders import load_tensors, peft_files, read_peft_folder
 from training.backends.local.peft_names import PEFT_CONFIG, PEFT_WEIGHTS
 from utils.json_files import read_json_object
 from utils.runs.files import expanded
@@ -182,7 +182,7 @@ def load_adapter(state: State, decoder: Decoder, *, with_optimizer: bool) -> Ada
             raise FileNotFoundError(
                 f"{file}: no optimizer state here; load with create_training_client_from_state"
             )
-        adapter.load_optimizer_tensors(load_file(file))
+        adapter.load_optimizer_tensors(load_tensors(file))
     return adapter
 
 
@@ -220,10 +220,11 @@ def export_merged(
 
 def copy_peft_folder(state: State, folder: Path, base_model: str) -> None:
     """PEFT's two files, with `base_model` as the name that PEFT opens. Raises FileExistsError where
-    there is such a folder, FileNotFoundError for missing weights."""
+    there is such a folder, FileNotFoundError for missing weights, ValueError for torn ones."""
     weights = state.folder / PEFT_WEIGHTS
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file; an adapter folder has {PEFT_WEIGHTS}")
+    load_tensors(weights)
     config = read_json_object(state.folder / PEFT_CONFIG)
     config["base_model_name_or_path"] = base_model
 

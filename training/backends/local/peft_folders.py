@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from training.backends.local.adapters import AdapterConfig
@@ -66,6 +67,14 @@ def peft_files(
     return tensors, adapter_config
 
 
+def load_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Of a safetensors file. Raises ValueError naming one that is torn, or none."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: it cannot be read ({error}); is it whole?") from error
+
+
 def read_peft_folder(
     folder: Path, decoder: Decoder
 ) -> tuple[AdapterConfig, dict[str, torch.Tensor]]:
@@ -78,7 +87,7 @@ def read_peft_folder(
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; an adapter folder has {file.name}")
     settings = read_peft_config(config_file)
-    tensors = load_file(weights_file)
+    tensors = load_tensors(weights_file)
     # PEFT adds a copy of the base head to the folder when an adapter targets the head
     head_copy = tensors.pop(f"{PEFT_PREFIX}{decoder.head_name}.base_layer.weight", None)
     if head_copy is not None and not _equals_head(head_copy, decoder):
