@@ -53,7 +53,7 @@ def parse_edit(written: str, form: str, *, choices: Choices = DEFAULT_CHOICES) -
 def _head(line: str, choices: Choices) -> tuple[str, float]:
     try:
         head = json.loads(line, object_pairs_hook=unique_keys)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EditError(f"the first line is no JSON ({error}): {line[:80]!r}") from error
     if not isinstance(head, dict) or set(head) != {"form", "learning_rate"}:
         raise EditError(f"the first line has to hold form and learning_rate alone: {line[:80]!r}")

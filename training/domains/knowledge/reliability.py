@@ -23,6 +23,8 @@ REWARDS: tuple[RewardKind, ...] = ("accuracy", "gain", "logprob")
 # below it, most of what a selection takes for better is luck
 RELIABLE = 0.5
 WANTED = 0.7
+# sums of squares below this share of that of the rewards themselves are rounding
+_ROUNDING = 1e-26
 
 
 def reward(kind: RewardKind, after: InnerOutcome, before: InnerOutcome) -> float | None:
@@ -132,7 +134,7 @@ def reliability(
             "rewards_P_K_R has no passage with 2 edits: edits are compared within a passage"
         )
     [num_repeats] = repeats
-    between = error = 0.0
+    between = error = size = 0.0
     df_between = df_error = 0
     for rewards_K_R in arrays_P:
         means_K = rewards_K_R.mean(axis=1, keepdims=True)
@@ -140,8 +142,10 @@ def reliability(
         means_R = rewards_K_R.mean(axis=0, keepdims=True) if blocked else mean
         between += num_repeats * float(((means_K - mean) ** 2).sum())
         error += float(((rewards_K_R - means_K - means_R + mean) ** 2).sum())
+        size += float((rewards_K_R**2).sum())
         df_between += k - 1
         df_error += (k - 1 if blocked else k) * (num_repeats - 1)
+    between, error = (0.0 if s <= _ROUNDING * size else s for s in (between, error))
     icc = _icc(between / df_between, error / df_error, num_repeats)
     return Reliability(
         num_passages=len(arrays_P),

@@ -162,6 +162,7 @@ def test_what_counts_of_a_text(written: str, form: str, parsed: ParsedEdit) -> N
         ('{"form": "poem", "learning_rate": 0.001}\nx', "model", "form 'poem' is none of qa, "),
         ('{"form": ["qa"], "learning_rate": 0.001}\nx', "model", r"form \['qa'\] is none"),
         ('{"form": "qa", "learning_rate": 1.0}\nx', "model", "learning_rate 1.0 is none of 0.0003"),
+        ("[" * 10_000 + "\nx", "model", "the first line is no JSON"),
         ('{"form": "qa", "learning_rate": true}\nx', "model", "learning_rate True is none"),
         ('{"form": "qa", "learning_rate": "0.001"}\nx', "model", "learning_rate '0.001'"),
         ('{"form": "qa", "learning_rate": 0.001}', "model", "form qa: nothing was written"),

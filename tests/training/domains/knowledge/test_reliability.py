@@ -156,6 +156,14 @@ def test_edits_of_one_reward(caplog: pytest.LogCaptureFixture) -> None:
     assert "do not differ beyond noise" in caplog.text
 
 
+def test_rounding_is_no_difference_between_edits() -> None:
+    for rewards_R in ([0.4375, 0.6, 0.7], [0.1, 0.1]):
+        found = reliability([[rewards_R] * 3])
+        assert found.icc is None, rewards_R
+    # as small as it is, this is one
+    assert reliability([[[0.1, 0.1], [0.1 + 1e-9, 0.1 + 1e-9]]]).icc == 1.0
+
+
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
