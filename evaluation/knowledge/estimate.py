@@ -25,7 +25,7 @@ def check_prompts(answerer: Answerer, plan: Plan) -> None:
             name = (item.passage.id, item.question.id, item.shown)
             if name not in seen:
                 seen.add(name)
-                answerer.prompt(item)
+                answerer.check(item)
 
 
 def probe(loop: InnerLoop, passage: Passage) -> float:

@@ -96,6 +96,21 @@ class Answerer:
             )
         return tokens
 
+    def check(self, item: Item) -> None:
+        """Raises ValueError where the question does not fit into the context, with an answer of
+        the model's or with one that is to be scored."""
+        self.prompt(item)
+        context = self.settings.context
+        if context is None or not (self.settings.logprobs or self.settings.choices):
+            return
+        longest = max(datum.model_input.length for datum in self._candidates(item))
+        if longest > context:
+            raise ValueError(
+                f"question {item.question.id} of {item.passage.title!r}: its prompt and its right "
+                f"answer have {longest} tokens; the model's context is {context}. A shorter answer "
+                "or fewer shots fit"
+            )
+
     def ask(self, items_Q: Sequence[Item], sampler: SamplingClient) -> list[APIFuture[Any]]:
         """The answers to come, greedy."""
         return [

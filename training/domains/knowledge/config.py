@@ -95,6 +95,8 @@ class KnowledgeConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}={value}: at least 1 is needed")
+        if self.first_passage < 0:
+            problems.append(f"first_passage={self.first_passage}: 0 or more is needed")
         for name in ("inner_alpha", "inner_learning_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

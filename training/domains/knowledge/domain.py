@@ -30,7 +30,7 @@ from training.domains.knowledge.config import (
 from training.domains.knowledge.edit_grammars import grammar_of
 from training.domains.knowledge.edit_parsing import EditError, ParsedEdit, parse_edit
 from training.domains.knowledge.forms import Choices, EditPrompts, PromptForm, check_form
-from training.domains.knowledge.inner import InnerJob, InnerLoop, InnerOutcome, Preset
+from training.domains.knowledge.inner import InnerJob, InnerLoop, InnerOutcome, Preset, items_of
 from training.domains.knowledge.llm_judge import open_judge
 from training.domains.knowledge.passages import Passage
 from training.domains.knowledge.reliability import (
@@ -54,6 +54,8 @@ from utils.config.help import EVALUATION, SAMPLING, WHAT
 from utils.runs.report import Report
 
 logger = logging.getLogger(__name__)
+
+_SPLITS: tuple[Split, ...] = ("train", "test")
 
 # of rl_loop.py where neither the user says otherwise; seal: arXiv 2506.10943 and its code
 LOOP: dict[Preset, dict[str, Any]] = {
@@ -138,6 +140,8 @@ class KnowledgeDomainConfig(KnowledgeConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}={value}: at least 1 is needed")
+        if self.min_gain is not None and math.isnan(self.min_gain):
+            problems.append(f"min_gain={self.min_gain}: a number is needed; no gain is above it")
         problems += problems_of(lambda: check_form(self.form or "qa"), lambda: self.choices)
         raise_problems(problems)
 
@@ -152,7 +156,8 @@ class KnowledgeDomain:
     json_schema: dict[str, Any] | None = None
 
     def __init__(self, config: KnowledgeDomainConfig, service: ServiceClient) -> None:
-        """Raises ConfigError for passages without questions, and what open_source raises."""
+        """Raises ConfigError for passages without questions, ValueError for a question that does
+        not fit into the model's context, and what open_source raises."""
         self.config = config
         self.max_tokens = config.max_tokens
         self.loop_defaults = LOOP[chosen_preset(config)]
@@ -183,6 +188,9 @@ class KnowledgeDomain:
         settings = inner_settings(config, self._source, context_length(config.model_name))
         self._tokenizer = load_tokenizer(config.model_name)
         self.inner = InnerLoop(service, self._tokenizer, settings, judge, self._source.shots)
+        for passage in (p for split in _SPLITS for p in self._source.passages(split)):
+            for item in items_of(InnerJob(passage, None)):
+                self.inner.answerer.check(item)
         # the repeats of every self-edit that was carried out; of the base model there is one
         self._known: dict[str, list[InnerOutcome]] = {}
         self._warned = False

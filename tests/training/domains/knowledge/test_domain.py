@@ -239,11 +239,38 @@ def test_passages_without_questions_are_refused(make, model: str, tmp_path: Path
         KnowledgeDomain(config, service)
 
 
+@pytest.mark.parametrize("long", ["question", "answer"])
+def test_a_question_over_the_context_is_refused(model: str, tmp_path: Path, long: str) -> None:
+    """Before anything is trained."""
+    path = tmp_path / "own.json"
+    rows = [
+        {
+            "title": f"Ostrel {i}",
+            "context": "Ostrel lies on the Nive.",
+            "questions": [{"question": "Where?", "answer": "Nive", long: "word " * 2000}],
+        }
+        for i in range(2)
+    ]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    config = KnowledgeDomainConfig(
+        model_name=model,
+        source="own",
+        data_path=str(path),
+        num_train_passages=1,
+        num_test_passages=1,
+    )
+    service: Any = None
+    with pytest.raises(ValueError, match=r"question own/\d/0 of 'Ostrel \d': .* context is 4096"):
+        KnowledgeDomain(config, service)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"form": "poem"}, "form='poem'"),
         ({"repeats": 0}, "repeats=0: at least 1"),
+        ({"min_gain": float("nan")}, "min_gain=nan: a number"),
+        ({"first_passage": -5}, "first_passage=-5: 0 or more"),
         ({"num_train_passages": 0}, "num_train_passages=0: at least 1"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0: a number from 0"),
         ({"inner_learning_rate": 0.0}, "inner_learning_rate=0.0: a number above 0"),
