@@ -28,14 +28,18 @@ from dotenv import load_dotenv
 
 from evaluation.knowledge.choice import Means, default_rows, expanded_rows, row_problems
 from evaluation.knowledge.estimate import check_prompts, dry_run_text, probe
-from evaluation.knowledge.knowledge_report import make_report, table_texts, write_files
+from evaluation.knowledge.knowledge_report import (
+    make_report,
+    reliabilities,
+    table_texts,
+    write_files,
+)
 from evaluation.knowledge.rows import (
     GENERATOR,
+    NEED_QUESTIONS,
     OTHER,
     SKILL,
-    TEMPLATE,
-    Edits,
-    Plan,
+    UNTRAINED,
     Rules,
     Setting,
     make_plan,
@@ -43,14 +47,7 @@ from evaluation.knowledge.rows import (
     writers_needed,
 )
 from evaluation.knowledge.table_run import TableRun
-from evaluation.knowledge.writing import (
-    Writers,
-    WrittenFile,
-    ask_texts,
-    placeholder_edits,
-    sample_texts,
-    template_edits,
-)
+from evaluation.knowledge.writing import Calls, Sampling, Writers, WrittenFile, expected_edits
 from training.api import ServiceClient
 from training.domains.knowledge.config import (
     KnowledgeConfig,
@@ -65,12 +62,15 @@ from training.domains.knowledge.forms import EditPrompts, PromptForm, check_form
 from training.domains.knowledge.grading import RuleJudge
 from training.domains.knowledge.inner import InnerLoop, InnerSettings
 from training.domains.knowledge.llm_judge import open_judge
+from training.domains.knowledge.own_files import read_own
 from training.domains.knowledge.passages import Passage
+from training.domains.knowledge.reliability import warn_unreliable
 from training.domains.knowledge.sources import Source
 from training.endpoints import Endpoints
 from training.loop import connect_for_run, exit_on_interrupt, require_models
 from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from utils.config.entrypoint import (
+    ConfigError,
     as_config_errors,
     config_entrypoint,
     held_log,
@@ -79,8 +79,9 @@ from utils.config.entrypoint import (
 )
 from utils.config.help import EVALUATION, MODEL, OUTPUT, SAMPLING, WHAT
 from utils.llm.api import Role
-from utils.llm.roles import RoleConfig
-from utils.runs.files import shown_path
+from utils.llm.roles import RoleConfig, describe_roles
+from utils.llm.runs import exit_unfinished
+from utils.runs.files import expanded, shown_path
 from utils.runs.inputs import INPUT, data_input
 from utils.runs.live_report import LiveReport
 from utils.runs.run_dir import RunDir, new_run_path
@@ -106,7 +107,7 @@ class Config(KnowledgeConfig):
         default_factory=list, doc="of the table, docs/knowledge.md lists them; default: most"
     )
     n_passages: int | None = chz.field(
-        default=None, doc="default: 6 made ones (setting=cpt: 12), else 200"
+        default=None, doc="default: 6 made ones (setting=cpt: 12), else 200, or a file's"
     )
     seeds: int = chz.field(default=1, doc="of adapters and of templates' edits")
     dry_run: bool = chz.field(default=False, doc="print rows, runs and an estimate of time")
@@ -124,7 +125,7 @@ class Config(KnowledgeConfig):
     passage_learning_rate: float | None = chz.field(
         default=None, doc="of the passage alone; default: 1e-3 with preset=small, else as for edits"
     )
-    skill_passages: int = chz.field(default=4, doc="others, that the row skill learns answering on")
+    skill_passages: int = chz.field(default=3, doc="others, that the row skill learns answering on")
     distill_top_k: int = chz.field(default=20, doc="likeliest tokens that row distillation learns")
 
     forms: list[str] = chz.field(
@@ -157,6 +158,9 @@ class Config(KnowledgeConfig):
 
     log_path: Path | None = chz.field(
         default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
+    )
+    save_adapters: bool = chz.field(
+        default=False, doc="keep every adapter (PEFT format); always where nothing can be asked"
     )
 
     @chz.validate
@@ -203,6 +207,7 @@ class Task(NamedTuple):
 
     source: Source
     passages: list[Passage]
+    has_questions: bool
     rows: list[str]
     tokenizer: Any
     settings: InnerSettings
@@ -232,7 +237,11 @@ def main(config: Config) -> None:
             )
             rules = make_rules(config, counter)
             with as_config_errors():
-                expected = expected_plan(config, task, rules)
+                writers_of_rows = writers_needed(task.rows, rules)
+                edits = expected_edits(
+                    writers_of_rows, task.source, task.passages, config.seeds, config.k
+                )
+                expected = make_plan(task.passages, task.rows, edits, rules)
                 check_prompts(counter.answerer, expected)
             if config.dry_run:
                 speed = probe(counter, task.passages[0])
@@ -246,8 +255,11 @@ def main(config: Config) -> None:
                 data={"passages": data_input(task.source.name, map(asdict, task.passages))},
             )
             run = stack.enter_context(opened)
+            stack.enter_context(exit_unfinished(run.path))
             stack.enter_context(exit_on_interrupt(run, "runs that are done are kept"))
             require_models(run, service, {"model_name": config.model_name})
+            describe_roles(*task.roles)
+            endpoints.require_models(run, {f"{role.name}.model": role for role in task.roles})
             with as_config_errors():
                 counter.require_adapters()
             judge = stack.enter_context(
@@ -269,12 +281,13 @@ def main(config: Config) -> None:
             task.passages,
             task.rows,
             rules,
-            {name: writers.edits(name, task.passages) for name in writers_needed(task.rows, rules)},
+            {name: writers.edits(name, task.passages) for name in writers_of_rows},
             others=(others := task.source.passages("train")),
             other_edits=writers.edits(config.means.skill_writer, others) if others else (),
             folder=run.path,
             batch_size=2 * config.max_parallel_adapters,
             top_k=config.distill_top_k,
+            keep=config.save_adapters or not task.has_questions,
         )
         title = f"knowledge: {task.source.name}, {len(task.passages)} passages"
         live = LiveReport(
@@ -287,8 +300,12 @@ def main(config: Config) -> None:
         with live:
             table.carry_out(live.refresh)
         results = table.results()
-        write_files(run.path, results, {"dataset": task.source.name})
+        about = {"dataset": task.source.name, "setting": config.setting}
+        write_files(run.path, results, about, table.adapters())
         print(f"\n{table_texts(results)}")
+        for _, kind, found in reliabilities(results):
+            if kind == "logprob":
+                warn_unreliable(found, kind)
         report = live.finish()
     print(f"\n{time.perf_counter() - started:.0f} s in all. Report: {shown_path(report)}")
 
@@ -307,14 +324,19 @@ def check(config: Config, endpoints: Endpoints) -> Task:
     if config.inner_rank is not None:
         check_rank(config.model_name, "inner_rank", config.inner_rank)
     rows = expanded_rows(config.rows or default_rows(means), means)
-    number = config.n_passages
-    if number is None and chosen_source(config) == "made":
-        number = 6 if config.setting == "single" else 12
     others = config.skill_passages if SKILL in rows else 0
-    source = source_of(config, num_train=others, num_test=number or 200)
+    try:
+        source = source_of(config, num_train=others, num_test=number_of_passages(config, others))
+    except ConfigError as error:
+        of_skill = f"; {others} of them are for the row skill, see skill_passages" * bool(others)
+        raise ConfigError(f"{error}{of_skill}") from error
     passages = source.passages("test")
-    if not source.has_questions:
-        raise_problems([f"data_path={config.data_path!r}: some passages have no questions"])
+    has_questions = any(passage.questions for passage in passages)
+    if not has_questions:
+        rows = [row for row in rows if row not in (*UNTRAINED, *NEED_QUESTIONS)]
+        logger.warning(
+            "no passage has a question: edits are written and trained on, nothing is measured"
+        )
     if OTHER in rows:
         others_of(passages)
     from_file: list[list[str]] = []
@@ -329,7 +351,22 @@ def check(config: Config, endpoints: Endpoints) -> Task:
         for form in means.forms
     }
     tokenizer = load_tokenizer(config.model_name)
-    return Task(source, passages, rows, tokenizer, settings, prompts, from_file, roles)
+    return Task(
+        source, passages, has_questions, rows, tokenizer, settings, prompts, from_file, roles
+    )
+
+
+def number_of_passages(config: Config, others: int) -> int:
+    """As given, or else few made ones, all of a file but `others`, at most 200."""
+    if config.n_passages is not None:
+        return config.n_passages
+    if chosen_source(config) == "made":
+        return 6 if config.setting == "single" else 12
+    if chosen_source(config) == "own" and config.data_path is not None:
+        path = expanded(config.data_path)
+        if path.exists():
+            return max(1, min(200, len(read_own(path, [])) - config.first_passage - others))
+    return 200
 
 
 def make_rules(config: Config, counter: InnerLoop) -> Rules:
@@ -348,56 +385,22 @@ def make_rules(config: Config, counter: InnerLoop) -> Rules:
     )
 
 
-def expected_plan(config: Config, task: Task, rules: Rules) -> Plan:
-    """With edits of about the length that will be written."""
-    edits: dict[str, Edits] = {}
-    for writer in writers_needed(task.rows, rules):
-        if writer.startswith(TEMPLATE):
-            form = writer.removeprefix(TEMPLATE)
-            edits[writer] = template_edits(task.source, task.passages, form, config.seeds)
-        else:
-            edits[writer] = placeholder_edits(task.passages, config.seeds, config.k)
-    return make_plan(task.passages, task.rows, edits, rules)
-
-
 def make_writers(
     config: Config, task: Task, run: RunDir, service: ServiceClient, endpoints: Endpoints
 ) -> Writers:
-
-    def sample(prompts: EditPrompts, passages: Any) -> list[list[str]]:
-        return sample_texts(
-            service,
-            config.model_name,
-            task.tokenizer,
-            prompts,
-            passages,
-            config.k,
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-            use_grammar=config.use_grammar and config.backend == "local",
-        )
-
-    def ask(prompts: EditPrompts, passages: Any) -> list[list[str]]:
-        return ask_texts(
-            endpoints,
-            task.roles,
-            prompts,
-            passages,
-            config.k,
-            cache_path=run.path / "calls.jsonl",
-            max_concurrency=config.max_concurrency,
-        )
-
     return Writers(
         task.source,
         WrittenFile(run.path / "edits.jsonl"),
         task.prompts,
-        seeds=config.seeds,
-        k=config.k,
-        sample=sample,
-        ask=ask,
-        from_file=task.from_file,
+        config.seeds,
+        config.k,
+        Sampling(
+            *(service, config.model_name, task.tokenizer, config.max_tokens, config.temperature),
+            config.seed,
+            config.use_grammar and config.backend == "local",
+        ),
+        Calls(endpoints, task.roles, run.path / "calls.jsonl", config.max_concurrency),
+        task.from_file,
     )
 
 

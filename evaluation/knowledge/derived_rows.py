@@ -129,7 +129,7 @@ def add_skill(plan: Plan, passages_P: Sequence[Passage], outcomes: Outcomes) -> 
         paths = [done.outcome.saved for done in found if done is not None and done.outcome.saved]
         if len(paths) < len(found):
             failed = InnerOutcome(failed="one of the adapters that it is the sum of has failed")
-            outcomes.add(sum_key, Done(failed, 0.0))
+            outcomes.add({sum_key: Done(failed, 0.0)})
             continue
         terms = tuple(zip(paths, (1.0, 1.0, -1.0), strict=True))
         plan.jobs[sum_key] = SumJob(terms, (passages_P[p],))

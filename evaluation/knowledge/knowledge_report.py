@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.knowledge.rows import CLOSED_BOOK, IN_CONTEXT, PASSAGE, UNTRAINED, Plan
+from evaluation.knowledge.rows import CLOSED_BOOK, IN_CONTEXT, OTHER, PASSAGE, UNTRAINED, Plan
 from evaluation.knowledge.runs import Outcomes, row_answers
 from evaluation.knowledge.table import (
     KINDS,
@@ -19,6 +19,7 @@ from evaluation.knowledge.table import (
 )
 from training.domains.knowledge.inner import InnerJob, PooledJob
 from training.domains.knowledge.passages import Passage
+from training.domains.knowledge.reliability import Reliability, RewardKind
 from training.domains.knowledge.seal_files import write_json
 from training.domains.knowledge.seal_runs import (
     Article,
@@ -126,16 +127,24 @@ def more_table(table: Sequence[TableRow]) -> tuple[tuple[str, ...], list[tuple[A
     return _MORE_HEADERS, rows
 
 
-def reliability_lines(results: Results) -> list[str]:
+def reliabilities(results: Results) -> list[tuple[str, RewardKind, Reliability]]:
     """Of the rewards between the edits of a passage, for rows with several of them and seeds."""
-    lines = []
+    found: list[tuple[str, RewardKind, Reliability]] = []
     known = results.answers(CLOSED_BOOK)
-    for row in results.rows:
-        for kind in ("accuracy", "logprob"):
-            found = rewards_of(row, known, kind)
-            if found is not None:
-                lines.append(f"{row.name}, reward {kind}: {found.told(kind)}")
-    return lines
+    kinds: tuple[RewardKind, ...] = ("accuracy", "logprob")
+    # another passage's edits are no edits of this one
+    for row in [row for row in results.rows if row.name != OTHER]:
+        for kind in kinds:
+            of_row = rewards_of(row, known, kind)
+            if of_row is not None:
+                found.append((row.name, kind, of_row))
+    return found
+
+
+def reliability_lines(results: Results) -> list[str]:
+    return [
+        f"{row}, reward {kind}: {found.told(kind)}" for row, kind, found in reliabilities(results)
+    ]
 
 
 def make_report(title: str, subtitle: str, results: Results, notes: Sequence[str] = ()) -> Report:
@@ -185,12 +194,17 @@ def rows_plot(table: Sequence[TableRow]) -> Figure:
     return figure
 
 
-def write_files(folder: Path, results: Results, settings: Mapping[str, Any]) -> None:
+def write_files(
+    folder: Path,
+    results: Results,
+    settings: Mapping[str, Any],
+    adapters: Mapping[str, Mapping[str, str]],
+) -> None:
     """table.csv and results.json, in full precision, and for each row of edits a report in SEAL's
-    layout; `settings` stand in these."""
+    layout; `settings` stand in these. `adapters`: where those that were kept lie."""
     plain = [_plain(row) for row in results.table]
     atomic_write_text(folder / TABLE_FILE, csv_text([_flat(row) for row in plain]))
-    write_json(folder / RESULTS_FILE, {"rows": plain, "settings": dict(settings)})
+    write_json(folder / RESULTS_FILE, {**settings, "rows": plain, "adapters": adapters})
     for row in results.rows:
         if row.name in UNTRAINED:
             continue
@@ -269,7 +283,7 @@ def _add_samples(report: Report, results: Results) -> None:
 
 def _tiles(table: Sequence[TableRow]) -> list[tuple[str, Any, str]]:
     trained = [r for r in table if r.accuracy is not None and r.name not in UNTRAINED]
-    named = {row.name: row for row in table}
+    named = {row.name: row for row in table if row.accuracy is not None}
     tiles: list[tuple[str, Any, str]] = []
     for name in (CLOSED_BOOK, IN_CONTEXT, PASSAGE):
         if name in named:

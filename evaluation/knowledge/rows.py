@@ -43,6 +43,8 @@ PICKS = ("covering", "longest", "random")
 UNTRAINED = (CLOSED_BOOK, IN_CONTEXT, BM25)
 # they are about the adapters of single passages
 SINGLE_ONLY = (OTHER, SKILL)
+# beside those that are not trained
+NEED_QUESTIONS = (OTHER, "covering")
 
 
 class Edit(NamedTuple):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,18 +29,16 @@ class Done(NamedTuple):
 
 
 class Outcomes:
-    """Runs that are done, by key, in a file of one line each."""
+    """Runs that are done, by key, in a file with a line for each batch: a batch that a crash tore
+    is done again as a whole, so that what a run goes on with is what it would have been."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        names = {field.name for field in fields(InnerOutcome)}
-        self._known = {
-            record["key"]: Done(
-                InnerOutcome(**{name: record[name] for name in names & record.keys()}),
-                record["seconds"],
-            )
-            for record in read_jsonl(path, missing_ok=True)
-        }
+        self._known: dict[str, Done] = {}
+        for line in read_jsonl(path, missing_ok=True):
+            for record in line["runs"]:
+                key, seconds = record.pop("key"), record.pop("seconds")
+                self._known[key] = Done(InnerOutcome(**record), seconds)
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
@@ -49,12 +47,16 @@ class Outcomes:
         return self._known.get(key)
 
     def forget(self, key: str) -> None:
-        """Until it is done again; of two lines of a key the last counts."""
+        """Until it is done again; of several outcomes in the file the last counts."""
         self._known.pop(key, None)
 
-    def add(self, key: str, done: Done) -> None:
-        append_jsonl(self._path, {"key": key, "seconds": done.seconds, **asdict(done.outcome)})
-        self._known[key] = done
+    def add(self, batch: Mapping[str, Done]) -> None:
+        runs = [
+            {"key": key, "seconds": done.seconds, **asdict(done.outcome)}
+            for key, done in batch.items()
+        ]
+        append_jsonl(self._path, {"runs": runs})
+        self._known |= batch
 
 
 def carry_out(
@@ -76,10 +78,11 @@ def carry_out(
         seconds = time.perf_counter() - started
         costs = [o.trained_tokens + QUESTION_TOKENS * len(o.answers_Q) for o in found]
         total = sum(costs) or 1
-        for key, outcome, cost in zip(keys, found, costs, strict=True):
+        for key, outcome in zip(keys, found, strict=True):
             if outcome.failed is not None:
                 logger.warning("%s failed: %s", key, outcome.failed)
-            outcomes.add(key, Done(outcome, seconds * cost / total))
+        shares = [Done(o, seconds * c / total) for o, c in zip(found, costs, strict=True)]
+        outcomes.add(dict(zip(keys, shares, strict=True)))
         on_batch()
 
 

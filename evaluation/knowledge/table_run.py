@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from evaluation.knowledge.runs import Outcomes, carry_out
 from training.api import ServiceClient
 from training.domains.knowledge.distillation import distilled_datums, widened
 from training.domains.knowledge.documents import document_texts, text_datum
-from training.domains.knowledge.inner import InnerLoop, Job
+from training.domains.knowledge.inner import InnerJob, InnerLoop, Job, SumJob
 from training.domains.knowledge.passages import Passage
 
 OUTCOMES = "outcomes.jsonl"
@@ -37,7 +38,8 @@ OUTCOMES = "outcomes.jsonl"
 @dataclass
 class TableRun:
     """`edits` of the passages by their writer, `others` and their `other_edits` for the row skill
-    (empty where there is none). `batch_size` runs are done together."""
+    (empty where there is none). `batch_size` runs are done together. `keep`: all adapters are
+    kept."""
 
     service: ServiceClient
     tokenizer: Any
@@ -51,6 +53,7 @@ class TableRun:
     folder: Path
     batch_size: int
     top_k: int = 20
+    keep: bool = False
     plan: Plan = field(init=False)
     outcomes: Outcomes = field(init=False)
 
@@ -96,10 +99,29 @@ class TableRun:
         if SKILL in self.rows:
             add_skill(self.plan, self.passages, self.outcomes)
             self._do(self.plan.jobs, on_batch)
-            delete_adapters([*self.plan.kept.values(), *self._of_skill], self.outcomes)
+            if not self.keep:
+                delete_adapters([*self.plan.kept.values(), *self._of_skill], self.outcomes)
 
     def results(self) -> Results:
         return Results.of(self.passages, self.plan, self.outcomes)
 
+    def adapters(self) -> dict[str, dict[str, str]]:
+        """Where kept adapters lie, by row and run."""
+        found: dict[str, dict[str, str]] = {}
+        for row in self.plan.parts if self.keep else ():
+            for key in self.plan.runs_of(row):
+                done = self.outcomes.get(key)
+                if done is not None and done.outcome.saved:
+                    found.setdefault(row, {})[key] = done.outcome.saved
+        return found
+
     def _do(self, jobs: Mapping[str, Job], on_batch: Callable[[], None]) -> None:
+        if self.keep:
+            jobs = {key: _kept(key, job) for key, job in jobs.items()}
         carry_out(self.loop, jobs, self.outcomes, batch_size=self.batch_size, on_batch=on_batch)
+
+
+def _kept(key: str, job: Job) -> Job:
+    if isinstance(job, SumJob) or (isinstance(job, InnerJob) and job.edit is None):
+        return job
+    return replace(job, save_as=re.sub(r"[^\w.-]+", "-", key).strip("-."))

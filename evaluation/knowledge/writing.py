@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,6 @@ from utils.runs.files import append_jsonl, read_jsonl
 
 logger = logging.getLogger(__name__)
 
-# [passage][edit]
-Write = Callable[[EditPrompts, Sequence[Passage]], Sequence[Sequence[str]]]
-
 
 def template_edits(source: Source, passages_P: Sequence[Passage], form: str, seeds: int) -> Edits:
     """The generator's own, another one for each seed. Raises ValueError where it has none."""
@@ -43,65 +41,69 @@ def template_edits(source: Source, passages_P: Sequence[Passage], form: str, see
     return made
 
 
-def sample_texts(
-    service: ServiceClient,
-    base_model: str,
-    tokenizer: Any,
-    prompts: EditPrompts,
-    passages_P: Sequence[Passage],
-    k: int,
-    *,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-    use_grammar: bool,
-) -> list[list[str]]:
-    """What the untrained model writes, k times about each passage, in one batch."""
-    sampler = service.create_sampling_client(base_model=base_model)
-    problems_P = []
-    for passage in passages_P:
-        grammar = grammar_of(passage, prompts.form, choices=prompts.choices)
-        problems_P.append(prompts.problem(passage, grammar=grammar if use_grammar else None))
-    futures_P = [
-        sampler.sample(
-            ModelInput.from_ints(prompt_tokens(tokenizer, problem)),
-            k,
-            SamplingParams(
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seed_for(seed, "edits", prompts.form, problem.id),
-                stop=_stop(tokenizer, problem),
-                grammar=problem.grammar,
-            ),
-        )
-        for problem in problems_P
-    ]
-    return [
-        [_text(tokenizer, problem, s.tokens) for s in future.result().sequences]
-        for problem, future in zip(problems_P, futures_P, strict=True)
-    ]
+@dataclass(frozen=True)
+class Sampling:
+    """How the untrained model writes."""
+
+    service: ServiceClient
+    base_model: str
+    tokenizer: Any
+    max_tokens: int
+    temperature: float
+    seed: int
+    use_grammar: bool
+
+    def texts(self, prompts: EditPrompts, passages_P: Sequence[Passage], k: int) -> list[list[str]]:
+        """`k` texts about each passage, all in one batch."""
+        sampler = self.service.create_sampling_client(base_model=self.base_model)
+        problems_P = []
+        for passage in passages_P:
+            grammar = grammar_of(passage, prompts.form, choices=prompts.choices)
+            problems_P.append(
+                prompts.problem(passage, grammar=grammar if self.use_grammar else None)
+            )
+        futures_P = [
+            sampler.sample(
+                ModelInput.from_ints(prompt_tokens(self.tokenizer, problem)),
+                k,
+                SamplingParams(
+                    max_tokens=self.max_tokens,
+                    temperature=self.temperature,
+                    seed=seed_for(self.seed, "edits", prompts.form, problem.id),
+                    stop=_stop(self.tokenizer, problem),
+                    grammar=problem.grammar,
+                ),
+            )
+            for problem in problems_P
+        ]
+        return [
+            [_text(self.tokenizer, problem, s.tokens) for s in future.result().sequences]
+            for problem, future in zip(problems_P, futures_P, strict=True)
+        ]
 
 
-def ask_texts(
-    endpoints: Endpoints,
-    roles: Sequence[Role],
-    prompts: EditPrompts,
-    passages_P: Sequence[Passage],
-    k: int,
-    *,
-    cache_path: Path,
-    max_concurrency: int,
-) -> list[list[str]]:
-    """What the role `generator` writes, k texts about each passage, fewer where calls fail."""
+@dataclass(frozen=True)
+class Calls:
+    """How another model, of the role `generator`, is asked; replies are kept at `cache_path`."""
 
-    async def ask() -> list[list[str]]:
-        client = LLMClient(
-            endpoints.open(roles), cache_path=cache_path, max_concurrency=max_concurrency
-        )
-        async with client:
-            return (await write_edits(client, prompts, passages_P, k)).texts_P_K
+    endpoints: Endpoints
+    roles: Sequence[Role]
+    cache_path: Path
+    max_concurrency: int
 
-    return asyncio.run(ask())
+    def texts(self, prompts: EditPrompts, passages_P: Sequence[Passage], k: int) -> list[list[str]]:
+        """`k` texts about each passage, fewer where calls fail."""
+
+        async def ask() -> list[list[str]]:
+            client = LLMClient(
+                self.endpoints.open(self.roles),
+                cache_path=self.cache_path,
+                max_concurrency=self.max_concurrency,
+            )
+            async with client:
+                return (await write_edits(client, prompts, passages_P, k)).texts_P_K
+
+        return asyncio.run(ask())
 
 
 def read_as(
@@ -128,13 +130,13 @@ def for_seeds(edits_P_K: Sequence[Sequence[Edit | None]], seeds: int) -> Edits:
 
 
 class WrittenFile:
-    """What was written, by its writer and passage, so that a run goes on with the same edits."""
+    """What was written, a line for each writer, so that a run goes on with the same edits."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[tuple[str, str], list[str]] = {}
         for record in read_jsonl(path, missing_ok=True):
-            self._known[record["writer"], record["passage"]] = record["texts"]
+            self._remember(record["writer"], record["texts"])
 
     def get(self, writer: str, passages_P: Sequence[Passage]) -> list[list[str]] | None:
         """None where the writer has not written about all of them."""
@@ -144,60 +146,62 @@ class WrittenFile:
     def add(
         self, writer: str, passages_P: Sequence[Passage], texts_P_K: Sequence[Sequence[str]]
     ) -> None:
-        for passage, texts_K in zip(passages_P, texts_P_K, strict=True):
-            record = {"writer": writer, "passage": passage.id, "texts": list(texts_K)}
-            append_jsonl(self._path, record)
-            self._known[writer, passage.id] = list(texts_K)
+        texts = {p.id: list(texts_K) for p, texts_K in zip(passages_P, texts_P_K, strict=True)}
+        append_jsonl(self._path, {"writer": writer, "texts": texts})
+        self._remember(writer, texts)
+
+    def _remember(self, writer: str, texts: Mapping[str, list[str]]) -> None:
+        self._known |= {(writer, passage): texts_K for passage, texts_K in texts.items()}
 
 
+@dataclass(frozen=True)
 class Writers:
     """The edits of rows by the name of their writer: template-FORM, model-FORM, generator, file.
-    `sample` and `ask` are what the model and another one write in the form of some prompts, k texts
-    about each passage; they are asked once, and `written` keeps their texts."""
+    What models write they are asked for once, `k` texts about each passage; `written` keeps it."""
 
-    def __init__(
-        self,
-        source: Source,
-        written: WrittenFile,
-        prompts: Mapping[str, EditPrompts],
-        *,
-        seeds: int,
-        k: int,
-        sample: Write,
-        ask: Write,
-        from_file: Sequence[Sequence[str]],
-    ) -> None:
-        self._source = source
-        self._written = written
-        self._prompts = prompts
-        self._seeds, self._k = seeds, k
-        self._sample, self._ask = sample, ask
-        self._from_file = from_file
+    source: Source
+    written: WrittenFile
+    prompts: Mapping[str, EditPrompts]
+    seeds: int
+    k: int
+    sampling: Sampling
+    calls: Calls
+    from_file: Sequence[Sequence[str]]
 
     def edits(self, writer: str, passages_P: Sequence[Passage]) -> Edits:
+        """Raises LLMError where calls to another model end before all were made."""
         if writer.startswith(TEMPLATE):
             form = writer.removeprefix(TEMPLATE)
-            return template_edits(self._source, passages_P, form, self._seeds)
+            return template_edits(self.source, passages_P, form, self.seeds)
         if writer == FILE:
-            edits_P_K = [[Edit(text.strip()) for text in texts_K] for texts_K in self._from_file]
-            return for_seeds([_filled(edits_K, self._k) for edits_K in edits_P_K], self._seeds)
+            edits_P_K = [[Edit(text.strip()) for text in texts_K] for texts_K in self.from_file]
+            return for_seeds([_filled(edits_K, self.k) for edits_K in edits_P_K], self.seeds)
         is_model = writer != GENERATOR
-        form = writer.removeprefix(OF_MODEL) if is_model else next(iter(self._prompts))
-        prompts = self._prompts[form]
-        texts_P_K = self._written.get(writer, passages_P)
+        form = writer.removeprefix(OF_MODEL) if is_model else next(iter(self.prompts))
+        prompts = self.prompts[form]
+        texts_P_K = self.written.get(writer, passages_P)
         if texts_P_K is None:
-            logger.info("%s: %d edits of each of %d passages", writer, self._k, len(passages_P))
-            texts_P_K = (self._sample if is_model else self._ask)(prompts, passages_P)
-            self._written.add(writer, passages_P, texts_P_K)
-        return for_seeds(read_as(texts_P_K, prompts, self._k), self._seeds)
+            logger.info("%s: %d edits of each of %d passages", writer, self.k, len(passages_P))
+            asked = self.sampling if is_model else self.calls
+            texts_P_K = asked.texts(prompts, passages_P, self.k)
+            self.written.add(writer, passages_P, texts_P_K)
+        return for_seeds(read_as(texts_P_K, prompts, self.k), self.seeds)
 
 
-def placeholder_edits(passages_P: Sequence[Passage], seeds: int, k: int) -> Edits:
-    """For a plan before anything is written: each edit twice as long as its passage."""
+def expected_edits(
+    writers: Sequence[str], source: Source, passages_P: Sequence[Passage], seeds: int, k: int
+) -> dict[str, Edits]:
+    """For a plan before anything is written: edits of models and files twice as long as their
+    passages."""
     edits_P_K = [
         [Edit(f"{p.context}\n{p.context} ({i + 1})") for i in range(k)] for p in passages_P
     ]
-    return for_seeds(edits_P_K, seeds)
+    edits: dict[str, Edits] = dict.fromkeys(writers, for_seeds(edits_P_K, seeds))
+    for writer in writers:
+        if writer.startswith(TEMPLATE):
+            form = writer.removeprefix(TEMPLATE)
+            edits[writer] = template_edits(source, passages_P, form, seeds)
+    return edits
 
 
 def _filled(edits_K: Sequence[Edit | None], k: int) -> list[Edit | None]:
