@@ -341,7 +341,7 @@ def check(config: Config, endpoints: Endpoints) -> Task:
         others_of(passages)
     from_file: list[list[str]] = []
     if config.edits_file is not None:
-        from_file = read_edits(config.edits_file, passages, config.k).texts_P_K
+        from_file = read_edits(expanded(config.edits_file), passages, config.k).texts_P_K
     settings = inner_settings(
         config, source, context_length(config.model_name), choices=config.choices
     )

@@ -169,7 +169,10 @@ def others_of(passages_P: Sequence[Passage]) -> list[int]:
     """For each passage the one of another cluster that is most like it in its words (BM25), so that
     what is asked about both is alike. Raises ValueError where all are of one cluster."""
     if len({passage.cluster for passage in passages_P}) < 2:
-        raise ValueError(f"row {OTHER}: {len(passages_P)} passages of one cluster have no other")
+        raise ValueError(
+            f"row {OTHER}: {len(passages_P)} passages of one cluster have no other; give a larger "
+            f"n_passages, or rows without {OTHER}"
+        )
     bm25 = Bm25([passage.context for passage in passages_P])
     found = []
     for passage in passages_P:

@@ -171,7 +171,7 @@ class KnowledgeDomain:
         if not self._source.has_questions:
             raise ConfigError(
                 f"data_path={config.data_path!r}: some of its passages have no questions, so no "
-                "self-edit can be rewarded; give passages with questions"
+                "self-edit can be rewarded; scripts/knowledge.py trains on such passages"
             )
         self._prompts = EditPrompts(
             self.form,

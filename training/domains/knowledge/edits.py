@@ -64,9 +64,14 @@ def read_edits(path: Path, passages_P: Sequence[Passage], k: int) -> WrittenEdit
 
     A line holds `edit` with the `id` or `title` of its passage, or is one of a samples.jsonl; of
     these the newest steps come first. Raises ConfigError with all lines that are neither, for
-    titles that several passages have, and for a file that is about other passages altogether.
+    titles that several passages have, and for a file that is about other passages altogether;
+    FileNotFoundError where there is none.
     """
     _check_k(k)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"edits_file={str(path)!r}: no such file; give SEAL's JSON, or JSON lines: {_ROW_FORMS}"
+        )
     if path.suffix == ".jsonl":
         texts_P_K, about = _from_lines(path, passages_P)
     else:

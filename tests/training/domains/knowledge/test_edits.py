@@ -135,5 +135,6 @@ def test_files_that_do_not_do_are_refused_by_name(tmp_path: Path) -> None:
         read_edits(path, twice, 1)
     with pytest.raises(ConfigError, match="k=0"):
         read_edits(path, PASSAGES, 0)
-    with pytest.raises(FileNotFoundError):
-        read_edits(tmp_path / "none.jsonl", PASSAGES, 1)
+    for missing in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"edits_file=.*: no such file; give SEAL's"):
+            read_edits(missing, PASSAGES, 1)
