@@ -182,8 +182,9 @@ class KnowledgeDomain:
         if config.inner_rank is not None:
             check_rank(config.model_name, "inner_rank", config.inner_rank)
         self._closed = contextlib.ExitStack()
+        endpoints = self._closed.enter_context(Endpoints())
         judge = self._closed.enter_context(
-            open_judge(config.judge_kind, config.judge, Endpoints(), seed=config.seed)
+            open_judge(config.judge_kind, config.judge, endpoints, seed=config.seed)
         )
         settings = inner_settings(config, self._source, context_length(config.model_name))
         self._tokenizer = load_tokenizer(config.model_name)

@@ -17,6 +17,7 @@ from training.domains.knowledge.domain import KnowledgeDomain, KnowledgeDomainCo
 from training.domains.knowledge.inner import InnerJob, InnerOutcome
 from training.domains.knowledge.seal_files import read_rows
 from training.domains.knowledge.seal_runs import read_run
+from training.endpoints import Endpoints
 from utils.config.entrypoint import ConfigError
 from utils.runs.files import read_jsonl
 
@@ -237,6 +238,21 @@ def test_passages_without_questions_are_refused(make, model: str, tmp_path: Path
     service: Any = None
     with pytest.raises(ConfigError, match="have no questions"):
         KnowledgeDomain(config, service)
+
+
+def test_a_judge_of_this_process_is_closed_with_the_domain(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Endpoints] = []
+    monkeypatch.setattr(Endpoints, "__exit__", lambda self, *error: closed.append(self))
+    config = KnowledgeDomainConfig(
+        model_name=model, source="made", num_train_passages=1, num_test_passages=1
+    )
+    service: Any = None
+    domain = KnowledgeDomain(config, service)
+    assert not closed
+    domain.close()
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize("long", ["question", "answer"])
