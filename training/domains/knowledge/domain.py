@@ -62,15 +62,15 @@ LOOP: dict[Preset, dict[str, Any]] = {
     "small": {
         "num_steps": 2,
         "groups_per_batch": 4,
-        "group_size": 4,
+        "group_size": 3,
         "temperature": 1.0,
         "learning_rate": 3e-4,
         "lora_rank": 16,
         "rest_em_epochs": 3,
         "rest_em_batch_size": 4,
         "selection": "best",
-        "eval_size": 4,
-        "eval_group_size": 2,
+        "eval_size": 5,
+        "eval_group_size": 1,
         "eval_temperature": 1.0,
     },
     "seal": {
@@ -100,7 +100,7 @@ class KnowledgeDomainConfig(KnowledgeConfig):
         metadata=WHAT,
     )
     num_test_passages: int | None = chz.field(
-        default=None, doc="held out; default: 4 of a made world, else 200"
+        default=None, doc="held out; default: 5 of a made world, else 200"
     )
 
     form: str | None = chz.field(
@@ -166,7 +166,7 @@ class KnowledgeDomain:
         self._source = source_of(
             config,
             num_train=config.num_train_passages or (8 if is_small else 100),
-            num_test=config.num_test_passages or (4 if is_small else 200),
+            num_test=config.num_test_passages or (5 if is_small else 200),
         )
         if not self._source.has_questions:
             raise ConfigError(
