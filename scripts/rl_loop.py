@@ -206,6 +206,7 @@ def main(config: Any) -> None:
             problems = {split: found.problems for split, found in chosen.items()}
             if config.dry_run:
                 with as_config_errors():
+                    check_with_model(domain)
                     # an adapter of its own, thrown away at the end
                     policy = make_policy(config, make_trainer(config, settings, service), domain)
                 speeds = probe(policy, problems["train"][0], settings)

@@ -121,16 +121,16 @@ class Choices:
         problems = []
         # "none" asks for nothing that could be told in a list
         if unknown := sorted(set(self.forms) - (FORMS.keys() - {"none"})):
-            problems.append(f"forms to choose from: {unknown} cannot be; allowed are {_known()}")
+            problems.append(f"model_forms: {unknown} cannot be; allowed are {_known()}")
         if not self.forms or len(set(self.forms)) < len(self.forms):
             problems.append(
-                f"forms to choose from: {list(self.forms)}; give one or more, each once"
+                f"model_forms={list(self.forms)}: one or more to choose from, each once"
             )
         rates = self.learning_rates
         if not rates or len(set(rates)) < len(rates) or not all(0 < rate < 1 for rate in rates):
             problems.append(
-                f"learning_rates to choose from: {list(rates)}; give one or more between 0 and 1, "
-                "each once"
+                f"model_rates={list(rates)}: one or more learning rates to choose from, between 0 "
+                "and 1, each once"
             )
         raise_problems(problems)
 

@@ -290,8 +290,8 @@ def test_a_question_over_the_context_is_refused(model: str, tmp_path: Path, long
         ({"num_train_passages": 0}, "num_train_passages=0: at least 1"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0: a number from 0"),
         ({"inner_learning_rate": 0.0}, "inner_learning_rate=0.0: a number above 0"),
-        ({"model_rates": [2.0]}, "learning_rates to choose from"),
-        ({"model_forms": []}, "forms to choose from"),
+        ({"model_rates": [2.0]}, "model_rates=.*learning rates to choose from"),
+        ({"model_forms": []}, "model_forms=.*one or more to choose from"),
     ],
 )
 def test_wrong_settings_are_told(settings: dict[str, Any], message: str) -> None:
