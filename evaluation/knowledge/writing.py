@@ -12,8 +12,6 @@ from typing import Any
 
 from evaluation.knowledge.rows import FILE, GENERATOR, OF_MODEL, TEMPLATE, Edit, Edits
 from training.api import ModelInput, SamplingParams, ServiceClient
-from training.chat import parse_continuation, parse_response, stop_sequences
-from training.domains.base import Problem
 from training.domains.knowledge.edit_grammars import grammar_of
 from training.domains.knowledge.edit_parsing import EditError, parse_edit
 from training.domains.knowledge.edits import write_edits
@@ -21,7 +19,7 @@ from training.domains.knowledge.forms import EditPrompts
 from training.domains.knowledge.passages import Passage
 from training.domains.knowledge.sources import Source
 from training.endpoints import Endpoints
-from training.rl.problems import prompt_tokens
+from training.problem_text import answer_text, prompt_tokens, stop_of
 from training.rl.updates import seed_for
 from utils.llm.api import Role
 from utils.llm.client import LLMClient
@@ -70,14 +68,14 @@ class Sampling:
                     max_tokens=self.max_tokens,
                     temperature=self.temperature,
                     seed=seed_for(self.seed, "edits", prompts.form, problem.id),
-                    stop=_stop(self.tokenizer, problem),
+                    stop=stop_of(self.tokenizer, problem),
                     grammar=problem.grammar,
                 ),
             )
             for problem in problems_P
         ]
         return [
-            [_text(self.tokenizer, problem, s.tokens) for s in future.result().sequences]
+            [answer_text(self.tokenizer, problem, s.tokens) for s in future.result().sequences]
             for problem, future in zip(problems_P, futures_P, strict=True)
         ]
 
@@ -206,16 +204,3 @@ def expected_edits(
 
 def _filled(edits_K: Sequence[Edit | None], k: int) -> list[Edit | None]:
     return [*edits_K, *[None] * (k - len(edits_K))]
-
-
-def _stop(tokenizer: Any, problem: Problem) -> Any:
-    if problem.raw is None:
-        return stop_sequences(tokenizer)
-    # None: a continuation ends with the model's end token
-    return list(problem.raw.stop) or None
-
-
-def _text(tokenizer: Any, problem: Problem, tokens: Sequence[int]) -> str:
-    if problem.raw is None:
-        return parse_response(tokenizer, tokens)
-    return parse_continuation(tokenizer, tokens, problem.raw.stop)

@@ -12,9 +12,8 @@ from training.api import (
     SamplingParams,
     TrainingClient,
 )
-from training.chat import parse_continuation, parse_response, stop_sequences
 from training.domains.base import Domain, Problem
-from training.rl.problems import prompt_tokens
+from training.problem_text import answer_text, prompt_tokens, stop_of
 from training.rl.updates import Trajectory, seed_for
 
 
@@ -40,7 +39,6 @@ class Policy:
         self.trainer = trainer
         self._domain = domain
         self._tokenizer = trainer.get_tokenizer()
-        self._stop = stop_sequences(self._tokenizer)
         self._enforce_schema = enforce_schema
         self._max_resamples = max_resamples
         self._seed = seed
@@ -90,13 +88,11 @@ class Policy:
         """The sampling request for a problem whose prompt() is `prompt`; `max_tokens` instead of
         the domain's limit."""
         grammar = problem.grammar if self._enforce_schema else None
-        # None: a continuation ends with the model's end token
-        raw_stop = None if problem.raw is None else list(problem.raw.stop) or None
         params = SamplingParams(
             max_tokens=max_tokens or self._domain.max_tokens,
             temperature=temperature,
             seed=seed,
-            stop=self._stop if problem.raw is None else raw_stop,
+            stop=stop_of(self._tokenizer, problem),
             json_schema=self._domain.json_schema if self._enforce_schema and not grammar else None,
             grammar=grammar,
         )
@@ -136,10 +132,7 @@ class Policy:
     def _trajectory(
         self, problem: Problem, prompt: list[int], sequence: SampledSequence
     ) -> Trajectory:
-        if problem.raw is None:
-            text = parse_response(self._tokenizer, sequence.tokens)
-        else:
-            text = parse_continuation(self._tokenizer, sequence.tokens, problem.raw.stop)
+        text = answer_text(self._tokenizer, problem, sequence.tokens)
         return Trajectory.of(prompt, sequence, text)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from training.api import ServiceClient
-from training.chat import render_prompt, render_raw_prompt
 from training.domains.base import Domain, Problem
 from training.models import context_length, load_tokenizer
+from training.problem_text import prompt_tokens
 from utils.config.plain_yaml import to_plain
 from utils.runs.inputs import Input, data_input
 
@@ -46,13 +46,6 @@ class PromptLimit(NamedTuple):
             return len(prompt_tokens(self.tokenizer, problem))
         except ValueError as error:
             raise ValueError(f"{problem.id}: {error}") from error
-
-
-def prompt_tokens(tokenizer: Any, problem: Problem) -> list[int]:
-    """What the model reads. Raises ValueError where it cannot be written as a prompt."""
-    if problem.raw is not None:
-        return render_raw_prompt(tokenizer, problem.raw.text)
-    return render_prompt(tokenizer, problem.messages)
 
 
 class Chosen(NamedTuple):

@@ -7,17 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.api import ModelInput, SamplingClient, SamplingParams
-from training.chat import (
-    parse_continuation,
-    parse_response,
-    render_prompt,
-    render_raw_prompt,
-    stop_sequences,
-)
-from training.domains.base import Problem
 from training.domains.knowledge.edit_grammars import grammar_of
 from training.domains.knowledge.forms import EditPrompts
 from training.domains.knowledge.passages import Passage
+from training.problem_text import answer_text, prompt_tokens, stop_of
 from utils.config.errors import raise_problems
 
 
@@ -44,7 +37,7 @@ class EditWriter:
         many tokens."""
         problems = []
         for passage in passages:
-            length = len(problem_prompt(self._tokenizer, self._prompts.problem(passage)))
+            length = len(prompt_tokens(self._tokenizer, self._prompts.problem(passage)))
             if context is not None and length >= context:
                 problems.append(
                     f"passage {passage.id} ({passage.title!r}): the prompt for its self-edit has "
@@ -64,34 +57,19 @@ class EditWriter:
         ]
         futures_S = []
         for s, (sampler, problem) in enumerate(zip(samplers_S, problems_S, strict=True)):
-            stop: Any = stop_sequences(self._tokenizer)
-            prompt = problem_prompt(self._tokenizer, problem)
-            if problem.raw is not None:
-                # None: the model's end token
-                stop = list(problem.raw.stop) or None
+            prompt = prompt_tokens(self._tokenizer, problem)
             params = SamplingParams(
                 max_tokens=self._max_tokens,
                 temperature=self._temperature,
                 seed=stable_seed("edit", self._seed, *key, s, problem.id),
-                stop=stop,
+                stop=stop_of(self._tokenizer, problem),
                 grammar=problem.grammar,
             )
             futures_S.append(sampler.sample(ModelInput.from_ints(prompt), 1, params))
         return [
-            self._text(problem, future.result().sequences[0].tokens)
+            answer_text(self._tokenizer, problem, future.result().sequences[0].tokens)
             for problem, future in zip(problems_S, futures_S, strict=True)
         ]
-
-    def _text(self, problem: Problem, tokens: Sequence[int]) -> str:
-        if problem.raw is None:
-            return parse_response(self._tokenizer, tokens)
-        return parse_continuation(self._tokenizer, tokens, problem.raw.stop)
-
-
-def problem_prompt(tokenizer: Any, problem: Problem) -> list[int]:
-    if problem.raw is not None:
-        return render_raw_prompt(tokenizer, problem.raw.text)
-    return render_prompt(tokenizer, problem.messages)
 
 
 def stable_seed(*key: object) -> int:

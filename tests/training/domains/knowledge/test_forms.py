@@ -104,7 +104,7 @@ def test_the_examples_of_made_worlds_are_edits_of_their_forms() -> None:
         (lambda: grammar_of(PASSAGE, "poem"), "form='poem'"),
         (lambda: Choices(forms=("qa", "poem")), r"\['poem'\] cannot be"),
         (lambda: Choices(forms=("none",)), r"\['none'\] cannot be"),
-        (lambda: Choices(forms=()), "one or more, each once"),
+        (lambda: Choices(forms=()), r"model_forms=\[\]: one or more .*each once"),
         (lambda: Choices(learning_rates=(0.1, 0.1)), "between 0 and 1, each once"),
         (lambda: Choices(learning_rates=(0.0,)), "between 0 and 1"),
     ],

@@ -17,7 +17,7 @@ from training.models import load_tokenizer
 @pytest.mark.slow
 def test_the_embedded_model_knows_nothing_of_a_made_world() -> None:
     source = open_source("made", num_train=0, num_test=24)
-    answerer = Answerer(load_tokenizer("embedded"), AnswerSettings(), source.shots)
+    answerer = Answerer(load_tokenizer("embedded"), AnswerSettings(choices=True), source.shots)
     items_Q = [Item(p, question) for p in source.passages("test") for question in p.questions]
     with contextlib.closing(connect("local")) as service:
         trainer = service.create_lora_training_client("embedded", rank=1)
