@@ -4,8 +4,8 @@ A verdict is True, False, or None where there is none: the judge failed. None is
 answer; means leave it out, and whoever prints them prints how many there were.
 
 The rule is the default judge. On the answers that SEAL released it agrees with GPT-4.1 in 88 % of
-cases, and 95 % of its yes are GPT-4.1's (tests/training/domains/knowledge/test_answer_grading.py). It
-reads no sentence: "it was not Paris" and a list of all cities are right answers where Paris is.
+cases, and 95 % of its yes are GPT-4.1's (test_answer_grading.py). It reads no sentence: "it was not
+Paris" and a list of all cities are right answers where Paris is.
 """
 
 from __future__ import annotations
