@@ -313,7 +313,7 @@ def d1_report(records: Sequence[dict[str, Any]], config: Config) -> str:
 def d2_report(records: Sequence[dict[str, Any]], config: Config) -> str:
     outcomes = {
         (record["arm"], record["passage"], record["seed"]): InnerOutcome(
-            **{f.name: record[f.name] for f in dataclasses.fields(InnerOutcome)}
+            **{f.name: record[f.name] for f in dataclasses.fields(InnerOutcome) if f.name in record}
         )
         for record in records
     }
