@@ -179,6 +179,7 @@ def test_a_wild_learning_rate_is_counted(run: Run, tmp_path: Path) -> None:
         assert method["matrices_S"][0][2] == method["matrices_S"][0][0]
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(model: str, tmp_path: Path) -> None:
     methods = 'methods=["merge","gate=nats","library"]'
     kill_again_and_again("continual", tmp_path, f"model_name={model}", *QUICK, *SIZE, methods)
