@@ -134,8 +134,8 @@ def check_edits(config: ContinualConfig) -> None:
         problems.append(f"edits={config.edits} and edits_file={config.edits_file}; give one")
     if kind == "template" and chosen_source(config) != "made":
         problems.append(
-            f"edits=template with source={chosen_source(config)}: only made worlds have a "
-            "generator; give edits=model or generator, or an edits_file"
+            f"source={chosen_source(config)}: only made worlds have a generator, which "
+            "edits=template asks; give edits=model or generator, or an edits_file"
         )
     if kind == "template" and form not in TEMPLATE_FORMS:
         problems.append(
