@@ -247,6 +247,7 @@ def test_a_verifier_of_its_own() -> None:
 # ---------------------------------------------------------------------------------------- crashes
 
 
+@pytest.mark.slow
 def test_kills_change_nothing_and_no_finished_call_is_made_again() -> None:
     settings = ["type=scenarios", "property=honest", "contrastive=true", "num_subtypes=4"]
     settings += ["prompts_per_subtype=3", "max_chars=120", "max_concurrency=3"]

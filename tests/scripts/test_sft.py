@@ -334,6 +334,7 @@ def test_a_run_goes_on_in_another_folder(
     assert not (tmp_path / "here").exists()
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(model: str, data: Path, tmp_path: Path) -> None:
     settings = [f"examples_file={data}", f"model_name={model}", "lora_rank=4", "batch_size=2"]
     settings += ["learning_rate=0.01", "num_epochs=4", "eval_every=3", "save_every=1"]

@@ -280,6 +280,7 @@ class Edits:
         return None
 
 
+@pytest.mark.slow
 def test_answers_of_a_qa_edit_of_the_embedded_model_stand_in_the_passage(service: Any) -> None:
     source = open_source("made", num_train=2, num_test=1)
     prompts = {
