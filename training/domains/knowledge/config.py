@@ -1,10 +1,10 @@
 """Settings of what is to be known and how it is learned, for all scripts that train on passages."""
 
+import dataclasses
 from typing import Any, Literal
 
 import chz
 
-from training.adapt import AdaptSettings
 from training.domains.knowledge.documents import DocumentForm
 from training.domains.knowledge.inner import InnerSettings, Preset, preset
 from training.domains.knowledge.llm_judge import JudgeKind, judge_problems
@@ -144,10 +144,10 @@ def inner_settings(
         "target_modules": config.inner_targets,
     }
     lora |= {name: value for name, value in given.items() if value is not None}
-    adapt = AdaptSettings(
+    adapt = dataclasses.replace(
+        base.adapt,
         lora=lora,
         batch_size=config.inner_batch_size or base.adapt.batch_size,
-        schedule=base.adapt.schedule,
         anchor_weight=config.kl_weight,
         max_parallel=config.max_parallel_adapters,
     )
@@ -167,10 +167,4 @@ def inner_settings(
         "max_answer_tokens": config.max_answer_tokens,
         "context": context,
     }
-    return preset(
-        chosen_preset(config),
-        base_model=config.model_name,
-        seed=config.seed,
-        adapt=adapt,
-        **(own | changes),
-    )
+    return dataclasses.replace(base, adapt=adapt, **(own | changes))

@@ -36,8 +36,8 @@ from training.domains.knowledge.edit_parsing import EditError, parse_edit
 from training.domains.knowledge.forms import Choices
 from training.domains.knowledge.grading import Judge
 from training.domains.knowledge.inner import InnerLoop
-from training.domains.knowledge.own_edits import stable_seed
 from training.domains.knowledge.passages import Passage
+from training.domains.knowledge.seeds import stable_seed
 from training.domains.knowledge.soft_targets import ask_teacher, taught
 
 # what a model of general English says more or less of, whatever it learned last

@@ -6,7 +6,6 @@ that what they differ in is the edit (common random numbers); the next repeat ha
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -35,6 +34,7 @@ from training.domains.knowledge.documents import (
 )
 from training.domains.knowledge.grading import Judge
 from training.domains.knowledge.passages import Passage, Shot
+from training.domains.knowledge.seeds import stable_seed
 from training.domains.knowledge.soft_targets import answer_datum
 
 Preset = Literal["small", "seal"]
@@ -441,5 +441,4 @@ def _num_documents(job: AdaptJob | None) -> int:
 def _job_seed(seed: int, job: InnerJob | PooledJob | DatumJob) -> int:
     """Of the adapter's weights and the order of lines: the same for all edits of a passage."""
     ids = [passage.id for passage in _own(job)]
-    digest = hashlib.sha256(repr((seed, ids, job.repeat)).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return stable_seed(seed, ids, job.repeat)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from training.api import ModelInput, SamplingClient, SamplingParams
 from training.domains.knowledge.edit_grammars import grammar_of
 from training.domains.knowledge.forms import EditPrompts
 from training.domains.knowledge.passages import Passage
+from training.domains.knowledge.seeds import stable_seed
 from training.problem_text import answer_text, prompt_tokens, stop_of
 from utils.config.errors import raise_problems
 
@@ -70,8 +70,3 @@ class EditWriter:
             answer_text(self._tokenizer, problem, future.result().sequences[0].tokens)
             for problem, future in zip(problems_S, futures_S, strict=True)
         ]
-
-
-def stable_seed(*key: object) -> int:
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

@@ -150,7 +150,7 @@ def test_a_step_is_a_plain_training(make: Make, service: Any, folder: str) -> No
 
 
 def seed_of_step(s: int, number: int) -> int:
-    from training.domains.knowledge.own_edits import stable_seed
+    from training.domains.knowledge.seeds import stable_seed
 
     return stable_seed("adapter", 0, s, number)
 
