@@ -283,6 +283,8 @@ class SamplingParams:
     temperature: float = 1
     top_k: int = -1
     top_p: float = 1
+    # Local extension: tokens less likely than this share of the likeliest are never drawn.
+    min_p: float = 0
     # Local extension: every sample is JSON that fits this schema (through llguidance).
     json_schema: dict[str, Any] | None = None
     # Local extension: every sample is a text of this grammar (llguidance's dialect of Lark).
@@ -297,6 +299,7 @@ class SamplingParams:
             temperature=checks.real("a finite number from 0", lambda t: t >= 0),
             top_k=_top_k,
             top_p=checks.real("a number above 0 and at most 1", lambda p: 0 < p <= 1),
+            min_p=checks.real("a number from 0 to 1", lambda p: 0 <= p <= 1),
             json_schema=_schema,
             grammar=checks.optional(_grammar),
         )

@@ -39,6 +39,7 @@ NAN, INFINITE = float("nan"), float("inf")
         (SamplingParams, {"temperature": None}, "temperature=None"),
         (SamplingParams, {"top_p": NAN}, "top_p=nan: a number above 0 and at most 1"),
         (SamplingParams, {"top_p": True}, "top_p=True"),
+        (SamplingParams, {"min_p": 1.5}, "min_p=1.5: a number from 0 to 1"),
         (SamplingParams, {"stop": [1.5]}, r"stop=\[1.5\]: 1.5 is neither a text nor a token id"),
         (SamplingParams, {"stop": [True]}, "True is neither"),
         (SamplingParams, {"stop": [-1]}, "-1 is neither"),

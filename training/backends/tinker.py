@@ -260,7 +260,11 @@ def adam_params_to_sdk(params: AdamParams) -> "tinker.AdamParams":
 
 
 def sampling_params_to_sdk(params: SamplingParams) -> "tinker.SamplingParams":
-    """Raises ValueError for json_schema and grammar, which the service cannot enforce."""
+    """Raises ValueError for min_p, json_schema and grammar, which the service does not know."""
+    if params.min_p:
+        raise ValueError(
+            f"min_p={params.min_p}: the service does not know it; use top_p, or backend='local'"
+        )
     for field in ("json_schema", "grammar"):
         if getattr(params, field) is not None:
             raise ValueError(

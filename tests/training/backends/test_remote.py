@@ -144,9 +144,11 @@ def service_with(**training_answers: Any) -> tuple[remote.RemoteServiceClient, C
 
 @pytest.mark.parametrize("name", ["AdamParams", "SamplingParams", "LoraConfig"])
 def test_defaults_are_the_sdks(name: str) -> None:
-    local_only = {"SamplingParams": {"json_schema", "grammar"}, "LoraConfig": {"alpha"}}.get(
-        name, set()
-    )
+    extensions = {
+        "SamplingParams": {"min_p", "json_schema", "grammar"},
+        "LoraConfig": {"alpha"},
+    }
+    local_only = extensions.get(name, set())
     ours = {
         field.name: field.default
         for field in dataclasses.fields(getattr(api, name))
@@ -355,6 +357,8 @@ def test_what_only_the_local_backend_has_is_refused() -> None:
         service.create_lora_training_client("base", lora_alpha=16)
     with pytest.raises(ValueError, match=r"lora_dropout=0.1: .*backend='local'"):
         service.create_lora_training_client("base", lora_dropout=0.1)
+    with pytest.raises(ValueError, match=r"min_p=0.1: .*backend='local'"):
+        sampler.sample(DATUM.model_input, 1, api.SamplingParams(min_p=0.1))
     with pytest.raises(ValueError, match=r"json_schema: .*backend='local'"):
         sampler.sample(DATUM.model_input, 1, api.SamplingParams(json_schema={"type": "object"}))
     with pytest.raises(ValueError, match=r"grammar: .*backend='local'"):

@@ -335,6 +335,7 @@ class Sampler:
             temperatures=[row.job.params.temperature for row in rows],
             top_ks=[row.job.params.top_k for row in rows],
             top_ps=[row.job.params.top_p for row in rows],
+            min_ps=[row.job.params.min_p for row in rows],
             uniforms=[row.random.random() for row in rows],
             masks=[None if row.constraint is None else row.constraint.allowed() for row in rows],
         )

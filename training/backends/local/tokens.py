@@ -16,14 +16,16 @@ def sample_tokens(
     temperatures: list[float],
     top_ks: list[int],
     top_ps: list[float],
+    min_ps: list[float],
     uniforms: list[float],
     masks: list[torch.Tensor | None],
 ) -> torch.Tensor:
     """Token ids [rows] by inverting each row's distribution function at its uniform number.
 
-    Temperature first, then the mask of allowed tokens, then top-k, then top-p (the smallest set of
-    most likely tokens with at least that mass). Temperature 0 takes the most likely allowed token,
-    and so does one below the smallest normal float32, 1.2e-38.
+    Temperature first, then the mask of allowed tokens, then min-p (tokens with at least that share
+    of the likeliest one's probability), then top-k, then top-p (the smallest set of most likely
+    tokens with at least that mass). Temperature 0 takes the most likely allowed token, and so does
+    one below the smallest normal float32, 1.2e-38.
     """
     limits = torch.finfo(torch.float32)
     greedy_rows = [t < limits.tiny for t in temperatures]
@@ -46,6 +48,9 @@ def sample_tokens(
     else:
         weights = torch.softmax(logits, dim=-1)
     vocab = weights.shape[1]
+    for row, p in enumerate(min_ps):
+        if p > 0:
+            weights[row] *= weights[row] >= p * weights[row].max()
     for row, (k, p) in enumerate(zip(top_ks, top_ps, strict=True)):
         if 0 < k < vocab or p < 1:
             weights[row] = _truncate(weights[row], k if k > 0 else vocab, p)

@@ -367,10 +367,11 @@ def test_a_sampler_keeps_its_weights_while_the_trainer_steps_on(tiny_model, serv
 
 
 def expected_distribution(
-    logits: torch.Tensor, temperature: float, top_k: int, top_p: float
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> np.ndarray:
-    """Temperature, then top-k, then the smallest set of likely tokens with mass top_p."""
+    """Temperature, min-p, top-k, then the smallest set of likely tokens with mass top_p."""
     p = (logits.double() / temperature).softmax(-1).numpy()
+    p = np.where(p < min_p * p.max(), 0, p)
     order = np.argsort(-p, kind="stable")
     keep = order[: top_k if top_k > 0 else len(p)]
     mass = np.cumsum(p[keep]) / p[keep].sum()
@@ -394,39 +395,43 @@ def chi_square_fits(counts: np.ndarray, probabilities: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
+    ("temperature", "top_k", "top_p", "min_p"),
     [
-        (1.0, -1, 1.0),
-        (0.5, -1, 1.0),
-        (2.0, -1, 1.0),
-        (1.0, 7, 1.0),
-        (1.0, -1, 0.8),
-        (1.3, 25, 0.7),
-        (1.0, 1, 1.0),
-        (1.0, 9999, 1e-6),
+        (1.0, -1, 1.0, 0.0),
+        (0.5, -1, 1.0, 0.0),
+        (2.0, -1, 1.0, 0.0),
+        (1.0, 7, 1.0, 0.0),
+        (1.0, -1, 0.8, 0.0),
+        (1.3, 25, 0.7, 0.0),
+        (1.0, 1, 1.0, 0.0),
+        (1.0, 9999, 1e-6, 0.0),
+        (1.5, -1, 1.0, 0.1),
+        (2.0, -1, 0.8, 0.05),
+        (1.0, -1, 1.0, 1.0),
     ],
 )
 @pytest.mark.parametrize("vocab", [131, 1000])
 def test_sample_tokens_follow_the_distribution(
-    vocab: int, temperature: float, top_k: int, top_p: float
+    vocab: int, temperature: float, top_k: int, top_p: float, min_p: float
 ):
     """Many uniforms through one row of logits; a vocabulary over one 256-wide block as well."""
-    n = 4_000 if top_k > 0 or top_p < 1 else 20_000
+    n = 4_000 if top_k > 0 or top_p < 1 or min_p > 0 else 20_000
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)) * 2
-    wanted = expected_distribution(logits, temperature, top_k, top_p)
+    wanted = expected_distribution(logits, temperature, top_k, top_p, min_p)
     tokens = sample_tokens(
         logits.expand(n, -1),
         temperatures=[temperature] * n,
         top_ks=[top_k] * n,
         top_ps=[top_p] * n,
+        min_ps=[min_p] * n,
         uniforms=np.random.default_rng(0).random(n).tolist(),
         masks=[None] * n,
     )
     counts = np.bincount(tokens.numpy(), minlength=vocab)
     assert chi_square_fits(counts, wanted)
     # the test has teeth: another temperature does not fit
-    if top_k != 1 and top_p > 0.1:
-        other = expected_distribution(logits, temperature * 1.3, top_k, top_p)
+    if top_k != 1 and top_p > 0.1 and min_p < 1:
+        other = expected_distribution(logits, temperature * 1.3, top_k, top_p, min_p)
         assert counts[other == 0].sum() > 0 or not chi_square_fits(counts, other)
 
 
@@ -441,6 +446,7 @@ def test_sample_tokens_at_the_edges():
         temperatures=[1.0, 1.0, 0.0, 1.0, 0.0, 1.0],
         top_ks=[-1, -1, -1, 2, -1, -1],
         top_ps=[1.0, 1.0, 1.0, 1.0, 1.0, 0.1],
+        min_ps=[0.0] * 6,
         uniforms=[0.0, 1 - 2**-53, 0.99, 0.0, 0.0, 0.99],
         masks=[None, None, None, None, allowed, None],
     )
@@ -458,6 +464,7 @@ def test_tiny_temperatures_take_the_most_likely(temperature: float, beside: floa
         temperatures=[temperature, beside],
         top_ks=[-1, -1],
         top_ps=[1.0, 1.0],
+        min_ps=[0.0, 0.0],
         uniforms=[0.3, 0.5],
         masks=[None, None],
     )
@@ -476,6 +483,7 @@ def test_extreme_settings_keep_to_what_is_allowed():
         temperatures=[1.0] + [1e300] * n,
         top_ks=[2] + [-1] * n,
         top_ps=[5e-324] + [1.0] * n,
+        min_ps=[0.0] * (n + 1),
         uniforms=[0.7, *np.linspace(0, 1 - 2**-53, n)],
         masks=[None] + [allowed] * n,
     )
@@ -518,7 +526,7 @@ def test_first_tokens_follow_the_model(tiny_model, service):
     with torch.no_grad():
         logits = hf_logits(peft_twin(client, folder, "first"), prompt)[-1]
     counts = np.bincount([s.tokens[0] for s in sequences], minlength=VOCAB)
-    assert chi_square_fits(counts, expected_distribution(logits, 1.2, -1, 1.0))
+    assert chi_square_fits(counts, expected_distribution(logits, 1.2, -1, 1.0, 0.0))
 
 
 def test_temperature_zero_ignores_truncation_and_seed(tiny_model, service):
@@ -526,9 +534,11 @@ def test_temperature_zero_ignores_truncation_and_seed(tiny_model, service):
     sampler = service.create_sampling_client(base_model=folder)
     (prompt,) = prompts_of(8, (11,))
     wanted = hf_greedy(hf_model(folder), prompt, 20)
+    greedy: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "stop": []}
     settings: list[dict[str, Any]] = [{}, {"top_k": 3}, {"top_p": 0.1}, {"seed": 7}]
+    settings.append({"temperature": 1, "min_p": 1})
     for changes in settings:
-        params = SamplingParams(max_tokens=20, temperature=0, stop=[], **changes)
+        params = SamplingParams(**{**greedy, **changes})
         sequences = sampler.sample(ints(prompt), 3, params).result().sequences
         assert [s.tokens for s in sequences] == [wanted] * 3
 
