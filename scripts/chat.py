@@ -1,9 +1,10 @@
 """Talk to a model, or to an adapter trained on it, in the terminal.
 
     uv run scripts/chat.py
-    uv run scripts/chat.py checkpoint_path=runs/sft/XXXX/checkpoints/weights/000050
+    uv run scripts/chat.py checkpoint_path=runs/sft/XXXX
     uv run scripts/chat.py model_name=path/to/model temperature=0 system="Answer in one word."
 
+A run's folder stands for its last checkpoint; its checkpoints.jsonl says where the others are.
 Answers appear as they are written. Ctrl-C stops an answer; /new forgets the conversation, /quit or
 Ctrl-D ends. A conversation that outgrows the model's context loses its oldest turns, which is told.
 With the input from a pipe, every line is a message. Writes no files.

@@ -1,6 +1,6 @@
 """Judge a base model and checkpoints on the same prompts, and compare them.
 
-    uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml 'checkpoint_paths=["path/to/state"]'
+    uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml 'checkpoint_paths=["runs/sft/XXXX"]'
     uv run scripts/eval.py eval_file=evals/XXXX.eval.yaml judge_kind=rule num_samples=3
     uv run scripts/eval.py responses_file=eval_results/XXXX.eval-results.yaml judge.model=...
 

@@ -1,8 +1,9 @@
 """A trained adapter as a folder that other programs take.
 
-    uv run scripts/export.py checkpoint_path=runs/sft/XXXX/checkpoints/weights/50 output_dir=mine
-    uv run scripts/export.py checkpoint_path=... output_dir=adapter merged=false
+    uv run scripts/export.py checkpoint_path=runs/sft/XXXX output_dir=mine
+    uv run scripts/export.py checkpoint_path=runs/sft/XXXX output_dir=adapter merged=false
 
+A run's folder stands for its last checkpoint; its checkpoints.jsonl says where the others are.
 merged=true writes the base model with the adapter added into its weights, in float32, with its
 tokenizer (where it has one) and generation config: what transformers, vLLM and our own model_name=
 open. It is right where PEFT's own merge is not: an adapted output head that is tied to the

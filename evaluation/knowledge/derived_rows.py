@@ -94,10 +94,10 @@ def skill_jobs(
         jobs[_alone(s)] = DatumJob(
             tuple(others_P),
             both[len(taught) :],
-            rules.passage_rate,
+            learning_rate=rules.passage_rate,
+            num_epochs=rules.passage_epochs,
             repeat=s,
             asked=asked,
-            num_epochs=rules.passage_epochs,
             save_as=f"skill-alone-{s}",
         )
     return jobs

@@ -302,10 +302,10 @@ class _Planner:
         return InnerJob(
             passage,
             edit.text,
-            rate,
+            learning_rate=rate,
+            num_epochs=epochs,
             repeat=s,
             asked=tuple(asked),
-            num_epochs=epochs,
         )
 
     def _pooled(self, row: str, s: int, edits_P_K: tuple[tuple[str, ...], ...]) -> PooledJob:
@@ -313,7 +313,9 @@ class _Planner:
         if row.removeprefix(EQUAL) == PASSAGE:
             rate, epochs = self._rules.passage_rate, self._rules.passage_epochs
         passages = tuple(self._passages)
-        return PooledJob(passages, edits_P_K, rate, repeat=s, asked=passages, num_epochs=epochs)
+        return PooledJob(
+            passages, edits_P_K, learning_rate=rate, num_epochs=epochs, repeat=s, asked=passages
+        )
 
     def _equal_epochs(self, job: InnerJob | PooledJob, p: int, s: int) -> int:
         """With which it is trained on about as many tokens as the reference edits are."""

@@ -8,18 +8,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evaluation.knowledge.rows import FILE, GENERATOR, OF_MODEL, TEMPLATE, Edit, Edits
-from training.api import ModelInput, SamplingParams, ServiceClient
-from training.domains.knowledge.edit_grammars import grammar_of
+from training.api import ServiceClient
 from training.domains.knowledge.edit_parsing import EditError, parse_edit
 from training.domains.knowledge.edits import write_edits
 from training.domains.knowledge.forms import EditPrompts
+from training.domains.knowledge.own_edits import EditSampling
 from training.domains.knowledge.passages import Passage
 from training.domains.knowledge.sources import Source
 from training.endpoints import Endpoints
-from training.problem_text import answer_text, prompt_tokens, stop_of
 from training.rl.updates import seed_for
 from utils.llm.api import Role
 from utils.llm.client import LLMClient
@@ -39,45 +37,21 @@ def template_edits(source: Source, passages_P: Sequence[Passage], form: str, see
     return made
 
 
-@dataclass(frozen=True)
-class Sampling:
+@dataclass(frozen=True, kw_only=True)
+class OwnModel:
     """How the untrained model writes."""
 
     service: ServiceClient
     base_model: str
-    tokenizer: Any
-    max_tokens: int
-    temperature: float
+    sampling: EditSampling
     seed: int
-    use_grammar: bool
 
     def texts(self, prompts: EditPrompts, passages_P: Sequence[Passage], k: int) -> list[list[str]]:
         """`k` texts about each passage, all in one batch."""
         sampler = self.service.create_sampling_client(base_model=self.base_model)
-        problems_P = []
-        for passage in passages_P:
-            grammar = grammar_of(passage, prompts.form, choices=prompts.choices)
-            problems_P.append(
-                prompts.problem(passage, grammar=grammar if self.use_grammar else None)
-            )
-        futures_P = [
-            sampler.sample(
-                ModelInput.from_ints(prompt_tokens(self.tokenizer, problem)),
-                k,
-                SamplingParams(
-                    max_tokens=self.max_tokens,
-                    temperature=self.temperature,
-                    seed=seed_for(self.seed, "edits", prompts.form, problem.id),
-                    stop=stop_of(self.tokenizer, problem),
-                    grammar=problem.grammar,
-                ),
-            )
-            for problem in problems_P
-        ]
-        return [
-            [answer_text(self.tokenizer, problem, s.tokens) for s in future.result().sequences]
-            for problem, future in zip(problems_P, futures_P, strict=True)
-        ]
+        seeds_P = [seed_for(self.seed, "edits", prompts.form, p.id) for p in passages_P]
+        samplers_P = [sampler] * len(passages_P)
+        return self.sampling.texts(prompts, passages_P, samplers_P, seeds_P, k)
 
 
 @dataclass(frozen=True)
@@ -162,7 +136,7 @@ class Writers:
     prompts: Mapping[str, EditPrompts]
     seeds: int
     k: int
-    sampling: Sampling
+    own_model: OwnModel
     calls: Calls
     from_file: Sequence[Sequence[str]]
 
@@ -180,7 +154,7 @@ class Writers:
         texts_P_K = self.written.get(writer, passages_P)
         if texts_P_K is None:
             logger.info("%s: %d edits of each of %d passages", writer, self.k, len(passages_P))
-            asked = self.sampling if is_model else self.calls
+            asked = self.own_model if is_model else self.calls
             texts_P_K = asked.texts(prompts, passages_P, self.k)
             self.written.add(writer, passages_P, texts_P_K)
         return for_seeds(read_as(texts_P_K, prompts, self.k), self.seeds)

@@ -20,7 +20,7 @@ from training.domains.knowledge.continual_methods import Method
 from training.domains.knowledge.continual_passages import Drawn
 from training.domains.knowledge.edits import read_edits, write_edits
 from training.domains.knowledge.forms import Choices, EditPrompts
-from training.domains.knowledge.own_edits import EditWriter
+from training.domains.knowledge.own_edits import EditSampling, EditWriter
 from training.domains.knowledge.passages import Passage
 from training.domains.knowledge.sources import Source
 from training.endpoints import Endpoints
@@ -60,12 +60,10 @@ class EditSource:
                 prompt_form=config.edit_prompt or ("chat" if small else "raw"),
                 example_edit=source.example_edit,
             )
-            self._writer = EditWriter(
-                *(tokenizer, self._prompts),
-                max_tokens=config.max_tokens,
-                temperature=config.temperature,
-                seed=config.seed,
+            sampling = EditSampling(
+                tokenizer=tokenizer, max_tokens=config.max_tokens, temperature=config.temperature
             )
+            self._writer = EditWriter(self._prompts, sampling, seed=config.seed)
         if self._kind == "model":
             self._writer.check(passages, context_length(config.model_name))
 

@@ -311,8 +311,10 @@ class KnowledgeDomain:
     def _jobs(self, passage: Passage, edit: ParsedEdit | None) -> list[InnerJob]:
         if edit is None:
             return [InnerJob(passage, None)]
-        rate = edit.learning_rate
-        return [InnerJob(passage, edit.text, rate, r) for r in range(self.config.repeats)]
+        return [
+            InnerJob(passage, edit.text, learning_rate=edit.learning_rate, repeat=r)
+            for r in range(self.config.repeats)
+        ]
 
     def _carry_out(self, jobs: list[InnerJob], *, desc: str) -> None:
         found: dict[str, list[InnerOutcome]] = {}

@@ -103,53 +103,47 @@ def preset(
     return dataclasses.replace(settings, **changes)
 
 
-@dataclass(frozen=True)
-class InnerJob:
-    """One edit of one passage; None: the base model as it is, "": the passage alone.
+@dataclass(frozen=True, kw_only=True)
+class TrainedJob:
+    """What an adapter that is trained is told besides its data.
 
-    `asked`: whose questions are asked, by default the passage's own. `shown` is read before each
-    question. `learning_rate` and `num_epochs` None: those of the settings. `save_as`: the name of
-    a checkpoint, which the outcome gives the place of.
+    `learning_rate` and `num_epochs` None: those of the settings. `asked`: whose questions are
+    asked, by default those of its own passages. `shown` is read before each question. `save_as`:
+    the name of a checkpoint, which the outcome gives the place of.
     """
 
-    passage: Passage
-    edit: str | None
     learning_rate: float | None = None
+    num_epochs: int | None = None
     repeat: int = 0
     asked: tuple[Passage, ...] = ()
     shown: str = ""
-    num_epochs: int | None = None
     save_as: str | None = None
 
 
 @dataclass(frozen=True)
-class PooledJob:
+class InnerJob(TrainedJob):
+    """One edit of one passage; None: the base model as it is, "": the passage alone."""
+
+    passage: Passage
+    edit: str | None
+
+
+@dataclass(frozen=True)
+class PooledJob(TrainedJob):
     """Continued pretraining: `edits_P_K` of many passages in one adapter, with or without the
     passages themselves."""
 
     passages_P: tuple[Passage, ...]
     edits_P_K: tuple[tuple[str, ...], ...]
-    learning_rate: float | None = None
-    repeat: int = 0
     add_context: bool = True
-    asked: tuple[Passage, ...] = ()
-    shown: str = ""
-    num_epochs: int | None = None
-    save_as: str | None = None
 
 
 @dataclass(frozen=True)
-class DatumJob:
+class DatumJob(TrainedJob):
     """Data of one's own about some passages, such as soft targets, in one adapter."""
 
     passages_P: tuple[Passage, ...]
     datums_D: tuple[Datum, ...]
-    learning_rate: float | None = None
-    repeat: int = 0
-    asked: tuple[Passage, ...] = ()
-    shown: str = ""
-    num_epochs: int | None = None
-    save_as: str | None = None
 
 
 @dataclass(frozen=True)

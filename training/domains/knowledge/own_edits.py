@@ -1,8 +1,9 @@
-"""Self-edits that adapters of this process write, each about a passage of its own."""
+"""Self-edits that models of this process write."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from training.api import ModelInput, SamplingClient, SamplingParams
@@ -14,22 +15,58 @@ from training.problem_text import answer_text, prompt_tokens, stop_of
 from utils.config.errors import raise_problems
 
 
-class EditWriter:
-    """Asks models for self-edits of one form. A grammar is enforced where the form has one."""
+@dataclass(frozen=True, kw_only=True)
+class EditSampling:
+    """How models are asked for self-edits. A grammar is enforced where the form has one, unless
+    `use_grammar` is False."""
 
-    def __init__(
+    tokenizer: Any
+    max_tokens: int
+    temperature: float
+    use_grammar: bool = True
+
+    def texts(
         self,
-        tokenizer: Any,
         prompts: EditPrompts,
-        *,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> None:
-        self._tokenizer = tokenizer
+        passages_S: Sequence[Passage],
+        samplers_S: Sequence[SamplingClient],
+        seeds_S: Sequence[int],
+        k: int,
+    ) -> list[list[str]]:
+        """`k` texts of each model about its passage, all in one batch. Raises ValueError for a
+        prompt that does not fit into the context."""
+        problems_S = []
+        for passage in passages_S:
+            grammar = grammar_of(passage, prompts.form, choices=prompts.choices)
+            problems_S.append(
+                prompts.problem(passage, grammar=grammar if self.use_grammar else None)
+            )
+        futures_S = [
+            sampler.sample(
+                ModelInput.from_ints(prompt_tokens(self.tokenizer, problem)),
+                k,
+                SamplingParams(
+                    max_tokens=self.max_tokens,
+                    temperature=self.temperature,
+                    seed=seed,
+                    stop=stop_of(self.tokenizer, problem),
+                    grammar=problem.grammar,
+                ),
+            )
+            for sampler, problem, seed in zip(samplers_S, problems_S, seeds_S, strict=True)
+        ]
+        return [
+            [answer_text(self.tokenizer, problem, s.tokens) for s in future.result().sequences]
+            for problem, future in zip(problems_S, futures_S, strict=True)
+        ]
+
+
+class EditWriter:
+    """Adapters that each write a self-edit, of one form, about a passage of its own."""
+
+    def __init__(self, prompts: EditPrompts, sampling: EditSampling, *, seed: int) -> None:
         self._prompts = prompts
-        self._max_tokens = max_tokens
-        self._temperature = temperature
+        self._sampling = sampling
         self._seed = seed
 
     def check(self, passages: Sequence[Passage], context: int | None) -> None:
@@ -37,7 +74,8 @@ class EditWriter:
         many tokens."""
         problems = []
         for passage in passages:
-            length = len(prompt_tokens(self._tokenizer, self._prompts.problem(passage)))
+            problem = self._prompts.problem(passage)
+            length = len(prompt_tokens(self._sampling.tokenizer, problem))
             if context is not None and length >= context:
                 problems.append(
                     f"passage {passage.id} ({passage.title!r}): the prompt for its self-edit has "
@@ -50,23 +88,9 @@ class EditWriter:
     ) -> list[str]:
         """What each model writes about its passage, in one batch; the same for the same weights and
         `key`. Raises ValueError for a prompt that does not fit into the context."""
-        form, choices = self._prompts.form, self._prompts.choices
-        problems_S = [
-            self._prompts.problem(passage, grammar=grammar_of(passage, form, choices=choices))
-            for passage in passages_S
+        seeds_S = [
+            stable_seed("edit", self._seed, *key, s, passage.id)
+            for s, passage in enumerate(passages_S)
         ]
-        futures_S = []
-        for s, (sampler, problem) in enumerate(zip(samplers_S, problems_S, strict=True)):
-            prompt = prompt_tokens(self._tokenizer, problem)
-            params = SamplingParams(
-                max_tokens=self._max_tokens,
-                temperature=self._temperature,
-                seed=stable_seed("edit", self._seed, *key, s, problem.id),
-                stop=stop_of(self._tokenizer, problem),
-                grammar=problem.grammar,
-            )
-            futures_S.append(sampler.sample(ModelInput.from_ints(prompt), 1, params))
-        return [
-            answer_text(self._tokenizer, problem, future.result().sequences[0].tokens)
-            for problem, future in zip(problems_S, futures_S, strict=True)
-        ]
+        texts_S = self._sampling.texts(self._prompts, passages_S, samplers_S, seeds_S, 1)
+        return [text for [text] in texts_S]
