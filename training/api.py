@@ -10,7 +10,7 @@ import concurrent.futures
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -38,16 +38,19 @@ class RequestFailedError(RuntimeError):
 class APIFuture(Generic[T_co]):
     """The result of a request: blocks with .result(timeout), or is awaited.
 
-    `on_wait` is called when somebody begins to wait for a result that is not there yet.
+    `on_wait` is called when somebody begins to wait for a result that is not there yet, `on_cancel`
+    when nobody wants it any more.
     """
 
     def __init__(
         self,
         future: "concurrent.futures.Future[T_co]",
         on_wait: "Callable[[concurrent.futures.Future[Any]], None] | None" = None,
+        on_cancel: Callable[[], None] | None = None,
     ) -> None:
         self._future = future
         self._on_wait = on_wait
+        self._on_cancel = on_cancel
 
     def result(self, timeout: float | None = None) -> T_co:
         """Raises TimeoutError after `timeout` seconds, and whatever the request raised."""
@@ -58,6 +61,13 @@ class APIFuture(Generic[T_co]):
         """Local extension: lets the request run, as waiting for it does, but does not wait."""
         if self._on_wait is not None and not self._future.done():
             self._on_wait(self._future)
+
+    def cancel(self) -> None:
+        """Local extension: nobody wants the result. A request that waits is dropped, and a sample
+        that is being decoded ends within a token; its future then raises CancelledError."""
+        self._future.cancel()
+        if self._on_cancel is not None:
+            self._on_cancel()
 
     async def result_async(self, timeout: float | None = None) -> T_co:
         self.start()
@@ -80,12 +90,15 @@ class APIFuture(Generic[T_co]):
 
         def done(source: "concurrent.futures.Future[T_co]") -> None:
             try:
-                mapped.set_result(function(source.result()))
+                result = function(source.result())
+                if mapped.set_running_or_notify_cancel():
+                    mapped.set_result(result)
             except BaseException as error:
-                mapped.set_exception(error)
+                if not mapped.done():
+                    mapped.set_exception(error)
 
         self._future.add_done_callback(done)
-        return APIFuture(mapped, lambda _mapped: self.start())
+        return APIFuture(mapped, lambda _mapped: self.start(), self.cancel)
 
 
 # ---------------------------------------------------------------------------------------- tensors
@@ -433,6 +446,17 @@ class SampledSequence:
     @property
     def topk_logprobs(self) -> list[list[tuple[int, float]] | None] | None:
         return None if self.topk_logprobs_np is None else self.topk_logprobs_np.to_lists()
+
+
+class SampledToken(NamedTuple):
+    """Local extension: a token of sample number `sample` as it comes, which ends it where there is
+    a `stop_reason`. `topk`: ids and logprobs, [k] each, where they were asked for."""
+
+    token: int
+    logprob: float
+    topk: tuple[np.ndarray, np.ndarray] | None
+    sample: int
+    stop_reason: StopReason | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -225,6 +225,11 @@ class Adapter:
             views.append((low_rank.b[:, :rank], low_rank.grad_b[:, :rank]))
         return views
 
+    @property
+    def num_steps(self) -> int:
+        """Of AdamW, loaded ones too."""
+        return int(self.optimizer.state.get(self.flat, {}).get("step", 0))
+
     def clear_grad(self) -> None:
         self.grad.zero_()
         self.has_grad = False

@@ -48,12 +48,18 @@ class EngineOptions:
     max_train_tokens: packed tokens per micro-batch; None: 2048 on CPU, 16384 on a GPU.
     max_prefill_tokens: prompt tokens prefilled at once. max_rows: samples decoding together.
     share_prompts: compute a prefix common to several sequences once.
+    decode_steps_while_training: how many tokens every sample gets after each micro-batch of a
+    training pass. With 0, which makes a program's bits its own, sampling waits for the whole pass.
+    Above 0, as a server wants it, new samples join there too, with at most max_prefill_tokens of
+    prompts at once (or one longer prompt), so that no row waits for more than one micro-batch and
+    one such prefill.
     """
 
     max_train_tokens: int | None = None
     max_prefill_tokens: int = 4096
     max_rows: int = 256
     share_prompts: bool = True
+    decode_steps_while_training: int = 0
 
     def __post_init__(self) -> None:
         checks.check_fields(
@@ -62,6 +68,7 @@ class EngineOptions:
             max_prefill_tokens=checks.whole(1),
             max_rows=checks.whole(1),
             share_prompts=checks.flag,
+            decode_steps_while_training=checks.whole(0),
         )
 
 
@@ -173,11 +180,17 @@ class Engine:
 
     def submit_sample(self, job: SampleJob) -> APIFuture[SampleResponse]:
         future: Future[SampleResponse] = Future()
-        job.on_done = lambda response: self._in_flight.pop(id(job)).set_result(response)
-        job.on_error = lambda error: self._in_flight.pop(id(job)).set_exception(error)
+
+        def end(settle: Callable[[Future[SampleResponse]], None]) -> None:
+            # rows of a cancelled job may leave one after the other
+            if self._in_flight.pop(id(job), None) is not None:
+                settle(future)
+
+        job.on_done = lambda response: end(lambda known: known.set_result(response))
+        job.on_error = lambda error: end(lambda known: known.set_exception(error))
         with self._condition:
             self._samples.append((job, future, self._arrived()))
-        return APIFuture(future, self._wait_for)
+        return APIFuture(future, self._wait_for, job.cancel)
 
     def _wait_for(self, future: "Future[Any]") -> None:
         with self._condition:
@@ -227,7 +240,8 @@ class Engine:
     def _work(self) -> None:
         while (limit := self._next_limit()) is not None:
             self._run_calls(limit)
-            self._run_training(limit)
+            if self._run_training(limit):
+                self._decode_while_training()
             self._run_calls(limit)
             self._run_sampling(limit)
         error = RuntimeError("the service was closed before this request ran")
@@ -268,15 +282,19 @@ class Engine:
                 if request.future.set_running_or_notify_cancel():
                     _resolve(request.future, request.call)
 
-    def _run_training(self, limit: int) -> None:
+    def _run_training(self, limit: int) -> bool:
+        """Whether there was a pass."""
         requests = [
             request
             for request in self._take_heads(_TrainRequest, limit)
             if request.future.set_running_or_notify_cancel()
         ]
+        had_requests = bool(requests)
         while requests:
             try:
-                outputs = self.trainer.run([request.job for request in requests])
+                outputs = self.trainer.run(
+                    [request.job for request in requests], self._decode_while_training
+                )
             except NotFiniteError as error:
                 # the fault of one request: it fails alone, and the others run without it
                 [culprit] = [request for request in requests if request.job is error.job]
@@ -287,11 +305,18 @@ class Engine:
                 logger.debug("training pass failed", exc_info=True)
                 for request in requests:
                     _fail(request.future, error)
-                return
+                break
             else:
                 for request, output in zip(requests, outputs, strict=True):
                     request.future.set_result(output)
-                return
+                break
+        return had_requests
+
+    def _decode_while_training(self) -> None:
+        for _ in range(self._options.decode_steps_while_training):
+            self._run_sampling(self._limit)
+            if not self.sampler.rows:
+                break
 
     def _run_sampling(self, limit: int) -> None:
         admitted: list[SampleJob] = []
@@ -320,6 +345,10 @@ class Engine:
     def _fits(self, admitted: list[SampleJob], job: SampleJob) -> bool:
         if not admitted:
             return self.sampler.has_room(job)
+        if self._options.decode_steps_while_training:
+            tokens = sum(len(a.prompt) for a in admitted) + len(job.prompt)
+            if tokens > self._options.max_prefill_tokens:
+                return False
         planned = self.sampler.rows + sum(a.num_samples for a in admitted)
         return planned + job.num_samples <= self.sampler.max_rows
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from training.api import (
     RequestFailedError,
     SampledSequence,
+    SampledToken,
     SampleResponse,
     SamplingParams,
     StopReason,
@@ -50,7 +52,12 @@ class SampleJob:
     error: Exception | None = None
     on_error: Callable[[Exception], None] = lambda _error: None
     # sees every token as it comes; False ends the sample there
-    on_token: Callable[[int], bool] = lambda _token: True
+    on_token: Callable[[SampledToken], bool] = lambda _token: True
+
+    def cancel(self) -> None:
+        """From any thread: its rows leave the batch with their next token."""
+        if self.error is None:
+            self.error = CancelledError()
 
     def finish_if_complete(self) -> None:
         if self.error is not None:
@@ -85,23 +92,24 @@ class _Row:
         self.logprobs.append(logprob)
         if self.constraint is not None:
             self.constraint.accept(token)
-            self.job.error = self.constraint.error
-            if self.job.error is not None:
+            if self.constraint.error is not None:
+                self.job.error = self.constraint.error
                 return True
         stop_reason: StopReason | None = None
         if (
-            not self.job.on_token(token)
-            or token in self.job.stop_tokens
+            token in self.job.stop_tokens
             or (self.job.stop_strings is not None and self.job.stop_strings.found_in(self.tokens))
             or (self.constraint is not None and self.constraint.finished)
         ):
             stop_reason = "stop"
         elif len(self.tokens) >= self.job.max_tokens:
             stop_reason = "length"
-        if stop_reason is None:
+        topk = (self.topk[-1][0], self.topk[-1][1]) if self.topk else None
+        wanted = self.job.on_token(SampledToken(token, logprob, topk, self.sample, stop_reason))
+        if stop_reason is None and wanted:
             return False
         self.job.sequences[self.sample] = SampledSequence(
-            stop_reason=stop_reason,
+            stop_reason=stop_reason or "stop",
             tokens_np=np.array(self.tokens, dtype=np.int64),
             logprobs_np=np.array(self.logprobs, dtype=np.float32),
             sequence_id=str(self.sample),

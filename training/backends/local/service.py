@@ -5,7 +5,7 @@ import logging
 import queue
 import secrets
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +26,7 @@ from training.api import (
     ModelData,
     ModelInput,
     OptimStepResponse,
+    SampledToken,
     SampleResponse,
     SamplingParams,
     SaveWeightsForSamplerResponse,
@@ -302,12 +303,26 @@ class LocalTrainingClient(_Ready):
     def forward(
         self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
     ) -> APIFuture[ForwardBackwardOutput]:
-        return self._submit(self._job(data, loss_fn, loss_fn_config, backward=False, drop=False))
+        return self.prepare_forward(data, loss_fn, loss_fn_config)()
 
     def forward_backward(
         self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
     ) -> APIFuture[ForwardBackwardOutput]:
-        return self._submit(self._job(data, loss_fn, loss_fn_config, backward=True, drop=True))
+        return self.prepare_forward_backward(data, loss_fn, loss_fn_config)()
+
+    def prepare_forward(
+        self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
+    ) -> Callable[[], APIFuture[ForwardBackwardOutput]]:
+        """Local extension: forward(), checked now and made when what comes back is called."""
+        job = self._job(data, loss_fn, loss_fn_config, backward=False, drop=False)
+        return lambda: self._submit(job)
+
+    def prepare_forward_backward(
+        self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
+    ) -> Callable[[], APIFuture[ForwardBackwardOutput]]:
+        """Local extension: as prepare_forward()."""
+        job = self._job(data, loss_fn, loss_fn_config, backward=True, drop=True)
+        return lambda: self._submit(job)
 
     def forward_backward_custom(
         self, data: list[Datum], loss_fn: CustomLoss
@@ -340,6 +355,17 @@ class LocalTrainingClient(_Ready):
 
         return surrogate.map(combine)
 
+    @property
+    def has_gradient(self) -> bool:
+        """Local extension: whether there is a gradient that no step has used."""
+        return self._adapter.has_grad
+
+    @property
+    def num_steps(self) -> int:
+        """Local extension: the optimizer's steps, those before a checkpoint with it was loaded
+        included."""
+        return self._adapter.num_steps
+
     def optim_step(self, optim_params: AdamParams | None = None) -> APIFuture[OptimStepResponse]:
         p = optim_params or AdamParams()
 
@@ -360,15 +386,27 @@ class LocalTrainingClient(_Ready):
         """A PEFT folder with optimizer moments and any gradient not yet used."""
 
         def save() -> SaveWeightsResponse:
-            path = self._save("weights", name, with_optimizer=True, overwrite=overwrite)
-            return SaveWeightsResponse(path)
+            folder = self._place("weights", name)
+            self._save(folder, with_optimizer=True, overwrite=overwrite)
+            return SaveWeightsResponse(str(folder))
+
+        return self._engine.submit_call(self._queue, save)
+
+    def save_into(self, folder: Path, *, with_optimizer: bool) -> APIFuture[str]:
+        """Local extension: what save_state() writes, or without the optimizer what
+        save_weights_for_sampler() writes, as a new folder of the caller's."""
+
+        def save() -> str:
+            self._save(folder, with_optimizer=with_optimizer, overwrite=False)
+            return str(folder)
 
         return self._engine.submit_call(self._queue, save)
 
     def save_weights_for_sampler(self, name: str) -> APIFuture[SaveWeightsForSamplerResponse]:
         def save() -> SaveWeightsForSamplerResponse:
-            path = self._save("sampler_weights", name, with_optimizer=False, overwrite=False)
-            return SaveWeightsForSamplerResponse(path)
+            folder = self._place("sampler_weights", name)
+            self._save(folder, with_optimizer=False, overwrite=False)
+            return SaveWeightsForSamplerResponse(str(folder))
 
         return self._engine.submit_call(self._queue, save)
 
@@ -474,10 +512,12 @@ class LocalTrainingClient(_Ready):
     def _submit(self, job: TrainJob) -> APIFuture[ForwardBackwardOutput]:
         return self._engine.submit_train(self._queue, job)
 
-    def _save(self, kind: str, name: str, *, with_optimizer: bool, overwrite: bool) -> str:
+    def _place(self, kind: str, name: str) -> Path:
         if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
             raise ValueError(f"checkpoint name {name!r}: a plain name without '/' is needed")
-        folder = self._folder / kind / name
+        return self._folder / kind / name
+
+    def _save(self, folder: Path, *, with_optimizer: bool, overwrite: bool) -> None:
         save_adapter(
             folder,
             self._adapter.config,
@@ -487,7 +527,6 @@ class LocalTrainingClient(_Ready):
             optimizer=self._adapter.optimizer_tensors() if with_optimizer else None,
             overwrite=overwrite,
         )
-        return str(folder)
 
 
 class LocalSamplingClient(_Ready):
@@ -506,6 +545,30 @@ class LocalSamplingClient(_Ready):
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
     ) -> APIFuture[SampleResponse]:
+        return self.prepare_sample(
+            prompt,
+            num_samples,
+            sampling_params,
+            include_prompt_logprobs,
+            topk_prompt_logprobs,
+            topk_sample_logprobs,
+        )()
+
+    def prepare_sample(
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+        on_token: Callable[[SampledToken], bool] | None = None,
+    ) -> Callable[[], APIFuture[SampleResponse]]:
+        """Local extension: sample(), checked now and made when what comes back is called.
+
+        `on_token` is given every token as it comes, on the worker's thread, and must return at
+        once; False ends that sample.
+        """
         checked = check_values(
             "sample",
             {
@@ -520,15 +583,17 @@ class LocalSamplingClient(_Ready):
         job.include_prompt_logprobs = checked["include_prompt_logprobs"]
         job.topk_prompt_logprobs = min(checked["topk_prompt_logprobs"], vocab_size)
         job.topk_sample_logprobs = min(checked["topk_sample_logprobs"], vocab_size)
-        return self._engine.submit_sample(job)
+        if on_token is not None:
+            job.on_token = on_token
+        return lambda: self._engine.submit_sample(job)
 
     def stream(self, prompt: ModelInput, sampling_params: SamplingParams) -> Iterator[int]:
         """Local extension: the tokens of one sample as they come. Closing the iterator ends it."""
         tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         wanted = True
 
-        def on_token(token: int) -> bool:
-            tokens.put(token)
+        def on_token(sampled: SampledToken) -> bool:
+            tokens.put(sampled.token)
             return wanted
 
         job = self._job(prompt, 1, sampling_params)

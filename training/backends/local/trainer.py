@@ -70,9 +70,12 @@ class Trainer:
         self._batch: list[Tree] = []
         self.tokens_computed = 0
 
-    def run(self, jobs: list[TrainJob]) -> list[ForwardBackwardOutput]:
+    def run(
+        self, jobs: list[TrainJob], between: Callable[[], None] = lambda: None
+    ) -> list[ForwardBackwardOutput]:
         """All jobs in one pass, or an error that leaves every gradient as it was.
 
+        `between` is called between two micro-batches, when no graph of autograd is held.
         NotFiniteError names the job that has to go so that the others can run. Out of memory halves
         the micro-batch, for good, and starts over.
         """
@@ -82,7 +85,7 @@ class Trainer:
                 job.pass_number = job.adapter.training_passes
         while True:
             try:
-                outputs = self._run(jobs)
+                outputs = self._run(jobs, between)
                 for job in jobs:
                     job.adapter.training_passes += job.backward
                 return outputs
@@ -106,7 +109,9 @@ class Trainer:
                 "Out of memory: micro-batches now hold at most %d tokens", self._max_tokens
             )
 
-    def _run(self, jobs: list[TrainJob]) -> list[ForwardBackwardOutput]:
+    def _run(
+        self, jobs: list[TrainJob], between: Callable[[], None]
+    ) -> list[ForwardBackwardOutput]:
         members = [(j, d) for j, job in enumerate(jobs) for d in range(len(job.sequences))]
         results = [_Result(job) for job in jobs]
 
@@ -114,6 +119,7 @@ class Trainer:
             job, datum = members[member]
             return jobs[job].sequences[datum]
 
+        is_first = True
         for backward in (False, True):
             chosen = [m for m, (j, _) in enumerate(members) if jobs[j].backward == backward]
             if not chosen:
@@ -129,6 +135,9 @@ class Trainer:
             for tree in trees:
                 tree.members = [chosen[i] for i in tree.members]
             for batch in micro_batches(trees, self._max_tokens):
+                if not is_first:
+                    between()
+                is_first = False
                 self._micro_batch(batch, jobs, members, results, backward)
         _check_gradients(results)
         return [result.output() for result in results]
