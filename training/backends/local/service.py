@@ -613,6 +613,11 @@ class LocalSamplingClient(_Ready):
         return self._engine.submit_sample(job).map(lambda r: r.prompt_logprobs or [])
 
     @property
+    def eos_tokens(self) -> frozenset[int]:
+        """Local extension: the model's end tokens."""
+        return self._engine.eos_tokens
+
+    @property
     def dtype(self) -> str:
         """Local extension: of the base model's weights, float32 or bfloat16."""
         return str(self._engine.decoder.dtype).removeprefix("torch.")

@@ -1,0 +1,167 @@
+"""The service client behind the server, with what only some backends have.
+
+Every backend can train and sample. What the local one can do besides (check a request before it is
+queued, write checkpoints where it is told, show tokens as they come) is asked for by name, and
+where it is missing the plain call does, or an error says what is missing.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from training.api import (
+    APIFuture,
+    Datum,
+    LoraConfig,
+    ModelInput,
+    SampledToken,
+    SampleResponse,
+    SamplingClient,
+    SamplingParams,
+    ServiceClient,
+    TrainingClient,
+)
+from training.serving.errors import bad_request, server_fault
+
+Make = Callable[[], APIFuture[Any]]
+OnToken = Callable[[SampledToken], bool]
+
+
+class Backend:
+    """Calls block: a base model is loaded with its first use."""
+
+    def __init__(self, service: ServiceClient) -> None:
+        self._service = service
+
+    def create(self, source: str, lora: LoraConfig) -> TrainingClient:
+        return self._service.create_lora_training_client(
+            source,
+            rank=lora.rank,
+            seed=lora.seed,
+            train_mlp=lora.train_mlp,
+            train_attn=lora.train_attn,
+            train_unembed=lora.train_unembed,
+        )
+
+    def load(self, folder: Path, source: str, *, with_optimizer: bool) -> TrainingClient:
+        load = self._service.create_training_client_from_state
+        if with_optimizer:
+            load = self._service.create_training_client_from_state_with_optimizer
+        return load(str(folder), source)
+
+    def sampler(self, source: str, folder: Path | None) -> SamplingClient:
+        return self._service.create_sampling_client(
+            model_path=None if folder is None else str(folder), base_model=source
+        )
+
+    def context_length(self, source: str) -> int | None:
+        """Of a base model that is loaded; None where the backend does not tell."""
+        for model in self._service.get_server_capabilities().supported_models:
+            if model.model_name == source:
+                return model.max_context_length
+        return None
+
+    def fingerprint(self, source: str) -> str:
+        """Of a base model's weights, where the backend can tell, else its name."""
+        engine = getattr(self._service, "engine", None)
+        return source if engine is None else engine(source).decoder.fingerprint
+
+    def close(self) -> None:
+        self._service.close()
+
+
+def prepare_training(
+    client: TrainingClient,
+    data: list[Datum],
+    loss_fn: Any,
+    loss_fn_config: dict[str, float | str],
+    *,
+    forward_only: bool,
+) -> Make:
+    """The request, checked where the backend can: call what comes back to queue it."""
+    name = "forward" if forward_only else "forward_backward"
+    prepare = getattr(client, f"prepare_{name}", None)
+    if prepare is not None:
+        return prepare(data, loss_fn, loss_fn_config)
+    call = getattr(client, name)
+    return lambda: call(data, loss_fn, loss_fn_config)
+
+
+def prepare_sample(
+    client: SamplingClient,
+    prompt: ModelInput,
+    num_samples: int,
+    params: SamplingParams,
+    *,
+    include_prompt_logprobs: bool = False,
+    topk_prompt_logprobs: int = 0,
+    topk_sample_logprobs: int = 0,
+    on_token: OnToken | None = None,
+) -> Make:
+    """As prepare_training(). A backend that does not show tokens as they come shows them all when
+    the answer is there."""
+    asked = (
+        prompt,
+        num_samples,
+        params,
+        include_prompt_logprobs,
+        topk_prompt_logprobs,
+        topk_sample_logprobs,
+    )
+    prepare = getattr(client, "prepare_sample", None)
+    if prepare is not None:
+        return prepare(*asked, on_token=on_token)
+    if on_token is None:
+        return lambda: client.sample(*asked)
+    return lambda: client.sample(*asked).map(lambda response: _shown(response, on_token))
+
+
+def save(client: TrainingClient, folder: Path, *, with_optimizer: bool) -> APIFuture[Any]:
+    """Writes the adapter to `folder`, whole or not at all."""
+    save_into = getattr(client, "save_into", None)
+    if save_into is None:
+        raise server_fault(
+            "this server's backend keeps checkpoints of its own, and cannot write them into the "
+            "server's store; serve the local backend to save and load"
+        )
+    return save_into(folder, with_optimizer=with_optimizer)
+
+
+def done(value: Any) -> APIFuture[Any]:
+    """A request that needs no engine."""
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return APIFuture(future)
+
+
+def context_overflow(prompt: int, max_tokens: int, context: int) -> str | None:
+    """What to say where a prompt and its answer are longer than the model reads."""
+    if prompt + max_tokens <= context:
+        return None
+    return (
+        f"the prompt has {prompt} tokens and max_tokens is {max_tokens}, together "
+        f"{prompt + max_tokens}; the model's context holds {context}"
+    )
+
+
+def check_context(prompt: int, max_tokens: int | None, context: int | None) -> None:
+    """Raises ServingError (400): nothing is cut short in silence."""
+    if context is None:
+        return
+    # without max_tokens an answer ends where the context does, but it has one token at least
+    told = context_overflow(prompt, max_tokens or 1, context)
+    if told is not None:
+        raise bad_request(told, param="max_tokens", code="context_length_exceeded")
+
+
+def _shown(response: SampleResponse, on_token: OnToken) -> SampleResponse:
+    for number, sequence in enumerate(response.sequences):
+        tokens = sequence.tokens
+        logprobs = sequence.logprobs or [float("nan")] * len(tokens)
+        known = sequence.topk_logprobs_np
+        for at, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+            topk = None if known is None else (known.token_ids[at], known.logprobs[at])
+            reason = sequence.stop_reason if at + 1 == len(tokens) else None
+            on_token(SampledToken(token, logprob, topk, number, reason))
+    return response

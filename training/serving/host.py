@@ -1,0 +1,284 @@
+"""What both faces of the server ask for, between HTTP and any service client.
+
+It knows no HTTP. Everything here runs on one event loop; what would hold it up runs on threads or
+on the engine's worker. Every refusal is a ServingError.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from training.api import ServiceClient
+from training.serving.backend import Backend
+from training.serving.base_models import BaseModels
+from training.serving.checkpoint_access import CheckpointAccess
+from training.serving.errors import ServingError, bad_request, not_found
+from training.serving.hosted_models import HostedModels
+from training.serving.promises import Outcome, Promise, Promises
+from training.serving.sampler_weights import SamplerCache
+from training.serving.samplers import Samplers
+from training.serving.scheduler import Scheduler
+from training.serving.sessions import Sessions
+from training.serving.store import Store
+from training.serving.trained_models import TrainedModels
+from training.serving.training_requests import TrainingRequests
+from training.serving.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HostOptions:
+    """max_rank, max_models: of adapters in training. session_seconds: without a sign of life, until
+    a client is taken for dead. result_seconds, max_result_bytes: what is kept of results for
+    clients that ask again. max_open_requests: of one owner, without an answer.
+
+    engine_rows: samples that the engine decodes at once, with reserved_rows more for owners who
+    have fewer than that (so EngineOptions.max_rows is the sum of both); train_requests of all
+    models, train_depth of one, are handed to the engine at once. sweep_seconds: between two looks
+    at what is stale.
+    """
+
+    max_rank: int = 256
+    max_models: int = 256
+    session_seconds: float = 300.0
+    result_seconds: float = 600.0
+    max_result_bytes: int = 2 * 2**30
+    max_open_requests: int = 20_000
+    engine_rows: int = 256
+    reserved_rows: int = 64
+    train_requests: int = 32
+    train_depth: int = 4
+    sweep_seconds: float = 5.0
+
+
+class Host:
+    """`clock` gives seconds that never go back."""
+
+    def __init__(
+        self,
+        service: ServiceClient,
+        store: Store,
+        models: BaseModels,
+        options: HostOptions | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        options = self.options = options or HostOptions()
+        self.store = store
+        self.bases = models
+        self._clock = clock
+        self._backend = Backend(service)
+        self._workers = Workers()
+        self._promises = Promises(
+            seconds=options.result_seconds,
+            max_bytes=options.max_result_bytes,
+            max_open=options.max_open_requests,
+            clock=clock,
+        )
+        self._scheduler = Scheduler(
+            self._promises,
+            rows=options.engine_rows,
+            reserved_rows=options.reserved_rows,
+            train_requests=options.train_requests,
+            depth=options.train_depth,
+        )
+        self._sessions = Sessions(store, seconds=options.session_seconds, clock=clock)
+        self.checkpoints = CheckpointAccess(store)
+        cache = self._cache = SamplerCache(self._backend, models, self.checkpoints, self._workers)
+        self.checkpoints.on_removed = cache.forget
+        self._trained = TrainedModels(
+            self._backend,
+            store,
+            models,
+            self.checkpoints,
+            self._sessions,
+            self._promises,
+            self._workers,
+            max_rank=options.max_rank,
+            max_models=options.max_models,
+        )
+        self._training = TrainingRequests(
+            self._trained, store, self._promises, self._scheduler, self._workers
+        )
+        self._samplers = Samplers(
+            store,
+            models,
+            self.checkpoints,
+            self._sessions,
+            cache,
+            self._promises,
+            self._scheduler,
+            self._workers,
+            max_num_samples=options.engine_rows,
+        )
+        self._hosted = HostedModels(
+            models,
+            self.checkpoints,
+            cache,
+            self._promises,
+            self._scheduler,
+            self._workers,
+            max_num_samples=options.engine_rows,
+            started_at=time.time(),
+        )
+        # the parts' own methods, under one name for the routes
+        self.create_session = self._sessions.create
+        self.create_model = self._trained.create_model
+        self.load_model = self._trained.load_model
+        self.load_into = self._trained.load_into
+        self.info = self._trained.info
+        self.unload_model = self._training.unload_model
+        self.forward_backward = self._training.forward_backward
+        self.optim_step = self._training.optim_step
+        self.save_weights = self._training.save_weights
+        self.save_weights_external = self._training.save_weights_external
+        self.create_sampling_session = self._samplers.create
+        self.sampler_info = self._samplers.info
+        self.sample = self._samplers.sample
+        self.delete_checkpoint = self.checkpoints.delete
+        self.set_ttl = self.checkpoints.set_ttl
+        self.publish = self.checkpoints.publish
+        self.external_files = self.checkpoints.external_files
+        self.hosted = self._hosted.find
+        self.models = self._hosted.entries
+
+    async def startup(self) -> None:
+        """Begins the sweeps, and to load the default model."""
+        self._workers.begin(self._sweep_forever())
+        with contextlib.suppress(ServingError):
+            self._cache.of_base(self.bases.default)
+
+    async def aclose(self) -> None:
+        """Waiters get what there is; then the service is closed."""
+        self._promises.release_waiters()
+        await self._workers.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._backend.close)
+
+    # ------------------------------------------------------------------------------------ sessions
+
+    def heartbeat(self, owner: str, session_id: str) -> None:
+        """Raises ServingError: 404 for an unknown session, 410 for one that is finished."""
+        self._sessions.require(owner, session_id)
+
+    def finish(
+        self, owner: str, session_id: str, status: str = "success", detail: str | None = None
+    ) -> None:
+        """The client is done: its adapters and samplers are freed. What still waits is dropped,
+        unless the session ended well. A session that is finished already may be finished again."""
+        if self._sessions.finish(owner, session_id, status):
+            logger.info("session %s: finished, %s%s", session_id, status, _told(detail))
+            if status != "success":
+                self._scheduler.drop(self._promises.open_of(session_id))
+            self._free(session_id)
+
+    def _free(self, session_id: str) -> None:
+        models = self._trained.free_session(session_id)
+        samplers = self._samplers.free_session(session_id)
+        if models or samplers:
+            logger.info("session %s: freed %d models, %d samplers", session_id, models, samplers)
+
+    # ------------------------------------------------------------------------------------ training
+
+    async def save_weights_for_sampler(
+        self,
+        owner: str,
+        model_id: str,
+        seq_id: int | None,
+        *,
+        digest: str,
+        name: str | None = None,
+        sampling_session_seq_id: int | None = None,
+        ttl_seconds: int | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> Promise:
+        """A named checkpoint, or with sampling_session_seq_id a sampler that is never saved."""
+        if (name is None) == (sampling_session_seq_id is None):
+            raise bad_request(
+                "save_weights_for_sampler: exactly one of path (a name) and "
+                "sampling_session_seq_id is needed",
+                param="path",
+            )
+        if name is not None:
+            return await self._training.save_sampler_weights(
+                owner,
+                model_id,
+                seq_id,
+                name,
+                digest=digest,
+                ttl_seconds=ttl_seconds,
+                user_metadata=user_metadata,
+            )
+        assert sampling_session_seq_id is not None
+        return await self._training.snapshot(
+            owner,
+            model_id,
+            seq_id,
+            digest=digest,
+            check=partial(self._samplers.check_new, model_id, sampling_session_seq_id),
+            keep=partial(self._samplers.add_moment, sampling_session_seq_id),
+        )
+
+    # ------------------------------------------------------------------------------------- results
+
+    async def wait(self, owner: str, request_id: str, timeout_seconds: float) -> Outcome:
+        """Raises ServingError: 404 for an unknown request and another owner's, 410 for one whose
+        result is gone."""
+        promise = self._promises.get(owner, request_id)
+        if promise is not None:
+            self._sessions.touch(promise.session_id)
+        return await self._promises.wait(owner, request_id, timeout_seconds)
+
+    def cancel(self, owner: str, request_id: str) -> None:
+        """A sample that nobody wants any more. Training requests go on: those that were made
+        after them count on them. Raises 404 and 410, see wait()."""
+        promise = self._promises.get(owner, request_id)
+        if promise is None:
+            raise not_found(f"request {request_id!r}")
+        if promise.kind == "Sample":
+            self._scheduler.drop([promise])
+
+    # -------------------------------------------------------------------------------------- sweeps
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.sweep_seconds)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Frees what silent clients hold, expired results and expired checkpoints."""
+        self._promises.sweep()
+        open_promises = [promise for promise in self._promises if promise.is_open]
+        for session_id in self._sessions.silent(open_promises):
+            self._scheduler.drop([p for p in open_promises if p.session_id == session_id])
+            # a pass that runs ends first
+            if not self._trained.is_training(session_id):
+                logger.info(
+                    "session %s: silent for %g s, taken for dead",
+                    session_id,
+                    self.options.session_seconds,
+                )
+                self._free(session_id)
+                self._sessions.forget(session_id)
+        self.checkpoints.sweep()
+
+    def status(self) -> dict[str, Any]:
+        """For the page: what runs now."""
+        return {
+            "sessions": self._sessions.num_alive,
+            "models": self._trained.num_models,
+            "samplers": self._samplers.num_open,
+            "waiting": self._scheduler.num_waiting,
+            "running": self._scheduler.num_running,
+            "result_bytes": self._promises.num_bytes,
+        }
+
+
+def _told(detail: str | None) -> str:
+    """What a client says goes into the log as one short line."""
+    return "" if not detail else f" ({ascii(detail)[:200]})"

@@ -1,0 +1,118 @@
+"""Models by the names that OpenAI's clients say: a base model, an alias, or a checkpoint."""
+
+import asyncio
+from dataclasses import dataclass
+
+from training.serving.base_models import BaseModels
+from training.serving.checkpoint_access import CheckpointAccess
+from training.serving.errors import ServingError, bad_request, not_found
+from training.serving.hosted import Hosted
+from training.serving.names import TinkerPath
+from training.serving.promises import Promises
+from training.serving.sampler_weights import SamplerCache, SamplerWeights
+from training.serving.scheduler import Scheduler
+from training.serving.workers import Workers
+
+# checkpoints in the model list
+_LISTED = 1000
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A name of the model list. `created`: seconds since 1970; `parent`: of a checkpoint, its base
+    model; `root`: the name of what it is."""
+
+    name: str
+    created: int
+    parent: str | None
+    root: str
+    max_model_len: int | None
+
+
+class HostedModels:
+    def __init__(
+        self,
+        bases: BaseModels,
+        checkpoints: CheckpointAccess,
+        cache: SamplerCache,
+        promises: Promises,
+        scheduler: Scheduler,
+        workers: Workers,
+        *,
+        max_num_samples: int,
+        started_at: float,
+    ) -> None:
+        self._bases = bases
+        self._checkpoints = checkpoints
+        self._cache = cache
+        self._promises = promises
+        self._scheduler = scheduler
+        self._workers = workers
+        self._max_num_samples = max_num_samples
+        self._started_at = started_at
+
+    async def find(self, owner: str, name: str) -> "Hosted":
+        """By the name of a base model, an alias, `<run>/<checkpoint>`, the checkpoint's tinker://
+        path, or `<base>;<path>`. Loads it. Raises ServingError: 404 model_not_found."""
+        weights = self._weights(owner, name)
+        await asyncio.wait([weights.loaded])
+        loaded = weights.loaded.result()
+        try:
+            tokenizer = await self._workers.check(loaded.client.get_tokenizer)
+        except ValueError as error:
+            raise bad_request(f"model {name!r}: {error}", param="model") from error
+        return Hosted(
+            owner,
+            name,
+            weights,
+            loaded,
+            tokenizer,
+            self._promises,
+            self._scheduler,
+            self._workers,
+            max_num_samples=self._max_num_samples,
+        )
+
+    def entries(self, owner: str) -> list[ModelEntry]:
+        """Base models, their aliases, then checkpoints that can be sampled, newest first."""
+        entries = []
+        for name in self._bases.names:
+            source = self._bases.resolve(name)
+            length = self._bases.context_length(name)
+            entries.append(ModelEntry(name, int(self._started_at), None, source, length))
+        for found in self._checkpoints.all_to_sample(owner, _LISTED):
+            length = None
+            if found.base_model in self._bases.names:
+                length = self._bases.context_length(found.base_model)
+            path = str(found.path)
+            entries.append(
+                ModelEntry(path, int(found.created_at.timestamp()), found.base_model, path, length)
+            )
+        return entries
+
+    def _weights(self, owner: str, name: str) -> SamplerWeights:
+        if name in self._bases.names:
+            return self._cache.of_base(name)
+        base, _, path = name.rpartition(";")
+        try:
+            found = self._checkpoints.to_sample(owner, _as_path(path))
+        except ServingError as error:
+            raise self._unknown(owner, name) from error
+        if base and not self._bases.same(base, found.base_model):
+            raise bad_request(
+                f"model: {path} was trained from {found.base_model}, not from {base}", param="model"
+            )
+        return self._cache.of_checkpoint(found)
+
+    def _unknown(self, owner: str, name: str) -> ServingError:
+        error = not_found(f"model {name!r}", [e.name for e in self.entries(owner)], param="model")
+        error.code = "model_not_found"
+        return error
+
+
+def _as_path(name: str) -> str:
+    """`<run>/<checkpoint>` as the path of weights for sampling."""
+    if name.startswith("tinker://"):
+        return name
+    run, _, checkpoint = name.rpartition("/")
+    return str(TinkerPath(run.removesuffix("/sampler_weights"), "sampler_weights", checkpoint))

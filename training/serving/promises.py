@@ -1,0 +1,306 @@
+"""Requests that were promised an answer: accepted once, kept until fetched, waited for by many.
+
+Lives on the server's event loop alone; nothing here blocks or takes a thread. Results are kept for
+a while after they came, so that a reply that got lost can be fetched again, and only so many bytes
+of them.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from training.api import ForwardBackwardOutput, SampleResponse, TopkLogprobs
+from training.serving.errors import (
+    ServingError,
+    bad_request,
+    busy,
+    gone,
+    not_found,
+    server_fault,
+)
+
+logger = logging.getLogger(__name__)
+
+Category = Literal["user", "server"]
+State = Literal["pending", "result", "error"]
+
+# ids of results that are no longer kept, remembered to tell "expired" from "unknown"
+_REMEMBERED = 100_000
+# what a result costs beside its arrays
+_OVERHEAD = 2_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a promise has come to so far. `value` of a result is the API's type for the two that
+    travel as protobuf, else a dict for JSON."""
+
+    state: State
+    kind: str
+    value: Any = None
+    message: str = ""
+    category: Category = "user"
+
+
+def _future() -> "asyncio.Future[None]":
+    return asyncio.get_running_loop().create_future()
+
+
+def _end(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+@dataclass(eq=False)
+class Promise:
+    """`kind`: the SDK's word for the request's type. `accepted` ends when the request was checked
+    and has its place, or with the ServingError that refused it; `done` when the outcome is there.
+    """
+
+    request_id: str
+    owner: str
+    kind: str
+    session_id: str
+    model_id: str | None
+    sample_sequence_ids: tuple[str, ...]
+    key: Hashable
+    digest: str
+    accepted: "asyncio.Future[None]" = field(default_factory=_future)
+    done: "asyncio.Future[None]" = field(default_factory=_future)
+    outcome: Outcome = field(init=False)
+    finished_at: float = 0.0
+    num_bytes: int = 0
+    # how many wait for it now: a client that polls is alive
+    waiting: int = 0
+
+    def __post_init__(self) -> None:
+        self.outcome = Outcome("pending", self.kind)
+
+    @property
+    def is_open(self) -> bool:
+        return self.outcome.state == "pending"
+
+
+class Promises:
+    """`max_bytes` of results are kept at most, each for `seconds`, whichever ends first; an owner
+    may have `max_open` requests without a result. `clock` gives seconds."""
+
+    def __init__(
+        self, *, seconds: float, max_bytes: int, max_open: int, clock: Callable[[], float]
+    ) -> None:
+        self._seconds = seconds
+        self._max_bytes = max_bytes
+        self._max_open = max_open
+        self._clock = clock
+        self._by_id: dict[str, Promise] = {}
+        self._by_key: dict[Hashable, Promise] = {}
+        # by the time they finished
+        self._finished: OrderedDict[str, Promise] = OrderedDict()
+        self._open: Counter[str] = Counter()
+        self._expired: OrderedDict[str, str] = OrderedDict()
+        self.num_bytes = 0
+
+    def begin(
+        self,
+        owner: str,
+        kind: str,
+        session_id: str,
+        *,
+        scope: str = "",
+        seq_id: int | None = None,
+        digest: str = "",
+        model_id: str | None = None,
+        num_sequences: int = 0,
+    ) -> tuple[Promise, bool]:
+        """The promise, and whether it is a new one. The same `seq_id` within a `scope` (of a model,
+        a sampling session, ...) is the same request, repeated by the network. Raises ServingError:
+        400 where it comes with other content, 429 where the owner has too many open requests."""
+        key = None if seq_id is None else (owner, scope, seq_id)
+        known = None if key is None else self._by_key.get(key)
+        if known is not None:
+            if (known.kind, known.digest) != (kind, digest):
+                raise bad_request(
+                    f"seq_id: {seq_id} of {scope} was used before for another request "
+                    f"({known.kind}); a new request needs the next number",
+                    param="seq_id",
+                )
+            return known, False
+        if self._open[owner] >= self._max_open:
+            logger.warning("%s has %d open requests: refused one", owner, self._open[owner])
+            raise busy(
+                f"{self._open[owner]} requests of this key wait already, the most that is allowed; "
+                "send more when some have been answered",
+                retry_after=2.0,
+            )
+        request_id = secrets.token_hex(16)
+        sequence_ids = tuple(f"{request_id}:{i}" for i in range(num_sequences))
+        promise = Promise(request_id, owner, kind, session_id, model_id, sequence_ids, key, digest)
+        self._by_id[request_id] = promise
+        if key is not None:
+            self._by_key[key] = promise
+        self._open[owner] += 1
+        return promise, True
+
+    @contextlib.contextmanager
+    def accepting(self, promise: Promise) -> Iterator[None]:
+        """Around the checks of a new request: accepted where they end well, else refused where it
+        was made, which leaves a hole in the numbers and no result."""
+        try:
+            yield
+        except ServingError as error:
+            self._reject(promise, error)
+            raise
+        except (ValueError, KeyError) as error:
+            refusal = bad_request(str(error.args[0] if isinstance(error, KeyError) else error))
+            self._reject(promise, refusal)
+            raise refusal from error
+        except BaseException:
+            self._reject(promise, server_fault(f"{promise.kind}: the server could not take it"))
+            raise
+        else:
+            promise.accepted.set_result(None)
+
+    async def repeated(self, promise: Promise) -> Promise:
+        """One that was begun before, once it is accepted; raises what refused it."""
+        await asyncio.wait([promise.accepted])
+        promise.accepted.result()
+        return promise
+
+    def discard(self, promise: Promise) -> None:
+        """A result that was handed over and that nobody can ask for again."""
+        if self._finished.pop(promise.request_id, None) is not None:
+            self.num_bytes -= promise.num_bytes
+        self._forget(promise)
+
+    def _reject(self, promise: Promise, error: ServingError) -> None:
+        self._forget(promise)
+        if promise.is_open:
+            self._settle(promise)
+            promise.outcome = Outcome(
+                "error", promise.kind, None, error.message, category_of(error)
+            )
+            _end(promise.done)
+        promise.accepted.set_exception(error)
+        # nobody else may be waiting for it
+        promise.accepted.exception()
+
+    def resolve(self, promise: Promise, value: Any) -> None:
+        self._finish(promise, Outcome("result", promise.kind, value), _size(value))
+
+    def fail(self, promise: Promise, message: str, category: Category) -> None:
+        self._finish(promise, Outcome("error", promise.kind, None, message, category), 0)
+
+    def get(self, owner: str, request_id: str) -> Promise | None:
+        """None where there is none, and for another owner's. Raises 410 for one that expired."""
+        promise = self._by_id.get(request_id)
+        if promise is not None:
+            return promise if promise.owner == owner else None
+        if self._expired.get(request_id) == owner:
+            raise gone(
+                f"request {request_id}: its result was kept for {self._seconds:g} seconds, or "
+                "until newer results needed the memory, and is gone"
+            )
+        return None
+
+    async def wait(self, owner: str, request_id: str, timeout_seconds: float) -> Outcome:
+        """ "pending" when the time is over. Raises 404 and 410, see get()."""
+        promise = self.get(owner, request_id)
+        if promise is None:
+            raise not_found(f"request {request_id!r}")
+        if promise.is_open:
+            promise.waiting += 1
+            try:
+                # unlike wait_for() this leaves the future alone when one of many gives up
+                await asyncio.wait([promise.done], timeout=timeout_seconds)
+            finally:
+                promise.waiting -= 1
+        return promise.outcome
+
+    def release_waiters(self) -> None:
+        """The server ends: who waits gets what there is, at once."""
+        for promise in self._by_id.values():
+            _end(promise.done)
+
+    def open_of(self, session_id: str) -> list[Promise]:
+        return [p for p in self if p.session_id == session_id and p.is_open]
+
+    def __iter__(self) -> Iterator[Promise]:
+        return iter(list(self._by_id.values()))
+
+    def num_open(self, owner: str | None = None) -> int:
+        return self._open.total() if owner is None else self._open[owner]
+
+    def sweep(self) -> None:
+        """Lets go of results whose time is over, and of the oldest ones beyond the memory."""
+        now = self._clock()
+        while self._finished:
+            oldest = next(iter(self._finished.values()))
+            is_old = now - oldest.finished_at >= self._seconds
+            if not is_old and self.num_bytes <= self._max_bytes:
+                break
+            self._forget(oldest)
+            self.num_bytes -= oldest.num_bytes
+            del self._finished[oldest.request_id]
+            self._expired[oldest.request_id] = oldest.owner
+            if len(self._expired) > _REMEMBERED:
+                self._expired.popitem(last=False)
+
+    def _finish(self, promise: Promise, outcome: Outcome, num_bytes: int) -> None:
+        if not promise.is_open:
+            return
+        promise.outcome = outcome
+        promise.finished_at = self._clock()
+        promise.num_bytes = num_bytes + _OVERHEAD
+        self.num_bytes += promise.num_bytes
+        self._finished[promise.request_id] = promise
+        self._settle(promise)
+        _end(promise.done)
+        self.sweep()
+
+    def _settle(self, promise: Promise) -> None:
+        self._open[promise.owner] -= 1
+        if not self._open[promise.owner]:
+            del self._open[promise.owner]
+
+    def _forget(self, promise: Promise) -> None:
+        self._by_id.pop(promise.request_id, None)
+        if promise.key is not None:
+            self._by_key.pop(promise.key, None)
+
+
+def payload_digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def category_of(error: ServingError) -> Category:
+    return "server" if error.status >= 500 else "user"
+
+
+def _size(value: Any) -> int:
+    """Bytes of a result's arrays."""
+    if isinstance(value, ForwardBackwardOutput):
+        tensors = [t for output in value.loss_fn_outputs for t in output.values()]
+        return sum(_array_bytes(tensor.data) + 200 for tensor in tensors)
+    if isinstance(value, SampleResponse):
+        arrays = [value.prompt_logprobs_np, *_topk_arrays(value.topk_prompt_logprobs_np)]
+        for sequence in value.sequences:
+            arrays += [sequence.tokens_np, sequence.logprobs_np]
+            arrays += _topk_arrays(sequence.topk_logprobs_np)
+        return sum(_array_bytes(array) for array in arrays if array is not None)
+    return 0
+
+
+def _topk_arrays(topk: TopkLogprobs | None) -> list[np.ndarray]:
+    return [] if topk is None else [topk.token_ids, topk.logprobs]
+
+
+def _array_bytes(data: Any) -> int:
+    return data.nbytes if isinstance(data, np.ndarray) else 8 * len(data)
