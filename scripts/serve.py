@@ -1,0 +1,251 @@
+"""Serve a model over HTTP, for training and sampling: the Tinker protocol.
+
+    uv run scripts/serve.py
+    uv run scripts/serve.py model_name=path/or/hub/id 'aliases={"Qwen/Qwen3-8B": "path"}' port=8010
+    uv run scripts/serve.py host=0.0.0.0 api_keys_file=keys.txt
+
+Programs written for the official tinker SDK run against it as they are. It prints its URL, a key,
+and commands to copy once the model is loaded. Ctrl-C or SIGTERM ends it; checkpoints and lists stay
+in store_dir, and the next start goes on with them.
+"""
+
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import chz
+from dotenv import load_dotenv
+
+from training.models import resolve_model
+from training.serving.keys import Keys
+from utils.config.entrypoint import as_config_errors, config_entrypoint, held_log, raise_problems
+from utils.config.help import MODEL, OUTPUT, WHAT, group
+from utils.interrupts import STOPPING, exit_when_stopped
+from utils.runs.files import expanded, shown_path
+from utils.terminal import command
+
+if TYPE_CHECKING:
+    from training.serving.app import App
+
+logger = logging.getLogger(__name__)
+
+# addresses that no other machine can reach, and the names that a server there is asked by
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+# a client that hears nothing for longer opens a new connection
+KEEP_ALIVE_SECONDS = 75
+# what is not answered by then is cut off when the server ends
+GRACE_SECONDS = 3
+# a client may hold thousands of requests open, each on a connection of its own
+OPEN_FILES = 65_536
+
+
+@chz.chz(typecheck=True)
+class Config:
+    model_name: str = chz.field(
+        default="embedded", doc="embedded, a folder or a hub id", metadata=WHAT
+    )
+    aliases: dict[str, str] = chz.field(
+        default_factory=dict,
+        doc='other names that clients may say, and the model each means: {"Qwen/Qwen3-8B": "path"}',
+    )
+
+    host: str = chz.field(
+        default="127.0.0.1",
+        doc="address to listen on; any but this machine's own needs api_keys_file",
+        metadata=group("Address and keys"),
+    )
+    port: int = chz.field(default=8010, doc="0: any that is free")
+    api_keys_file: Path | None = chz.field(
+        default=None, doc="a key, or name:key, per line; default: one key, made for this store_dir"
+    )
+
+    device: str | None = chz.field(
+        default=None, doc="cpu or cuda; default: cuda where there is one", metadata=MODEL
+    )
+    max_rank: int = chz.field(default=256, doc="highest rank of an adapter")
+    max_open_requests: int = chz.field(
+        default=10_000, doc="requests that one key may have waiting; more are refused for a while"
+    )
+    session_seconds: int = chz.field(
+        default=300, doc="a client silent for longer loses its adapters in memory"
+    )
+
+    store_dir: Path = chz.field(
+        default=Path("runs/serving"), doc="checkpoints and lists", metadata=OUTPUT
+    )
+    access_log: bool = chz.field(default=True, doc="a line per request on stderr")
+    dry_run: bool = chz.field(default=False, doc="check everything, and stop before loading")
+
+    @chz.validate
+    def _check(self) -> None:
+        problems = []
+        if not 0 <= self.port <= 65535:
+            problems.append(f"port={self.port}: 0 to 65535 is needed")
+        if self.host not in LOOPBACK and self.api_keys_file is None:
+            problems.append(
+                f"host={self.host!r}: others can reach that address, so api_keys_file is needed, a "
+                "file with one key per line"
+            )
+        for name in ("max_rank", "max_open_requests", "session_seconds"):
+            if (value := getattr(self, name)) < 1:
+                problems.append(f"{name}={value}: at least 1 is needed")
+        raise_problems(problems)
+
+
+def main(config: Config) -> None:
+    load_dotenv()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("training.serving.access").disabled = not config.access_log
+    with (
+        exit_when_stopped(lambda: "Stopped before anything was served."),
+        contextlib.ExitStack() as opened,
+    ):
+        with held_log(), as_config_errors():
+            listener = opened.enter_context(bound(config.host, config.port))
+            url = url_of(config.host, listener)
+            keys = keys_of(config)
+            for name in (config.model_name, *config.aliases.values()):
+                resolve_model(name)
+            if config.dry_run:
+                print(f"{config.model_name} would be served at {url}")
+                return
+            app = loaded(config, keys)
+        allow_open_files()
+        serve(app, listener, lambda: print(greeting(config, url, keys), flush=True))
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that has the address; nobody can connect before the server listens.
+
+    Raises ValueError where it cannot have it.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ValueError(f"host={host!r}: no address of that name ({error.strerror})") from error
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        # a server that ended a moment ago does not keep its port, unlike one that runs
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            free = "; choose another, or 0 for any that is free" if port else ""
+            raise ValueError(f"host={host!r}, port={port}: {error.strerror}{free}") from error
+        yield listener
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listener.getsockname()[1]}"
+
+
+def keys_of(config: Config) -> Keys:
+    """Raises ValueError."""
+    if config.api_keys_file is not None:
+        return Keys.from_file(config.api_keys_file)
+    return Keys.for_loopback(expanded(config.store_dir))
+
+
+def loaded(config: Config, keys: Keys) -> "App":
+    """The app, with the model in memory. Raises ValueError, for a store of another version too."""
+    from training.connect import connect
+    from training.serving.app import AppOptions, make_app
+    from training.serving.base_models import BaseModels
+    from training.serving.host import Host, HostOptions
+    from training.serving.links import Links
+    from training.serving.store import Store
+
+    store = Store(expanded(config.store_dir))
+    models = BaseModels([config.model_name], config.aliases)
+    service = connect("local", device=config.device)
+    service.create_sampling_client(base_model=config.model_name)
+    options = HostOptions(
+        max_rank=config.max_rank,
+        max_open_requests=config.max_open_requests,
+        session_seconds=config.session_seconds,
+    )
+    hosts = LOOPBACK if config.host in LOOPBACK else None
+    return make_app(Host(service, store, models, options), keys, Links(), AppOptions(hosts=hosts))
+
+
+def allow_open_files() -> None:
+    """As many as the system lets this process have; it often starts with 1024."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        if most > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def serve(app: "App", listener: socket.socket, ready: Callable[[], None]) -> None:
+    """To Ctrl-C or SIGTERM. `ready` is called when requests are answered."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.polls.end()
+            await super().shutdown(sockets)
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn's own raises them again at the end, as if the server had been cut off
+            before = {number: signal.signal(number, self.handle_exit) for number in STOPPING}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        # ours tells more
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    Server(config).run([listener])
+
+
+def greeting(config: Config, url: str, keys: Keys) -> str:
+    """Where it is, and two commands to copy."""
+    key = keys.shown or "$KEY"
+    told = keys.shown or f"one of {shown_path(expanded(config.api_keys_file or ''))}"
+    again = command(
+        "rl_loop",
+        domain="gym",
+        task="chain_sum",
+        backend="tinker",
+        base_url=url,
+        model_name=config.model_name,
+    )
+    return f"""
+Serving {config.model_name}; Ctrl-C ends it, checkpoints stay in {shown_path(config.store_dir)}
+  URL  {url}
+  Key  {told}
+
+Whatever uses the tinker SDK trains and samples here; so do our own scripts:
+  TINKER_BASE_URL={url} TINKER_API_KEY={key} python their_script.py
+  TINKER_API_KEY={key} {again}
+"""
+
+
+if __name__ == "__main__":
+    config_entrypoint(main)
