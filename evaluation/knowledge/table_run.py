@@ -25,7 +25,7 @@ from evaluation.knowledge.rows import (
     Rules,
     make_plan,
 )
-from evaluation.knowledge.runs import Outcomes, carry_out
+from evaluation.knowledge.runs import Outcomes, ask_again, carry_out
 from training.api import ServiceClient
 from training.domains.knowledge.distillation import distilled_datums, widened
 from training.domains.knowledge.documents import document_texts, text_datum
@@ -61,6 +61,8 @@ class TableRun:
         self.outcomes = Outcomes(self.folder / OUTCOMES)
         self.plan = make_plan(self.passages, self.rows, self.edits, self.rules)
         settings = self.loop.settings
+        # of before the run was taken up again; a failure of this time is not tried again at once
+        self._unscored = self.outcomes.unscored()
         self._of_skill: dict[str, Job] = {}
         self._datum = partial(text_datum, self.tokenizer, mask_until=settings.mask_until)
         if SKILL in self.rows:
@@ -101,6 +103,8 @@ class TableRun:
             self._do(self.plan.jobs, on_batch)
             if not self.keep:
                 delete_adapters([*self.plan.kept.values(), *self._of_skill], self.outcomes)
+        # when all rows are known, those whose data models have made too
+        ask_again(self.plan, self.passages, self.outcomes, self.loop.judge, self._unscored)
 
     def results(self) -> Results:
         return Results.of(self.passages, self.plan, self.outcomes)
