@@ -23,7 +23,7 @@ from pathlib import Path
 import chz
 from dotenv import load_dotenv
 
-from evaluation.knowledge.estimate import check_prompts, dry_run_text, probe
+from evaluation.knowledge.estimate import check_pooled, check_prompts, dry_run_text, probe
 from evaluation.knowledge.knowledge_report import (
     make_report,
     reliabilities,
@@ -93,6 +93,7 @@ def main(config: Config) -> None:
                 )
                 expected = make_plan(task.passages, task.rows, edits, rules)
                 check_prompts(counter.answerer, expected)
+                check_pooled(counter, expected)
             if config.dry_run:
                 speed = probe(counter, task.passages[0])
                 print(f"\n{dry_run_text(counter, task.passages, expected, speed)}")

@@ -27,10 +27,11 @@ from evaluation.knowledge.rows import (
 )
 from evaluation.knowledge.runs import Outcomes, ask_again, carry_out
 from training.api import ServiceClient
+from training.domains.knowledge.answers import Item
 from training.domains.knowledge.distillation import distilled_datums, widened
 from training.domains.knowledge.documents import document_texts, text_datum
 from training.domains.knowledge.inner import InnerJob, InnerLoop, Job, SumJob
-from training.domains.knowledge.passages import Passage
+from training.domains.knowledge.passages import Passage, Question
 
 OUTCOMES = "outcomes.jsonl"
 
@@ -96,6 +97,7 @@ class TableRun:
                 distil=distil,
                 texts=partial(document_texts, form=settings.documents, cap=settings.cap),
                 text_datum=lambda text: widened(self._datum(text), self.top_k),
+                can_read=self._can_read,
             )
         self._do(self.plan.jobs | self._of_skill, on_batch)
         if SKILL in self.rows:
@@ -105,6 +107,15 @@ class TableRun:
                 delete_adapters([*self.plan.kept.values(), *self._of_skill], self.outcomes)
         # when all rows are known, those whose data models have made too
         ask_again(self.plan, self.passages, self.outcomes, self.loop.judge, self._unscored)
+
+    def _can_read(self, passage: Passage, question: str) -> bool:
+        """Both, and an answer, fit into the model's context."""
+        item = Item(passage, Question(f"{passage.id}/read", question, ""), passage.context)
+        try:
+            self.loop.answerer.prompt(item)
+        except ValueError:
+            return False
+        return True
 
     def results(self) -> Results:
         return Results.of(self.passages, self.plan, self.outcomes)

@@ -43,8 +43,9 @@ RULES = Rules(
 EDITS: Edits = [
     [[None, Edit("Q: One? A: 1\nQ: Two? A: 2")]] * 2,
     [[Edit("Q: Three? A: 3"), Edit("Q: Never? A: 0")]] * 2,
-    [[Edit("It is old.")]] * 2,
+    [[Edit("It is old.\nQ: How? A: So")]] * 2,
 ]
+UNREADABLE = {("c", "How?")}
 
 
 def datum(text: str) -> Datum:
@@ -77,6 +78,7 @@ def distilled(outcomes: Outcomes, **changes: Any) -> tuple[Plan, Teacher]:
         distil=teacher,
         texts=lambda passage, edit: [passage.context],
         text_datum=datum,
+        can_read=lambda passage, question: (passage.id, question) not in UNREADABLE,
     )
     return plan, teacher
 
@@ -96,7 +98,7 @@ def test_distillation_learns_the_answers_and_the_passage(tmp_path: Path) -> None
     of_a, of_b = ["a: One?", "a: Two?", "a is old."], ["b: Three?", "b is old."]
     assert told == {(p, s): of for s in (0, 1) for p, of in ((0, of_a), (1, of_b))}
     assert [job.repeat for job in plan.jobs.values() if isinstance(job, DatumJob)] == [0, 0, 1, 1]
-    # the third passage's edit asks nothing, with either seed
+    # the third passage's edit asks nothing that can be read, with either seed
     assert plan.missing[DISTILLATION] == 2
 
 
