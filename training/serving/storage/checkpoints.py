@@ -134,9 +134,7 @@ class Checkpoints:
 
     def abort(self, begun: Begun) -> None:
         """It will not be committed; its files go. One that is committed stays."""
-        with self._database.lock:
-            is_begun = self._begun.pop(begun.uid, None) is not None
-        if is_begun:
+        if self._begun.pop(begun.uid, None) is not None:
             _remove(begun.folder)
 
     # ------------------------------------------------------------------------------------- reading

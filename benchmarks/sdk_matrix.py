@@ -1,0 +1,156 @@
+"""Every public method of the official SDK against scripts/serve.py, for several versions of it.
+
+    uv run benchmarks/sdk_matrix.py
+    uv run benchmarks/sdk_matrix.py versions='["0.38.0"]'
+
+Each version gets an environment of its own (uv makes it, from its cache or the index) with our
+torch and nothing else of ours; benchmarks/sdk_methods.py runs in it against one server. "newest" is
+what the index has. Writes the table in docs/serving.md where all versions were tried, and appends
+to benchmarks/results/sdk_matrix.jsonl.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chz
+from common import RESULTS
+
+from training.models import resolve_model
+from utils.runs.files import append_jsonl, atomic_write_text
+from utils.runs.provenance import run_meta
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs" / "serving.md"
+METHODS = Path(__file__).parent / "sdk_methods.py"
+VERSIONS = ["0.25.0", "0.30.4", "0.34.0", "0.38.0", "newest"]
+BEGIN, END = "<!-- written by benchmarks/sdk_matrix.py -->", "<!-- end of what it wrote -->"
+CELLS = {
+    "served": "yes",
+    "refused": "refused",
+    "sdk": "not asked",
+    "wrong": "WRONG",
+    "untried": "?",
+}
+CLIENT_SECONDS = 600
+
+Results = list[dict[str, Any]]
+
+
+@chz.chz(typecheck=True)
+class Config:
+    versions: list[str] = chz.field(
+        default_factory=lambda: list(VERSIONS), doc="of the SDK; newest: what the index has"
+    )
+    model: str = chz.field(default="embedded", doc="embedded, a folder or a hub id")
+
+
+def main(config: Config) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    # a name from which clients can load the tokenizer too
+    model = str(resolve_model(config.model))
+    results: Results = []
+    with tempfile.TemporaryDirectory() as folder, served(model, Path(folder)) as (url, key):
+        for version in config.versions:
+            found = methods_of(version, url, key, model, Path(folder))
+            wrong = {n: m for n, m in found["methods"].items() if m["outcome"] == "wrong"}
+            logger.info(
+                "tinker %s: %d methods, wrong: %s", found["sdk"], len(found["methods"]), wrong
+            )
+            results.append(found)
+    for found in results:
+        append_jsonl(RESULTS / "sdk_matrix.jsonl", {**run_meta(), **found})
+    text = table(results)
+    print(text)
+    if config.versions == VERSIONS:
+        atomic_write_text(DOCS, with_table(DOCS.read_text(encoding="utf-8"), text))
+
+
+@contextlib.contextmanager
+def served(model: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """URL and key of a server, which ends with the block."""
+    command = [sys.executable, str(ROOT / "scripts/serve.py"), f"model_name={model}", "port=0"]
+    settings = [f"store_dir={folder / 'store'}", "access_log=false"]
+    with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = ""
+        try:
+            for line in process.stdout:
+                said += line
+                if found := re.search(r"URL +(\S+)\s+Key +(\S+)", said):
+                    yield found[1], found[2]
+                    return
+            raise SystemExit(f"the server ended:\n{said}")
+        finally:
+            process.terminate()
+
+
+def methods_of(version: str, url: str, key: str, model: str, folder: Path) -> dict[str, Any]:
+    """What benchmarks/sdk_methods.py says of that version; it runs in `folder`, where no project
+    is, so that uv adds nothing of ours to the environment."""
+    package = "tinker" if version == "newest" else f"tinker=={version}"
+    torch = f"torch=={importlib.metadata.version('torch')}"
+    command = ["uv", "run", "--no-project", "--isolated", "--with", package, "--with", torch]
+    refresh = ["--refresh-package", "tinker"] if version == "newest" else []
+    done = subprocess.run(
+        [*command, *refresh, "python", str(METHODS), url, key, model],
+        cwd=folder,
+        env={
+            **{name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"},
+            "TINKER_TELEMETRY": "0",
+            "HF_HUB_OFFLINE": "1",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=CLIENT_SECONDS,
+    )
+    if done.returncode:
+        raise SystemExit(f"tinker {version}: ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(results: Results) -> str:
+    """A row per method, a column per version; a dash: that version has no such method."""
+    by_version = {found["sdk"]: found["methods"] for found in results}
+    names = list(dict.fromkeys(name for methods in by_version.values() for name in methods))
+    # clients one after the other, as in the SDK's documentation
+    order = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    names.sort(key=lambda name: (order.index(name.partition(".")[0]), name))
+    lines = [
+        f"| method | {' | '.join(by_version)} | what is told |",
+        f"|---|{'---|' * (len(by_version) + 1)}",
+    ]
+    for name in names:
+        found = [methods.get(name) for methods in by_version.values()]
+        cells = ["-" if one is None else CELLS[one["outcome"]] for one in found]
+        told = next((one["told"] for one in reversed(found) if one and one["told"]), "")
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {in_cell(told)} |")
+    return "\n".join(lines)
+
+
+def in_cell(text: str) -> str:
+    """One line, of which Markdown takes nothing as its own."""
+    return re.sub(r"([|<>*_`\\])", r"\\\1", " ".join(text.split()))
+
+
+def with_table(page: str, text: str) -> str:
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{DOCS} lacks the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main)
