@@ -227,7 +227,7 @@ def main(config: Any) -> None:
             recorder = Recorder(run)
             state = recorder.load()
             domain.load_state(state.domain)
-            proof = AdapterProof(service, config.model_name, run.path)
+            proof = AdapterProof(service, config.model_name, run.path, with_answers=True)
             with as_config_errors():
                 check_with_model(domain)
                 trainer = make_trainer(config, settings, service, state.checkpoint)

@@ -24,7 +24,13 @@ from training.adapter_proof import (
     probe_tokens,
     settles_it,
 )
-from training.api import ModelInput, SamplingClient, SamplingParams
+from training.api import (
+    AdamParams,
+    ModelInput,
+    RequestFailedError,
+    SamplingClient,
+    SamplingParams,
+)
 from training.backends.local.service import LocalSamplingClient
 from training.endpoints import Endpoints
 
@@ -69,6 +75,11 @@ def passes(service: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> list[in
     return ran
 
 
+def ask(sampler: Any, text: bytes, max_tokens: int = 2) -> Any:
+    params = SamplingParams(max_tokens=max_tokens, seed=3, stop=[])
+    return sampler.sample(ModelInput.from_ints(list(text)), 1, params)
+
+
 def lose(monkeypatch: pytest.MonkeyPatch, weights_of: Callable[[Any], Any]) -> None:
     """Samplers get other weights than those they are made with."""
     make = LocalSamplingClient.__init__
@@ -103,11 +114,17 @@ class OnlyTheProtocol:
         return call
 
 
+@pytest.mark.parametrize("joined", [True, False])
 def test_the_figures_are_those_of_the_requests(
-    service: Any, model: str, trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    joined: bool,
+    service: Any,
+    model: str,
+    trainer: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    proof = AdapterProof(service, model, tmp_path)
+    proof = AdapterProof(service, model, tmp_path, with_answers=joined)
     sampler = proof.sampler(trainer, "the adapter")
     sampled, base = logprobs(sampler), logprobs(service.create_sampling_client(base_model=model))
     datum = probe_datum(first_tokens(trainer))
@@ -125,18 +142,22 @@ def test_the_figures_are_those_of_the_requests(
     assert stored["the adapter"]["from_base"] > 0.1
     assert stored["the adapter"]["from_trainer"] < 1e-4
     # told once a run, also when it goes on in another process
-    proof.sampler(trainer, "the adapter")
+    logprobs(proof.sampler(trainer, "the adapter"))
     randomise(trainer, seed=2)
-    AdapterProof(service, model, tmp_path).sampler(trainer, "the adapter")
+    logprobs(
+        AdapterProof(service, model, tmp_path, with_answers=joined).sampler(trainer, "the adapter")
+    )
     assert json.loads((tmp_path / "adapter_proof.json").read_text()) == stored
     assert caplog.text.count("the adapter is in use") == 2
 
 
+@pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize(
     ("whose", "told"),
     [("base", "it answers as the base model does"), ("another", "does not have the trainer's")],
 )
 def test_a_sampler_without_the_trainers_adapter_is_an_error(
+    joined: bool,
     whose: str,
     told: str,
     service: Any,
@@ -155,7 +176,7 @@ def test_a_sampler_without_the_trainers_adapter_is_an_error(
             # of a backend that does not tell its precision only the base model is recognised
             continue
         with pytest.raises(AdapterNotUsedError, match=told):
-            AdapterProof(client, model).sampler(of, "the adapter")
+            logprobs(AdapterProof(client, model, with_answers=joined).sampler(of, "the adapter"))
 
 
 def test_a_checkpoint_that_is_not_in_use_is_an_error(
@@ -189,7 +210,7 @@ def test_a_checkpoint_before_the_first_step_is_said_to_be_one(
     randomise(trainer, seed=1)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(AdapterNotUsedError):
         lose(patch, lambda _: None)
-        proof.sampler(trainer, "policy")
+        logprobs(proof.sampler(trainer, "policy"))
 
 
 def test_what_is_allowed_depends_on_the_precision(caplog: pytest.LogCaptureFixture) -> None:
@@ -220,11 +241,14 @@ def test_the_largest_b_is_of_the_weights_in_training(service: Any, trainer: Any)
     assert service.largest_b(path) == 7.0
 
 
-def test_one_pass_is_enough_where_the_adapter_shows(
+def test_where_the_adapter_shows_the_sampler_s_first_pass_is_enough(
     service: Any, model: str, trainer: Any, passes: list[int]
 ) -> None:
-    AdapterProof(service, model).sampler(trainer, "the adapter")
-    assert passes == [3 * QUICK_TOKENS]
+    sampler = AdapterProof(service, model, with_answers=True).sampler(trainer, "the adapter")
+    assert passes == []
+    answers = [ask(sampler, text) for text in (b"a lazy dog", b"a fox")]
+    assert [answer.result().sequences[0].stop_reason for answer in answers] == ["length"] * 2
+    assert passes[0] == 10 + 5 + 3 * QUICK_TOKENS and set(passes[1:]) == {2}
     path = trainer.save_state("shows").result().path
     sampler = service.create_sampling_client(path)
     del passes[:]
@@ -234,6 +258,17 @@ def test_one_pass_is_enough_where_the_adapter_shows(
     assert figures.from_base == pytest.approx(np.abs(logprobs(sampler) - of_base).max(), abs=1e-5)
 
 
+def test_a_prefill_without_room_for_more_rows_comes_after_the_probe_s_own(
+    service: Any, model: str, trainer: Any, passes: list[int]
+) -> None:
+    """Room is up to the next block of 64 rows."""
+    for length, ran in ((55, [64]), (56, [9, 56]), (64, [9, 64]), (65, [74])):
+        del passes[:]
+        sampler = AdapterProof(service, model, with_answers=True).sampler(trainer, "the adapter")
+        ask(sampler, b"a" * length, 1).result()
+        assert passes == ran
+
+
 def test_an_adapter_that_hardly_shows_is_looked_at_alone(
     service: Any, model: str, trainer: Any, passes: list[int]
 ) -> None:
@@ -241,8 +276,9 @@ def test_an_adapter_that_hardly_shows_is_looked_at_alone(
     randomise(trainer, seed=1, size=1e-6)
     tokens = probe_tokens(trainer.get_tokenizer())
     alone = [len(tokens) - 1, len(tokens), len(tokens)]
-    sampler = AdapterProof(service, model).sampler(trainer, "the adapter")
-    assert passes == [3 * QUICK_TOKENS, *alone]
+    sampler = AdapterProof(service, model, with_answers=True).sampler(trainer, "the adapter")
+    logprobs(sampler)
+    assert passes == [QUICK_TOKENS + 3 * QUICK_TOKENS, *alone]
     del passes[:]
     figures = AdapterProof(service, model).check(sampler, "mine", trainer=trainer)
     assert passes == [QUICK_TOKENS - 1, 2 * QUICK_TOKENS, *alone[1:], alone[0]]
@@ -250,6 +286,88 @@ def test_an_adapter_that_hardly_shows_is_looked_at_alone(
     base = service.create_sampling_client(base_model=model)
     of_both = [np.array(c.compute_logprobs(text).result()[1:]) for c in (sampler, base)]
     assert 0 < figures.from_base == np.abs(of_both[0] - of_both[1]).max() < 2e-4
+
+
+def test_nobody_gets_an_answer_of_what_is_not_the_adapter(
+    service: Any, model: str, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one that is finished by the first pass, nor one that is asked for later."""
+    with monkeypatch.context() as patch:
+        lose(patch, lambda _: None)
+        sampler = AdapterProof(service, model, with_answers=True).sampler(trainer, "the adapter")
+    waiting = [ask(sampler, b"a lazy dog", 1), ask(sampler, b"a fox", 9)]
+    waiting.append(sampler.compute_logprobs(ModelInput.from_ints(list(b"why"))))
+    for answer in waiting:
+        with pytest.raises(AdapterNotUsedError, match="it answers as the base model does"):
+            answer.result()
+    with pytest.raises(AdapterNotUsedError, match="it answers as the base model does"):
+        ask(sampler, b"a fox").result()
+    # what else there is goes on
+    base = service.create_sampling_client(base_model=model)
+    assert len(ask(base, b"a fox").result().sequences[0].tokens) == 2
+
+
+def test_the_trainer_s_weights_are_those_that_the_sampler_was_given(
+    service: Any, model: str, trainer: Any, passes: list[int], tmp_path: Path
+) -> None:
+    """Also where they change before anybody asks the sampler."""
+    sampler = AdapterProof(service, model, tmp_path, with_answers=True).sampler(
+        trainer, "the adapter"
+    )
+    trainer.forward_backward([probe_datum(list(b"a fox"))], "cross_entropy")
+    trainer.optim_step(AdamParams(learning_rate=0.1)).result()
+    assert passes == [4, 3 * QUICK_TOKENS]
+    stored = json.loads((tmp_path / "adapter_proof.json").read_text())["the adapter"]
+    assert stored["from_trainer"] < 1e-4 and stored["from_base"] > 0.1
+    del passes[:]
+    logprobs(sampler)
+    assert passes == [QUICK_TOKENS]
+
+
+def test_many_adapters_that_are_asked_when_all_are_trained_are_proven_once(
+    service: Any, model: str, passes: list[int], tmp_path: Path
+) -> None:
+    jobs = [AdaptJob([probe_datum(list(b"a lazy dog"))], 1e-2, 1, seed=j) for j in range(3)]
+    made: dict[int, SamplingClient] = {}
+    proof = AdapterProof(service, model, tmp_path, with_answers=True)
+    settings = AdaptSettings(lora={"rank": 2}, batch_size=1)
+    adapt(service, model, jobs, settings, on_adapted=made.__setitem__, proof=proof)
+    del passes[:]
+    for answer in [ask(made[j], b"a fox", 1) for j in range(3)]:
+        answer.result()
+    assert passes == [3 * 5 + 3 * QUICK_TOKENS]
+    [name] = json.loads((tmp_path / "adapter_proof.json").read_text())
+    assert name == "adapting, adapter 1 of 3"
+
+
+def test_an_adapter_that_gives_no_numbers_ends_its_own_answers(
+    service: Any, model: str, trainer: Any, tmp_path: Path
+) -> None:
+    wild = service.create_lora_training_client(model, rank=2, seed=0)
+    randomise(wild, seed=1, size=1e30)
+    proof = AdapterProof(service, model, tmp_path, with_answers=True)
+    lost = ask(proof.sampler(wild, "wild"), b"a fox")
+    calm = ask(service.create_sampling_client(base_model=model), b"a fox")
+    assert len(calm.result().sequences[0].tokens) == 2
+    with pytest.raises(RequestFailedError, match="NaN"):
+        lost.result()
+    logprobs(proof.sampler(trainer, "calm"))
+    assert json.loads((tmp_path / "adapter_proof.json").read_text()).keys() == {"calm"}
+
+
+def test_where_more_rows_may_change_bits_it_has_a_pass_of_its_own(
+    service: Any, model: str, trainer: Any, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = service.engine(model).decoder
+    assert decoder.keeps_rows_apart
+    monkeypatch.setattr(type(decoder), "keeps_rows_apart", False)
+    sampler = AdapterProof(service, model, with_answers=True).sampler(trainer, "the adapter")
+    assert passes == [3 * QUICK_TOKENS]
+    logprobs(sampler)
+    assert passes == [3 * QUICK_TOKENS, QUICK_TOKENS]
+    with monkeypatch.context() as patch, pytest.raises(AdapterNotUsedError):
+        lose(patch, lambda _: None)
+        AdapterProof(service, model, with_answers=True).sampler(trainer, "the adapter")
 
 
 def test_a_shared_pass_settles_only_what_is_plain() -> None:
@@ -291,8 +409,9 @@ def test_a_remote_backend_is_asked_through_the_api(
     assert "after is in use" in caplog.text
 
 
+@pytest.mark.parametrize("joined", [True, False])
 def test_what_else_is_asked_is_computed_as_without_the_proof(
-    connect_local: Callable[..., Any], model: str
+    joined: bool, connect_local: Callable[..., Any], model: str
 ) -> None:
     """While the base model is still answering and other adapters are trained, bit by bit."""
     letters = [list(b"a lazy dog and a fox"), list(b"ab ab ab ab"), list(b"why not now, then?")]
@@ -325,7 +444,7 @@ def test_what_else_is_asked_is_computed_as_without_the_proof(
         def ask(index: int, sampler: SamplingClient) -> None:
             asked[index] = sampler.sample(ModelInput.from_ints(letters[index]), 2, params)
 
-        proof = AdapterProof(service, model) if with_proof else None
+        proof = AdapterProof(service, model, with_answers=joined) if with_proof else None
         adapt(service, model, jobs, settings, on_adapted=ask, proof=proof)
         sequences = [s for j in sorted(asked) for s in asked[j].result().sequences]
         told.append(ran)

@@ -221,6 +221,13 @@ class Decoder:
         """Whether the body is the engine's own code, in which every token runs through each."""
         return isinstance(self._body, LlamaBody)
 
+    @property
+    def keeps_rows_apart(self) -> bool:
+        """Whether sequences that stand after others in a pass leave these their bits: in the
+        engine's own code only products see how many rows there are, and packed ones do not care."""
+        matrices = [self._head_matrix, *(p.forward_matrix for p in self.products())]
+        return self.runs_all_layers and all(matrix.packed for matrix in matrices)
+
     def new_cache(self) -> Any:
         """To be given to the SegmentAttention of a prefill; sampling goes on from it."""
         assert self._body is not None

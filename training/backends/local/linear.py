@@ -144,15 +144,16 @@ _PACK_ROWS = 16
 class PackedMatrix:
     """x [n, in] -> x @ weight.T [n, out], by oneDNN with prepacked float32 weights on CPU.
 
+    `packed` says whether it is. A row then has the same bits however many rows there are.
     Packed weights run at the speed of large products from a few rows on; torch's own float32
     linear takes about twice as long at 16 rows.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self._packed = _can_pack(weight)
+        self.packed = _can_pack(weight)
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_ROWS)
-            if self._packed
+            if self.packed
             else weight
         )
 
@@ -163,10 +164,10 @@ class PackedMatrix:
 
     def dense(self) -> torch.Tensor:
         """The weight [out, in], bit by bit."""
-        return self._weight.to_dense() if self._packed else self._weight
+        return self._weight.to_dense() if self.packed else self._weight
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        if self._packed and x.numel():
+        if self.packed and x.numel():
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")
         return F.linear(x, self._weight, bias)
 

@@ -20,13 +20,17 @@ from training.api import (
 )
 from training.backends.local.adapters import AdapterWeights
 from training.backends.local.attention import DecodeAttention, SegmentAttention
-from training.backends.local.batching import build_trees, micro_batches, pack, to_device
+from training.backends.local.batching import Tree, build_trees, micro_batches, pack, to_device
 from training.backends.local.bodies import DecodeBlock, RowStarts
 from training.backends.local.constraint import Constraint
 from training.backends.local.decoder import HEAD_CHUNK, Decoder
 from training.backends.local.linear import LoraPass, LoraSlice, Stacked
 from training.backends.local.stops import StopStrings
 from training.backends.local.tokens import no_topk, sample_tokens, stack_topk, top_k
+
+# oneDNN computes so many rows at a time; a few in a block of their own cost as much as in a pass of
+# their own (265 rows take a fifth longer than 256, 249 hardly longer than 240)
+_BLOCK = 64
 
 
 @dataclass
@@ -53,6 +57,8 @@ class SampleJob:
     on_error: Callable[[Exception], None] = lambda _error: None
     # sees every token as it comes; False ends the sample there
     on_token: Callable[[SampledToken], bool] = lambda _token: True
+    # what is to be known before any of this is answered
+    probe: "Probe | None" = None
 
     def cancel(self) -> None:
         """From any thread: its rows leave the batch with their next token."""
@@ -70,6 +76,30 @@ class SampleJob:
                     topk_prompt_logprobs_np=self.prompt_topk,
                 )
             )
+
+
+@dataclass(eq=False)
+class Probe:
+    """Requests for prompt logprobs alone that go along with the first prefill of other requests, or
+    just before it.
+
+    `judge` gets the float64 logprobs of each prompt after its first token, or None where some are
+    not numbers. What it raises ends those that wait for it, and all that come after them.
+    """
+
+    jobs: list[SampleJob]
+    judge: Callable[[list[np.ndarray] | None], None]
+    error: Exception | None = None
+
+    def settle(self) -> None:
+        """Once the logprobs are there. Lets go of jobs and judge, and of the weights they hold."""
+        jobs, judge = self.jobs, self.judge
+        self.jobs, self.judge = [], lambda _logprobs: None
+        try:
+            judge(None if any(job.error for job in jobs) else [_known(job) for job in jobs])
+        except Exception as error:
+            self.error = error
+            raise
 
 
 class _Row:
@@ -172,7 +202,10 @@ class Sampler:
 
     @torch.no_grad()
     def admit(self, jobs: list[SampleJob]) -> None:
-        """Prefills prompts, shared prefixes once, and samples every row's first token."""
+        """Prefills prompts, shared prefixes once, and samples every row's first token. Raises what
+        the judge of a probe raises."""
+        probes = _probes_of(jobs)
+        weights = {id(job.weights): job.weights for job in jobs}
         owners: list[int] = [id(job.weights) for job in jobs]
         prompts_P = [job.prompt for job in jobs]
         trees = build_trees(
@@ -181,9 +214,21 @@ class Sampler:
             share=self._decoder.shares_prefixes,
             apart=[self._decoder.length_kind(len(prompt)) for prompt in prompts_P],
         )
-        for batch in micro_batches(trees, self._max_prefill_tokens):
+        batches = micro_batches(trees, self._max_prefill_tokens)
+        asked = range(len(jobs), len(jobs) + sum(len(probe.jobs) for probe in probes))
+        jobs = [*jobs, *(job for probe in probes for job in probe.jobs)]
+        # after all others and an owner of its own each: no product of the others has more rows but
+        # those with packed weights, and these give a row the same bits (keeps_rows_apart)
+        weights |= {~m: jobs[m].weights for m in asked}
+        guests = [Tree(~m, jobs[m].prompt, [[]], [m]) for m in asked]
+        if guests:
+            rows, more = (sum(t.num_tokens for t in trees) for trees in (batches[0], guests))
+            if 0 < rows % _BLOCK <= _BLOCK - more:
+                batches[0] += guests
+            else:
+                batches.insert(0, guests)
+        for batch in batches:
             packing = pack(batch)
-            weights = {id(job.weights): job.weights for job in jobs}
             lora = LoraPass(
                 [
                     w.slice(start, stop)
@@ -200,25 +245,33 @@ class Sampler:
             )
             self.prompt_tokens += len(packing.tokens)
             index = {m: to_device(i, self._decoder.device) for m, i in packing.index.items()}
+            if batch is batches[0] and asked:
+                self._prompt_logprobs([(jobs[m], hidden[index.pop(m)]) for m in asked])
+                for probe in probes:
+                    probe.settle()
             self._prompt_logprobs([(jobs[m], hidden[i]) for m, i in index.items()])
             prompts = [
                 _Prefilled(jobs[m], index[m], number, len(tree.prefix))
                 for number, tree in enumerate(batch)
                 for m in tree.members
+                if m in index
             ]
             self._start_rows(prompts, hidden, cache)
+
+    def settle(self, probe: Probe) -> None:
+        """At once, in a pass of its own, if it is not settled. Raises what its judge raises."""
+        if probe.jobs:
+            self.admit(probe.jobs)
+            probe.settle()
 
     def prompt_logprobs(self, jobs: list[SampleJob]) -> list[np.ndarray]:
         """At once, in a pass of their own: the float64 logprobs of prompts after their first token,
         of jobs that ask for these alone."""
         self.admit(jobs)
-        found = []
         for job in jobs:
             if job.error is not None:
                 raise job.error
-            assert job.prompt_logprobs is not None
-            found.append(job.prompt_logprobs[1:].astype(float))
-        return found
+        return [_known(job) for job in jobs]
 
     def _prompt_logprobs(self, prompts: list[tuple[SampleJob, torch.Tensor]]) -> None:
         asked = [(job, hidden) for job, hidden in prompts if job.include_prompt_logprobs]
@@ -362,6 +415,21 @@ class Sampler:
         ]
         # an error ends all rows of its job at once
         return [row for row in going_on if row.job.error is None]
+
+
+def _probes_of(jobs: list[SampleJob]) -> list[Probe]:
+    """Those that are not settled. Raises what the judge of one that is raised."""
+    probes = {id(job.probe): job.probe for job in jobs if job.probe is not None}
+    for probe in probes.values():
+        if probe.error is not None:
+            raise probe.error
+    return [probe for probe in probes.values() if probe.jobs]
+
+
+def _known(job: SampleJob) -> np.ndarray:
+    """The float64 logprobs of its prompt after the first token."""
+    assert job.prompt_logprobs is not None
+    return job.prompt_logprobs[1:].astype(float)
 
 
 def _not_a_number(what: str) -> RequestFailedError:

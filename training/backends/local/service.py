@@ -7,12 +7,12 @@ import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from training.adapter_proof import QUICK_TOKENS, probe_datum, settles_it
+from training.adapter_proof import QUICK_TOKENS, Probed, probe_datum, settles_it
 from training.api import (
     AdamParams,
     APIFuture,
@@ -56,7 +56,7 @@ from training.backends.local.checkpoints import (
 from training.backends.local.decoder import Decoder
 from training.backends.local.engine import Engine, EngineOptions
 from training.backends.local.peft_folders import targets_for_peft
-from training.backends.local.sampler import SampleJob
+from training.backends.local.sampler import Probe, SampleJob
 from training.backends.local.stops import StopStrings
 from training.backends.local.trainer import TrainJob
 from training.checks import check_values, flag, optional, real, whole
@@ -78,17 +78,6 @@ class _Ready:
     def __await__(self) -> Generator[Any, None, Self]:
         yield from ()
         return self
-
-
-class ProbedSampler(NamedTuple):
-    """A new sampler, the largest absolute value of its adapter's B, and float64 logprobs of the
-    probe's tokens after the first by that sampler, by its trainer and by the base model."""
-
-    sampler: "LocalSamplingClient"
-    largest_b: float
-    sampled: np.ndarray
-    trained: np.ndarray
-    base: np.ndarray
 
 
 class LocalServiceClient:
@@ -299,6 +288,8 @@ class LocalTrainingClient(_Ready):
         self._adapter = adapter
         self._queue = engine.new_queue()
         self._folder = checkpoint_dir / model_id
+        # of the weights as they are
+        self._probe: Probe | None = None
 
     def forward(
         self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
@@ -370,6 +361,7 @@ class LocalTrainingClient(_Ready):
         p = optim_params or AdamParams()
 
         def step() -> OptimStepResponse:
+            self._settle_probe()
             metrics = self._adapter.step(
                 learning_rate=p.learning_rate,
                 beta1=p.beta1,
@@ -416,38 +408,59 @@ class LocalTrainingClient(_Ready):
             self._queue, lambda: LocalSamplingClient(self._engine, self._adapter.snapshot())
         )
 
-    def save_weights_and_probe(self, tokens: list[int]) -> APIFuture[ProbedSampler]:
-        """Local extension: save_weights_and_get_sampling_client(), with what it, this client and
-        the base model say of `tokens`. Where B is zero they are not asked: logprobs are empty.
+    def save_weights_and_probe(
+        self, tokens: list[int], judge: Callable[[Probed | None], None], *, with_answers: bool
+    ) -> "APIFuture[LocalSamplingClient]":
+        """Local extension: save_weights_and_get_sampling_client(), where `judge` gets what that
+        sampler, this client and the base model say of `tokens`. Where B is zero nobody is asked.
 
-        Computed in this request's turn, in passes of their own, so that nothing else runs sooner,
-        later or with others: one that all three share, over the first tokens, with the weights that
-        each has. Where that does not settle it, the trainer's own forward() and a pass for each of
-        the others, which are cut alike, so that equal weights give equal bits.
+        All three are asked for the first tokens, with the weights that each has, in this request's
+        turn and a pass of their own; `with_answers` in rows that come last in the sampler's first
+        prefill (where that has room for them), before any of it is answered and before this
+        client's weights change, so that who waits for an answer gets what `judge` raises; it gets
+        None where there are no numbers, which is an error of each answer. Where more rows in a pass
+        might change the bits of others they stay in one of their own. Where the first tokens do not
+        settle it, the trainer's own forward() and a pass for each of the others do, which are cut
+        alike, so that equal weights give equal bits. Nothing else runs sooner, later or with others
+        because of all that.
         """
         job = self._job([probe_datum(tokens)], "cross_entropy", None, backward=False, drop=False)
+        few, whole_probe = (ModelInput.from_ints(t) for t in (tokens[:QUICK_TOKENS], tokens))
 
-        def probe() -> ProbedSampler:
+        def make() -> LocalSamplingClient:
             sampler = LocalSamplingClient(self._engine, self._adapter.snapshot())
             base = LocalSamplingClient(self._engine, None)
             largest = self._adapter.largest_b()
             if largest == 0:
-                nothing = np.empty(0)
-                return ProbedSampler(sampler, largest, nothing, nothing, nothing)
-            few, whole_probe = (ModelInput.from_ints(t) for t in (tokens[:QUICK_TOKENS], tokens))
+                return sampler
+
+            def told(logprobs: list[np.ndarray] | None) -> None:
+                if logprobs is None:
+                    if sampler.probe is None:
+                        raise next(job.error for job in jobs if job.error is not None)
+                    judge(None)
+                    return
+                sampled, trained, of_base = logprobs
+                if not settles_it(sampled, of_base, trained, dtype=sampler.dtype):
+                    [output] = self._engine.trainer.run([job])
+                    trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
+                    [sampled], [of_base] = (
+                        self._engine.sampler.prompt_logprobs([client.logprobs_job(whole_probe)])
+                        for client in (sampler, base)
+                    )
+                judge(Probed(sampler.dtype, largest, sampled, of_base, trained))
+
             jobs = [client.logprobs_job(few) for client in (sampler, base, base)]
             jobs[1].weights = self._adapter.live()
-            sampled, trained, of_base = self._engine.sampler.prompt_logprobs(jobs)
-            if not settles_it(sampled, of_base, trained, dtype=sampler.dtype):
-                [output] = self._engine.trainer.run([job])
-                trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
-                [sampled], [of_base] = (
-                    self._engine.sampler.prompt_logprobs([client.logprobs_job(whole_probe)])
-                    for client in (sampler, base)
-                )
-            return ProbedSampler(sampler, largest, sampled, trained, of_base)
+            self._settle_probe()
+            self._probe = probe = Probe(jobs, told)
+            if with_answers and self._engine.decoder.keeps_rows_apart:
+                sampler.probe = probe
+            else:
+                self._settle_probe()
+            return sampler
 
-        return self._engine.submit_call(self._queue, probe)
+        return self._engine.submit_call(self._queue, make)
 
     def export_merged(self, folder: str | Path) -> APIFuture[str]:
         """Local extension: base model plus adapter as one Hugging Face folder, without a tokenizer
@@ -509,6 +522,12 @@ class LocalTrainingClient(_Ready):
         drop = drop and self._adapter.config.dropout > 0
         return TrainJob(self._adapter, sequences, prepared, loss_fn, config, backward, drop)
 
+    def _settle_probe(self) -> None:
+        """On the worker, before the weights change that a sampler was given."""
+        if (probe := self._probe) is not None:
+            self._probe = None
+            self._engine.sampler.settle(probe)
+
     def _submit(self, job: TrainJob) -> APIFuture[ForwardBackwardOutput]:
         return self._engine.submit_train(self._queue, job)
 
@@ -535,6 +554,8 @@ class LocalSamplingClient(_Ready):
     def __init__(self, engine: Engine, weights: AdapterWeights | None) -> None:
         self._engine = engine
         self._weights = weights
+        # Local extension: goes along with the first request
+        self.probe: Probe | None = None
 
     def sample(
         self,
@@ -673,6 +694,7 @@ class LocalSamplingClient(_Ready):
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             stop_tokens=stop_tokens,
             stop_strings=stop_strings,
+            probe=self.probe,
         )
 
     def _stops(self, params: SamplingParams) -> tuple[frozenset[int], tuple[str, ...]]:

@@ -50,7 +50,7 @@ class InnerLoop:
         self._service = service
         self._tokenizer = tokenizer
         self._answerer = Answerer(tokenizer, settings)
-        self._proof = AdapterProof(service, settings.base_model)
+        self._proof = AdapterProof(service, settings.base_model, with_answers=True)
         self.settings = settings
 
     def require_adapters(self) -> None:

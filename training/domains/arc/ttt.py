@@ -62,7 +62,7 @@ class ArcRun:
         run_path: Path | None = None,
     ) -> None:
         self._service = service
-        self._proof = AdapterProof(service, settings.base_model, run_path)
+        self._proof = AdapterProof(service, settings.base_model, run_path, with_answers=True)
         self._answerer = Answerer(tokenizer, settings)
         self._data = TrainingData(tokenizer, self._answerer, settings)
         self.settings = settings

@@ -118,7 +118,7 @@ class BBHRun:
         run_path: Path | None = None,
     ) -> None:
         self._service = service
-        self._proof = AdapterProof(service, settings.base_model, run_path)
+        self._proof = AdapterProof(service, settings.base_model, run_path, with_answers=True)
         self._tokens = PromptTokens(tokenizer)
         self.settings = settings
 
