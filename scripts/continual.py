@@ -41,11 +41,12 @@ from evaluation.knowledge.continual_steps import (
     write_results,
 )
 from evaluation.knowledge.summaries import Deviation, aggregate, read_summaries, write_summary
+from training.domains.knowledge.answers import Answerer
 from training.domains.knowledge.config import inner_settings
 from training.domains.knowledge.continual import Continual
 from training.domains.knowledge.continual_config import ContinualConfig, chosen_methods
 from training.domains.knowledge.continual_edits import EditSource
-from training.domains.knowledge.continual_passages import Drawn, draw
+from training.domains.knowledge.continual_passages import Drawn, check_questions, draw
 from training.domains.knowledge.inner import InnerLoop
 from training.domains.knowledge.llm_judge import open_judge
 from training.endpoints import Endpoints
@@ -117,6 +118,7 @@ def main(config: Config) -> None:
             tokenizer = load_tokenizer(config.model_name)
             edits = EditSource(config, source, tokenizer, drawn.learned)
             settings = inner_settings(config, source, context_length(config.model_name))
+            check_questions(drawn, Answerer(tokenizer, settings, source.shots))
             if config.dry_run:
                 plan = plan_text(
                     *(methods, drawn, edits.given, settings, tokenizer), ask_ahead=config.ask_ahead
@@ -138,11 +140,12 @@ def main(config: Config) -> None:
             stack.enter_context(exit_on_interrupt(run, "steps that are done are kept"))
             require_models(run, service, {"model_name": config.model_name})
             endpoints = stack.enter_context(Endpoints(device=config.device))
+            edits.require_models(run, endpoints)
             judge = stack.enter_context(
                 open_judge(
                     *(config.judge_kind, config.judge, endpoints),
                     seed=config.seed,
-                    cache_path=run.path / "judge_calls.jsonl",
+                    run=run,
                 )
             )
             inner = InnerLoop(service, tokenizer, settings, judge, source.shots)
@@ -155,9 +158,8 @@ def main(config: Config) -> None:
                 budget=config.gate_budget,
                 run_path=run.path,
             )
-            continual.check_questions()
         with exit_unfinished(run.path):
-            edits.generate(run.path)
+            edits.generate(run.path, endpoints)
         steps = Steps(run, keep_all=config.keep_adapters)
         learn(config, drawn, edits, continual, steps, run)
         write_results(

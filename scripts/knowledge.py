@@ -10,7 +10,7 @@ on the passage alone, on edits (of templates, of the untrained model, of another
 on the answers of the model that reads it. Each has its accuracy with an interval, the difference to
 the passage alone, what was gained and lost, and what it cost. docs/knowledge.md says what the rows
 are. Writes config.yaml, edits.jsonl, outcomes.jsonl, table.csv, results.json, seal/ROW.json (in
-SEAL's layout) and report.html under runs/knowledge/<run_id>, or log_path; the same command with
+SEAL's layouts) and report.html under runs/knowledge/<run_id>, or log_path; the same command with
 that log_path goes on with the runs that are not done.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import chz
 from dotenv import load_dotenv
 
-from evaluation.knowledge.estimate import check_prompts, dry_run_text, probe
+from evaluation.knowledge.estimate import check_pooled, check_prompts, dry_run_text, probe
 from evaluation.knowledge.knowledge_report import (
     make_report,
     reliabilities,
@@ -31,6 +31,7 @@ from evaluation.knowledge.knowledge_report import (
     write_files,
 )
 from evaluation.knowledge.rows import make_plan, writers_needed
+from evaluation.knowledge.seal_reports import write_seal_reports
 from evaluation.knowledge.table_config import TableConfig
 from evaluation.knowledge.table_run import TableRun
 from evaluation.knowledge.task import check, make_rules, make_writers
@@ -92,6 +93,7 @@ def main(config: Config) -> None:
                 )
                 expected = make_plan(task.passages, task.rows, edits, rules)
                 check_prompts(counter.answerer, expected)
+                check_pooled(counter, expected)
             if config.dry_run:
                 speed = probe(counter, task.passages[0])
                 print(f"\n{dry_run_text(counter, task.passages, expected, speed)}")
@@ -117,7 +119,7 @@ def main(config: Config) -> None:
                     config.judge,
                     endpoints,
                     seed=config.seed,
-                    cache_path=run.path / "judge_calls.jsonl",
+                    run=run,
                     max_concurrency=config.max_concurrency,
                 )
             )
@@ -151,6 +153,11 @@ def main(config: Config) -> None:
         results = table.results()
         about = {"dataset": task.source.name, "setting": config.setting}
         write_files(run.path, results, about, table.adapters())
+        write_seal_reports(
+            *(run.path, results, table.outcomes, task.settings),
+            dataset=task.source.name,
+            setting=config.setting,
+        )
         print(f"\n{table_texts(results)}")
         for _, kind, found in reliabilities(results):
             if kind == "logprob":

@@ -23,7 +23,7 @@ import chz
 from dotenv import load_dotenv
 
 from training.adapter_proof import AdapterProof
-from training.domains.base import Split
+from training.domains.base import CallsModels, Split
 from training.domains.checks import check_with_model, checked_problems, checked_rewards
 from training.domains.registry import RL_INPUT, make_domain, with_domain_fields
 from training.loop import Recorder, connect_for_run, exit_on_interrupt, require_models
@@ -224,6 +224,8 @@ def main(config: Any) -> None:
             run = stack.enter_context(opened)
             stack.enter_context(exit_on_interrupt(run))
             require_models(run, service, {"model_name": config.model_name})
+            if isinstance(domain, CallsModels):
+                domain.open_calls(run)
             recorder = Recorder(run)
             state = recorder.load()
             domain.load_state(state.domain)

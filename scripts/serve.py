@@ -240,6 +240,7 @@ def greeting(config: Config, url: str, keys: Keys) -> str:
 Serving {config.model_name}; Ctrl-C ends it, checkpoints stay in {shown_path(config.store_dir)}
   URL  {url}
   Key  {told}
+  Page {url}/{"" if keys.shown is None else f"#key={keys.shown}"}
 
 Whatever uses the tinker SDK trains and samples here; so do our own scripts:
   TINKER_BASE_URL={url} TINKER_API_KEY={key} python their_script.py

@@ -30,16 +30,18 @@ def add_distillation(
     distil: Distil,
     texts: Callable[[Passage, str], list[str]],
     text_datum: TextDatum,
+    can_read: Callable[[Passage, str], bool],
 ) -> None:
     """A run for each passage (setting=cpt: one for all) and seed, of the questions in its first
-    edit, and of the passage as in all rows. Where an edit asks nothing, the run is missing. Nobody
-    is asked where all runs are done."""
+    edit, and of the passage as in all rows. Where an edit asks nothing, or the model cannot read
+    the passage before the question, the run is missing. Nobody is asked where all runs are done."""
     together = rules.setting == "cpt"
     for s in range(rules.seeds):
         asked = []
         for p, passage in enumerate(passages_P):
             edit = next((e for e in edits[p][s] if e is not None), None)
-            questions = [] if edit is None else questions_in(edit.text)
+            written = [] if edit is None else questions_in(edit.text)
+            questions = [question for question in written if can_read(passage, question)]
             if questions:
                 asked.append((p, passage, questions))
             else:

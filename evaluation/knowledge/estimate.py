@@ -9,8 +9,9 @@ from dataclasses import replace
 from evaluation.knowledge.rows import DISTILLATION, SKILL, Plan
 from evaluation.knowledge.runs import QUESTION_TOKENS
 from training.domains.knowledge.answers import Answerer
-from training.domains.knowledge.inner import InnerJob, InnerLoop, Job, items_of
+from training.domains.knowledge.inner import InnerJob, InnerLoop, Job, PooledJob, items_of
 from training.domains.knowledge.passages import Passage
+from utils.config.errors import raise_problems
 from utils.runs.tables import text_table
 
 _PROBE_ADAPTERS = 4
@@ -26,6 +27,25 @@ def check_prompts(answerer: Answerer, plan: Plan) -> None:
             if name not in seen:
                 seen.add(name)
                 answerer.check(item)
+
+
+def check_pooled(loop: InnerLoop, plan: Plan) -> None:
+    """Raises ConfigError for passages that are longer than the model's context, where all are
+    trained into one adapter, which would fail as a whole."""
+    context = loop.settings.context
+    problems = []
+    for passage in {p.id: p for job in plan.jobs.values() for p in _pooled(job)}.values():
+        length = loop.trained_tokens(InnerJob(passage, "", num_epochs=1))
+        if context is not None and length > context:
+            problems.append(
+                f"passage {passage.id} ({passage.title!r}): {length} tokens to train on; the "
+                f"model's context is {context}, and setting=cpt needs all passages to fit"
+            )
+    raise_problems(problems, at_most=10)
+
+
+def _pooled(job: Job) -> tuple[Passage, ...]:
+    return job.passages_P if isinstance(job, PooledJob) else ()
 
 
 def probe(loop: InnerLoop, passage: Passage) -> float:

@@ -17,18 +17,9 @@ from evaluation.knowledge.table import (
     make_table,
     rewards_of,
 )
-from training.domains.knowledge.inner import InnerJob, PooledJob
 from training.domains.knowledge.passages import Passage
 from training.domains.knowledge.reliability import Reliability, RewardKind
 from training.domains.knowledge.seal_files import write_json
-from training.domains.knowledge.seal_runs import (
-    Article,
-    article,
-    scored_edit,
-    seal_answers,
-    seal_run,
-    write_run,
-)
 from utils.runs.files import atomic_write_text
 from utils.runs.report import LINE_COLOURS, Report
 from utils.runs.tables import csv_text, text_table
@@ -36,7 +27,7 @@ from utils.runs.tables import csv_text, text_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TABLE_FILE, RESULTS_FILE, SEAL_FOLDER = "table.csv", "results.json", "seal"
+TABLE_FILE, RESULTS_FILE = "table.csv", "results.json"
 _HEADERS = ("row", "right %", "95 %", "to passage", "95 %", "p (Holm)", "detectable")
 _MORE_HEADERS = (
     *("row", "passages", "questions", "runs", "gained %", "kept %", "lost", "tokens", "seconds"),
@@ -200,53 +191,11 @@ def write_files(
     settings: Mapping[str, Any],
     adapters: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """table.csv and results.json, in full precision, and for each row of edits a report in SEAL's
-    layout; `settings` stand in these. `adapters`: where those that were kept lie."""
+    """table.csv and results.json, in full precision; `settings` stand in the second. `adapters`:
+    where those that were kept lie."""
     plain = [_plain(row) for row in results.table]
     atomic_write_text(folder / TABLE_FILE, csv_text([_flat(row) for row in plain]))
     write_json(folder / RESULTS_FILE, {**settings, "rows": plain, "adapters": adapters})
-    for row in results.rows:
-        if row.name in UNTRAINED:
-            continue
-        articles = _articles(results, row)
-        if articles:
-            named = {**settings, "exp_name": row.name}
-            write_run(folder / SEAL_FOLDER / f"{row.name}.json", seal_run(articles, named))
-
-
-def _articles(results: Results, row: RowAnswers) -> list[Article]:
-    """The passages of a row with its edits, in SEAL's layout."""
-    before = {a.passage: a for a in results.answers(CLOSED_BOOK) if a.failed is None}
-    texts = _texts(results.plan, row.name)
-    articles = []
-    for p, passage in enumerate(results.passages_P):
-        mine = [a for a in row.answers if a.passage == p and a.failed is None and p in before]
-        edits = []
-        for edit in dict.fromkeys(a.edit for a in mine):
-            runs = [a for a in mine if a.edit == edit]
-            base = (before[p].answers_Q, before[p].correct_Q)
-            answers = [
-                answer
-                for run in runs
-                for answer in seal_answers(passage, run.seed, base, (run.answers_Q, run.correct_Q))
-            ]
-            edits.append(scored_edit(texts.get((p, edit, runs[0].seed), ""), answers))
-        if edits:
-            articles.append(article(passage.title, passage.context, "", edits))
-    return articles
-
-
-def _texts(plan: Plan, row: str) -> dict[tuple[int, int, int], str]:
-    """Of a row the edits by passage, edit and seed."""
-    found = {}
-    for part in plan.parts[row]:
-        job = plan.jobs.get(part.key)
-        if isinstance(job, InnerJob) and job.edit:
-            found[part.passage, part.edit, part.seed] = job.edit
-        elif isinstance(job, PooledJob):
-            edits_K = job.edits_P_K[part.passage]
-            found[part.passage, part.edit, part.seed] = "\n---\n".join(edits_K)
-    return found
 
 
 def _add_samples(report: Report, results: Results) -> None:
@@ -268,7 +217,7 @@ def _add_samples(report: Report, results: Results) -> None:
                         a.places_Q, a.answers_Q, a.correct_Q, strict=True
                     )
                 }
-                text = _texts(results.plan, row.name).get((p, mine[0].edit, mine[0].seed))
+                text = results.plan.texts_of(row.name).get((p, mine[0].edit, mine[0].seed))
                 if text:
                     report.pre(_cut(text), row.name)
             report.table(

@@ -87,6 +87,18 @@ class Plan:
         """The keys of its runs, each once."""
         return list(dict.fromkeys(part.key for part in self.parts[row]))
 
+    def texts_of(self, row: str) -> dict[tuple[int, int, int], str]:
+        """Its edits by passage, edit and seed, of runs that are trained on texts."""
+        found = {}
+        for part in self.parts[row]:
+            job = self.jobs.get(part.key)
+            if isinstance(job, InnerJob) and job.edit:
+                found[part.passage, part.edit, part.seed] = job.edit
+            elif isinstance(job, PooledJob):
+                edits_K = job.edits_P_K[part.passage]
+                found[part.passage, part.edit, part.seed] = "\n---\n".join(edits_K)
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.knowledge.rows import Part, Plan
 from evaluation.knowledge.table import Answers, RowAnswers
+from training.domains.knowledge.grading import Judge
 from training.domains.knowledge.inner import InnerLoop, InnerOutcome, Job
+from training.domains.knowledge.llm_judge import log_asked_again
+from training.domains.knowledge.passages import Passage, Question
 from utils.runs.files import append_jsonl, read_jsonl
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,10 @@ class Outcomes:
 
     def get(self, key: str) -> Done | None:
         return self._known.get(key)
+
+    def unscored(self) -> set[str]:
+        """The runs with answers that have no verdict."""
+        return {key for key, done in self._known.items() if None in done.outcome.correct_Q}
 
     def forget(self, key: str) -> None:
         """Until it is done again; of several outcomes in the file the last counts."""
@@ -84,6 +91,35 @@ def carry_out(
         shares = [Done(o, seconds * c / total) for o, c in zip(found, costs, strict=True)]
         outcomes.add(dict(zip(keys, shares, strict=True)))
         on_batch()
+
+
+def ask_again(
+    plan: Plan, passages_P: Sequence[Passage], outcomes: Outcomes, judge: Judge, keys: Set[str]
+) -> None:
+    """The judge about the answers of these runs that it failed to grade; what it says now is stored
+    as theirs."""
+    lacking: dict[tuple[str, int], tuple[Passage, Question, str]] = {}
+    for part in [part for parts in plan.parts.values() for part in parts if part.key in keys]:
+        done = outcomes.get(part.key)
+        if done is None or done.outcome.failed is not None:
+            continue
+        passage = passages_P[part.passage]
+        for at, place in enumerate(part.places, part.start):
+            if done.outcome.correct_Q[at] is None:
+                answer = done.outcome.answers_Q[at]
+                lacking[part.key, at] = (passage, passage.questions[place], answer)
+    if not lacking:
+        return
+    verdicts = judge(list(lacking.values()))
+    graded: dict[str, Done] = {}
+    for (key, at), verdict in zip(lacking, verdicts, strict=True):
+        done = graded.get(key) or outcomes.get(key)
+        assert done is not None
+        correct_Q = list(done.outcome.correct_Q)
+        correct_Q[at] = verdict
+        graded[key] = done._replace(outcome=replace(done.outcome, correct_Q=correct_Q))
+    outcomes.add(graded)
+    log_asked_again(verdicts)
 
 
 def row_answers(plan: Plan, outcomes: Outcomes) -> list[RowAnswers]:

@@ -40,9 +40,6 @@ class TableConfig(KnowledgeConfig):
         default="local", doc="where the model runs", metadata=MODEL
     )
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
-    device: str | None = chz.field(
-        default=None, doc="cpu or cuda; default: cuda where there is one"
-    )
     passage_epochs: int | None = chz.field(
         default=None, doc="of the passage alone; default: 20 with preset=small, else as for edits"
     )

@@ -25,12 +25,13 @@ from evaluation.knowledge.rows import (
     Rules,
     make_plan,
 )
-from evaluation.knowledge.runs import Outcomes, carry_out
+from evaluation.knowledge.runs import Outcomes, ask_again, carry_out
 from training.api import ServiceClient
+from training.domains.knowledge.answers import Item
 from training.domains.knowledge.distillation import distilled_datums, widened
 from training.domains.knowledge.documents import document_texts, text_datum
 from training.domains.knowledge.inner import InnerJob, InnerLoop, Job, SumJob
-from training.domains.knowledge.passages import Passage
+from training.domains.knowledge.passages import Passage, Question
 
 OUTCOMES = "outcomes.jsonl"
 
@@ -61,6 +62,8 @@ class TableRun:
         self.outcomes = Outcomes(self.folder / OUTCOMES)
         self.plan = make_plan(self.passages, self.rows, self.edits, self.rules)
         settings = self.loop.settings
+        # of before the run was taken up again; a failure of this time is not tried again at once
+        self._unscored = self.outcomes.unscored()
         self._of_skill: dict[str, Job] = {}
         self._datum = partial(text_datum, self.tokenizer, mask_until=settings.mask_until)
         if SKILL in self.rows:
@@ -94,6 +97,7 @@ class TableRun:
                 distil=distil,
                 texts=partial(document_texts, form=settings.documents, cap=settings.cap),
                 text_datum=lambda text: widened(self._datum(text), self.top_k),
+                can_read=self._can_read,
             )
         self._do(self.plan.jobs | self._of_skill, on_batch)
         if SKILL in self.rows:
@@ -101,6 +105,17 @@ class TableRun:
             self._do(self.plan.jobs, on_batch)
             if not self.keep:
                 delete_adapters([*self.plan.kept.values(), *self._of_skill], self.outcomes)
+        # when all rows are known, those whose data models have made too
+        ask_again(self.plan, self.passages, self.outcomes, self.loop.judge, self._unscored)
+
+    def _can_read(self, passage: Passage, question: str) -> bool:
+        """Both, and an answer, fit into the model's context."""
+        item = Item(passage, Question(f"{passage.id}/read", question, ""), passage.context)
+        try:
+            self.loop.answerer.prompt(item)
+        except ValueError:
+            return False
+        return True
 
     def results(self) -> Results:
         return Results.of(self.passages, self.plan, self.outcomes)

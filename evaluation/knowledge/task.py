@@ -149,6 +149,7 @@ def make_writers(
                 use_grammar=config.use_grammar and config.backend == "local",
             ),
             seed=config.seed,
+            context=task.settings.context,
         ),
         Calls(endpoints, task.roles, run.path / "calls.jsonl", config.max_concurrency),
         task.from_file,

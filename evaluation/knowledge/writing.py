@@ -39,19 +39,32 @@ def template_edits(source: Source, passages_P: Sequence[Passage], form: str, see
 
 @dataclass(frozen=True, kw_only=True)
 class OwnModel:
-    """How the untrained model writes."""
+    """How the untrained model writes, of which `context` is the longest prompt with an answer."""
 
     service: ServiceClient
     base_model: str
     sampling: EditSampling
     seed: int
+    context: int | None = None
 
     def texts(self, prompts: EditPrompts, passages_P: Sequence[Passage], k: int) -> list[list[str]]:
-        """`k` texts about each passage, all in one batch."""
+        """`k` texts about each passage, all in one batch; none about those that are too long to be
+        read."""
+        readable = [passage for passage in passages_P if self._fits(prompts, passage)]
+        if len(readable) < len(passages_P):
+            logger.warning(
+                "form %s: %d of %d passages leave no room for an edit in the model's context of %d "
+                "tokens",
+                *(prompts.form, len(passages_P) - len(readable), len(passages_P), self.context),
+            )
         sampler = self.service.create_sampling_client(base_model=self.base_model)
-        seeds_P = [seed_for(self.seed, "edits", prompts.form, p.id) for p in passages_P]
-        samplers_P = [sampler] * len(passages_P)
-        return self.sampling.texts(prompts, passages_P, samplers_P, seeds_P, k)
+        seeds = [seed_for(self.seed, "edits", prompts.form, p.id) for p in readable]
+        found = self.sampling.texts(prompts, readable, [sampler] * len(readable), seeds, k)
+        texts = {passage.id: texts_K for passage, texts_K in zip(readable, found, strict=True)}
+        return [texts.get(passage.id, []) for passage in passages_P]
+
+    def _fits(self, prompts: EditPrompts, passage: Passage) -> bool:
+        return self.context is None or self.sampling.prompt_length(prompts, passage) < self.context
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import gen_eval
 import generate
 import icl_eval
 import icl_train
+import knowledge
 import pytest
 import rl_loop
 import self_edit
@@ -70,9 +71,31 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("edits.jsonl").write_text('{"title": "A moon", "edit": "Q: Who? A: Ann"}\n')
     Path("texts").mkdir()
     Path("texts/a.txt").write_text("A village.\nRehu is one.")
+    Path("texts/b.txt").write_text("Another village is Tolm.")
     asked = [{"question": "Who?", "answer": "Ann"}]
     one = {"title": "A moon", "context": "Ann is there.", "questions": asked}
     Path("one.json").write_text(json.dumps([one]))
+    two = {"title": "A sea", "context": "Bob is there.", "questions": asked}
+    long = {**two, "context": "Bob is there. " * 400}
+    written = {"completions": ["Ann is on a moon."], "prompt": ""}
+    for name, rows in {
+        "two": [one, two],
+        "empty": [],
+        "no-text": [one, {**two, "context": " "}],
+        "no-questions": [one, {**two, "questions": []}],
+        "no-answer": [one, {**two, "questions": [{"question": "Who?", "answer": ""}]}],
+        "twice": [one, {**two, "title": "A moon"}],
+        "long": [one, long],
+        "all-long": [{**long, "title": "A moon"}, long],
+        "long-question": [one, {**two, "questions": [{"question": "Who? " * 900, "answer": "x"}]}],
+        "long-answer": [one, {**two, "questions": [{"question": "Who?", "answer": "x" * 4090}]}],
+        "seal-twice": [{**one, **written}] * 2,
+    }.items():
+        Path(f"{name}.json").write_text(json.dumps(rows))
+    Path("nothing.jsonl").touch()
+    Path("torn.jsonl").write_text('{"title": "A moon", "edi')
+    Path("no-texts").mkdir()
+    Path("no-texts/a.txt").write_text(" \n")
     rule = {"signs-off": PROPERTIES["signs-off"]}
     dump_yaml("x.eval.yaml", {"properties": rule, "prompts": [prompt("q", "c")]})
     return tmp_path
@@ -88,7 +111,8 @@ ROLE = ("generator.model=./model", "generator.max_tokens=8")
 # of the calls to the model, the one at which a signal comes: some make no second one
 AT = {"ttt arc": 1, "eval": 1, "generate": 1, "gen_eval": 1, "icl_eval": 1}
 # whose pages are refreshed while they run
-LIVE = ("sft", "rl_loop", "continual", "ttt bbh", "ttt arc", "eval", "generate", "gen_eval")
+LIVE = ("sft", "rl_loop", "rl_loop knowledge", "continual", "knowledge", "ttt bbh", "ttt arc")
+LIVE += ("eval", "generate", "gen_eval")
 RELOADS = 'http-equiv="refresh"'
 # how each script is started, on what, and what makes a finished run one that goes on
 SCRIPTS: dict[str, tuple[Callable[[list[str]], object], tuple[str, ...], str, str | None]] = {
@@ -110,6 +134,27 @@ SCRIPTS: dict[str, tuple[Callable[[list[str]], object], tuple[str, ...], str, st
             *("model_name=model", "source=made", "preset=small", "n_passages=1", "n_sequences=1"),
             *("method=merge", "inner_epochs=1", "inner_rank=2", "max_answer_tokens=1"),
             "n_untouched=0",
+        ),
+        "model_name",
+        None,
+    ),
+    "knowledge": (
+        lambda argv: config_entrypoint(knowledge.main, argv),
+        (
+            *("model_name=model", "source=made", "preset=small", "n_passages=1"),
+            *('rows=["passage"]', "passage_epochs=1", "inner_epochs=1", "inner_rank=2"),
+            *("max_answer_tokens=1", "choices=false"),
+        ),
+        "model_name",
+        None,
+    ),
+    "rl_loop knowledge": (
+        rl_loop.entrypoint,
+        (
+            *("model_name=model", "domain=knowledge", "source=made", "preset=small", "form=none"),
+            *("num_train_passages=1", "num_test_passages=1", "num_steps=1", "groups_per_batch=1"),
+            *("group_size=1", "max_tokens=1", "repeats=1", "lora_rank=2", "inner_rank=2"),
+            *("inner_epochs=1", "max_answer_tokens=1"),
         ),
         "model_name",
         None,
@@ -229,7 +274,8 @@ def test_every_script_stops_at_a_signal_and_goes_on(
     if name in LIVE:
         shown = page.read_text(encoding="utf-8")
         assert (
-            re.search(r"stopped, (step|task|call) [01] of \d+ · ", shown) and RELOADS not in shown
+            re.search(r"stopped, (step|task|call|run) [01] of \d+ · ", shown)
+            and RELOADS not in shown
         )
     # what a random model writes may leave nothing
     is_done = True
@@ -340,6 +386,96 @@ def prepared(arguments: tuple[str, ...]) -> None:
 BROKEN = "no file named model.safetensors"
 
 
+def own(name: str) -> tuple[str, str]:
+    return "source=own", f"data_path={name}"
+
+
+# what three scripts are given that cannot do: script, arguments, what is told
+KNOWLEDGE: list[tuple[str, tuple[str, ...], str]] = [
+    # passages and questions
+    *[
+        (script, (*own(file), *more), told)
+        for script, more in (
+            ("knowledge", ("n_passages=2",)),
+            ("continual", ("n_passages=2", "edits=model", "form=none", "draw_from=2")),
+            ("rl_loop knowledge", ()),
+        )
+        for file, told in (
+            ("empty.json", "empty.json: holds no passage"),
+            ("nothing.jsonl", "nothing.jsonl: holds no passage"),
+            ("no-text.json", "no-text.json, [1]: context=' ': some text is needed"),
+            ("no-questions.json", "no-questions.json, [1]: questions=[]: a list of at least one"),
+            ("no-answer.json", "no-answer.json, [1]: questions[0]="),
+            ("twice.json", "twice.json, [1]: title='A moon' is that of"),
+            ("no-texts", "a.txt: holds no text"),
+            ("long-question.json", "question own/1/0 of 'A sea': its prompt has"),
+            ("torn.jsonl", "torn.jsonl"),
+            ("nowhere.json", "nowhere.json"),
+        )
+    ],
+    ("knowledge", (*own("long-answer.json"), "n_passages=2"), "its prompt and its right answer"),
+    ("rl_loop knowledge", own("long-answer.json"), "its prompt and its right answer have"),
+    ("continual", (*own("long.json"), "edits=model", "n_passages=2"), "('A sea'): the prompt for"),
+    (
+        "continual",
+        (*own("long-question.json"), "n_passages=2", "edits=model", "form=none", "dry_run=true"),
+        "question own/1/0 of 'A sea': its prompt has",
+    ),
+    ("rl_loop knowledge", own("all-long.json"), "context"),
+    ("rl_loop knowledge", own("texts"), "have no questions"),
+    *[
+        (script, ("data_path=two.json", "source=web"), "source")
+        for script in ("knowledge", "continual", "rl_loop knowledge")
+    ],
+    # edits
+    ("knowledge", ("edits_file=nothing.jsonl", 'rows=["file"]'), "nothing.jsonl: no edits in it"),
+    ("knowledge", ("edits_file=torn.jsonl", 'rows=["file"]'), "torn.jsonl"),
+    ("knowledge", ("edits_file=nowhere.jsonl", 'rows=["file"]'), "no such file"),
+    ("knowledge", ("edits_file=edits.jsonl", 'rows=["file"]'), "are about other passages"),
+    ("knowledge", ("edits_file=seal-twice.json", 'rows=["file"]'), "[1]: the same passage as [0]"),
+    ("knowledge", ("edits_file=one.json", 'rows=["file"]'), "completions"),
+    ("continual", ("edits_file=nothing.jsonl",), "nothing.jsonl: no edits in it"),
+    ("continual", ("edits_file=torn.jsonl",), "torn.jsonl"),
+    ("continual", ("edits_file=nowhere.jsonl",), "no such file"),
+    # names
+    ("knowledge", ('forms=["poem"]',), "form='poem': there is no such form"),
+    ("knowledge", ('rows=["passages"]',), "there is no row 'passages'"),
+    ("knowledge", ("setting=both",), "setting"),
+    ("rl_loop knowledge", ("form=poem",), "form='poem': there is no such form"),
+    ("rl_loop knowledge", ("form=model", 'model_forms=["poem"]'), "poem"),
+    ("rl_loop knowledge", ("selection=worst",), "selection"),
+    ("rl_loop knowledge", ("reward=luck",), "reward"),
+    ("rl_loop knowledge", ("preset=tiny",), "preset"),
+    ("continual", ("method=replay=0",), "replay=0"),
+    ("continual", ("method=gate=luck",), "gate=luck"),
+    ("continual", ("method=None", 'methods=["merge","merge"]'), "each once"),
+    ("continual", ("edits=poem",), "edits"),
+    # judges
+    *[
+        (script, ("judge_kind=llm", *more), told)
+        for script in ("knowledge", "continual", "rl_loop knowledge")
+        for more, told in (
+            (("judge.base_url=openrouter",), "judge.api_key_env: OPENROUTER_API_KEY is not set"),
+            (("judge.model=./nowhere",), "judge: "),
+        )
+    ],
+    ("rl_loop knowledge", ("judge.model=model",), "judge: judge_kind=rule asks no model"),
+    ("knowledge", ("judge_kind=human",), "judge_kind"),
+    # numbers
+    ("knowledge", ("k=0",), "k=0: at least 1"),
+    ("knowledge", ("seeds=0",), "seeds=0: at least 1"),
+    ("knowledge", ("n_passages=0",), "n_passages=0: at least 1"),
+    ("rl_loop knowledge", ("repeats=0",), "repeats=0: at least 1"),
+    ("rl_loop knowledge", ("group_size=0",), "group_size=0: at least 1"),
+    ("rl_loop knowledge", ("num_test_passages=0",), "num_test_passages=0: at least 1"),
+    *[
+        (script, (f"inner_learning_rate={rate}",), f"inner_learning_rate={rate}: a number above 0")
+        for script in ("knowledge", "continual", "rl_loop knowledge")
+        for rate in ("nan", "inf", "-1.0")
+    ],
+]
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "told"),
     [
@@ -399,6 +535,7 @@ BROKEN = "no file named model.safetensors"
         ("continual", ("gate_budget=1",), "gate_budget=1.0: no method is a gate"),
         ("continual", ('aggregate=["runs"]',), "runs: no such file"),
         ("continual", ('aggregate=["edits.jsonl"]',), "edits.jsonl"),
+        *KNOWLEDGE,
         ("ttt bbh", ("log_path=chats.jsonl",), "log_path"),
         ("ttt bbh", ("model_name=./broken",), BROKEN),
         ("ttt bbh", ("method=ttt", "lora_rank=2", 'lora_targets=["none"]'), "none"),

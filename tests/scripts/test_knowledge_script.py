@@ -10,6 +10,7 @@ from typing import Any
 
 import knowledge
 import pytest
+from fake_endpoint import FakeEndpoint
 from tiny_chat import save_chat_model
 
 from evaluation.knowledge import runs
@@ -191,6 +192,28 @@ def test_all_passages_in_one_adapter(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["file"]["num_questions"] == "6"
     kept = json.loads((tmp_path / "r" / "results.json").read_text(encoding="utf-8"))["adapters"]
     assert set(kept) == {"passage", "file", "equal-passage", "distillation"}
+    seal = tmp_path / "r" / "seal"
+    assert {path.name for path in seal.glob("*.cpt-*")} == {f"{name}.cpt-0.json" for name in kept}
+    as_cpt = json.loads((seal / "file.cpt-0.json").read_text(encoding="utf-8"))
+    assert (as_cpt["n_articles"], as_cpt["k_completions"]) == (3, 2)
+    # two edits, not split at lines, and the passage of each
+    assert (as_cpt["train_sequences"], as_cpt["eval_questions"]) == (9, 6)
+    assert as_cpt["lora_params"]["epochs"] == 2 and as_cpt["split_newlines"] is False
+    share = sum(as_cpt["server_reply"]["adapter_correct"]) / 6
+    assert as_cpt["overall"]["adapter_accuracy"] == pytest.approx(share, abs=1e-4)
+    assert share == pytest.approx(float(found["file"]["accuracy"]))
+    by_title = {item.title: item for item in read_run(seal / "file.json").articles}
+    assert set(as_cpt["per_article"]) == set(by_title)
+    for title, verdicts in as_cpt["per_article"].items():
+        [edit] = by_title[title].completions
+        assert verdicts["adapter_correct"] == [q.adapter_correct for q in edit.questions]
+        assert verdicts["baseline_correct"] == [q.baseline_correct for q in edit.questions]
+    alone = json.loads((seal / "equal-passage.cpt-0.json").read_text(encoding="utf-8"))
+    assert (alone["train_sequences"], alone["k_completions"]) == (3, 0)
+    epochs = alone["lora_params"]["epochs"]
+    assert alone["lora_params"]["lr"] == 1e-3 and epochs > 1
+    tokens = float(found["equal-passage"]["trained_tokens"])
+    assert tokens == epochs / 2 * float(found["passage"]["trained_tokens"])
     [path] = kept["file"].values()
     assert (Path(path) / "adapter_model.safetensors").is_file()
     assert "4-way" not in capsys.readouterr().out
@@ -316,3 +339,42 @@ def test_a_run_goes_on_with_its_own_passages_only(
         start(*given)
     assert ended.value.code == 2
     assert "was started with other data" in capsys.readouterr().err
+
+
+def test_verdicts_that_failed_are_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: set[str] = set()
+
+    def play(number: int, body: Any) -> str:
+        asked = body["messages"][1]["content"]
+        if len(refused) < 2:
+            refused.add(asked)
+        return "refusal" if asked in refused else "ok"
+
+    with FakeEndpoint(play, text=lambda body: '{"conveys": "yes"}') as server:
+        arguments = (
+            *('rows=["in-context","passage","file"]', "edits_file=edits.jsonl", "log_path=r"),
+            *("judge_kind=llm", f"judge.base_url={server.base_url}", "judge.model=some-model"),
+        )
+        start(*arguments)
+        before = outcomes(tmp_path / "r")
+        lacking = {key for key, run in before.items() if None in run["correct_Q"]}
+        assert lacking
+        assert sum(int(row["num_unscored"]) for row in table(tmp_path / "r").values()) >= 2
+        num_requests = len(server.requests)
+        server.script = lambda number, body: "ok"
+        with caplog.at_level("INFO"):
+            start(*arguments)
+        # nothing else is asked, and nothing is trained
+        asked = {
+            request.body["messages"][1]["content"] for request in server.requests[num_requests:]
+        }
+    assert asked == refused
+    after = outcomes(tmp_path / "r")
+    assert all(None not in run["correct_Q"] for run in after.values())
+    for key, run in after.items():
+        said = [True if old is None else old for old in before[key]["correct_Q"]]
+        assert run == {**before[key], "correct_Q": said}
+    assert all(row["num_unscored"] == "0" for row in table(tmp_path / "r").values())
+    assert any("of them have one now" in message for message in caplog.messages)

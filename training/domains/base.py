@@ -14,6 +14,7 @@ from typing import (
 )
 
 from utils.runs.report import Report
+from utils.runs.run_dir import RunDir
 
 Split = Literal["train", "test"]
 Algorithm = Literal["grpo", "rest_em"]
@@ -138,6 +139,16 @@ class TrainsAdapters(Protocol):
 
     def check_with_model(self) -> None:
         """Loads the base model; raises ValueError where its layers cannot have such adapters."""
+        ...
+
+
+@runtime_checkable
+class CallsModels(Protocol):
+    """What a domain has besides that asks models by role for its rewards."""
+
+    def open_calls(self, run: RunDir) -> None:
+        """Once, before load_state() and any reward: replies are kept in the run's folder. Raises
+        ConfigError where the run began with other models."""
         ...
 
 

@@ -14,6 +14,8 @@ from training.serving.host import Host
 from training.serving.keys import Keys
 from training.serving.links import Links
 from training.serving.middleware import BodyCaps, KeyCheck, RequestLog
+from training.serving.page.routes import OPEN as PAGE
+from training.serving.page.routes import page_routes
 from training.serving.wire.replies import error_reply as tinker_error_reply
 from training.serving.wire.routes_checkpoints import checkpoint_routes
 from training.serving.wire.routes_download import DOWNLOADS, download_routes
@@ -25,7 +27,7 @@ from training.serving.wire.routes_unserved import unserved_routes
 
 TINKER = "/api/v1"
 # what says nothing of anybody, and what a signature in the URL opens
-_OPEN = ("/healthz", f"{TINKER}/healthz")
+_OPEN = ("/healthz", f"{TINKER}/healthz", *PAGE)
 _SMALL_BYTES = 1 << 20
 
 
@@ -68,6 +70,8 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
         unserved_routes(),
     ):
         app.include_router(routes, prefix=TINKER)
+
+    app.include_router(page_routes(host))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

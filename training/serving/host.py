@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from training.api import ServiceClient
+from training.serving.activity import Activity
 from training.serving.backend import Backend
 from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
@@ -73,6 +75,8 @@ class Host:
         self.store = store
         self.bases = models
         self._clock = clock
+        self._started_at = clock()
+        self._activity = Activity(clock)
         self._backend = Backend(service)
         self._workers = Workers()
         self._promises = Promises(
@@ -81,6 +85,7 @@ class Host:
             max_open=options.max_open_requests,
             clock=clock,
         )
+        self._promises.on_result = self._activity.note
         self._scheduler = Scheduler(
             self._promises,
             rows=options.engine_rows,
@@ -268,15 +273,39 @@ class Host:
         self.checkpoints.sweep()
 
     def status(self) -> dict[str, Any]:
-        """For the page: what runs now."""
+        """For the page: what runs now, of all owners."""
         return {
+            "uptime_seconds": self._clock() - self._started_at,
+            "base_models": self.bases.names,
             "sessions": self._sessions.num_alive,
             "models": self._trained.num_models,
             "samplers": self._samplers.num_open,
             "waiting": self._scheduler.num_waiting,
             "running": self._scheduler.num_running,
+            "sampled_per_second": self._activity.sampled.per_second(),
+            "trained_per_second": self._activity.trained.per_second(),
             "result_bytes": self._promises.num_bytes,
         }
+
+    def clients(self, owner: str) -> list[dict[str, Any]]:
+        """For the page: an owner's clients that are alive, the newest first."""
+        num_open = Counter(p.session_id for p in self._promises if p.is_open)
+        return [
+            {
+                "session_id": session.session_id,
+                "name": session.display_name or " ".join(session.tags),
+                "sdk_version": session.sdk_version,
+                "created_at": session.created_at.isoformat(),
+                "silent_seconds": silent,
+                "models": self._trained.num_of(session.session_id),
+                "open_requests": num_open[session.session_id],
+            }
+            for session, silent in self._sessions.alive(owner)
+        ]
+
+    def num_open(self, owner: str) -> int:
+        """Requests of an owner that have no result yet."""
+        return self._promises.num_open(owner)
 
 
 def _told(detail: str | None) -> str:

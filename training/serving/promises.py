@@ -107,6 +107,8 @@ class Promises:
         self._open: Counter[str] = Counter()
         self._expired: OrderedDict[str, str] = OrderedDict()
         self.num_bytes = 0
+        # is told every result
+        self.on_result: Callable[[Any], None] = lambda value: None
 
     def begin(
         self,
@@ -193,6 +195,7 @@ class Promises:
         promise.accepted.exception()
 
     def resolve(self, promise: Promise, value: Any) -> None:
+        self.on_result(value)
         self._finish(promise, Outcome("result", promise.kind, value), _size(value))
 
     def fail(self, promise: Promise, message: str, category: Category) -> None:

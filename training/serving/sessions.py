@@ -23,6 +23,16 @@ class Sessions:
     def num_alive(self) -> int:
         return len(self._seen)
 
+    def alive(self, owner: str) -> list[tuple[Session, float]]:
+        """An owner's sessions that are not finished nor silent, with the seconds since each was
+        heard of; the newest first."""
+        now = self._clock()
+        found = [
+            (self._rows.get(owner, session_id), seen) for session_id, seen in self._seen.items()
+        ]
+        alive = [(session, now - seen) for session, seen in found if session is not None]
+        return sorted(alive, key=lambda pair: pair[0].created_at, reverse=True)
+
     def create(
         self,
         owner: str,

@@ -194,6 +194,9 @@ class TrainedModels:
     def num_models(self) -> int:
         return len(self._models)
 
+    def num_of(self, session_id: str) -> int:
+        return sum(model.run.session_id == session_id for model in self._models.values())
+
     def is_training(self, session_id: str) -> bool:
         """Whether the engine is on a training request of this session."""
         models = [m for m in self._models.values() if m.run.session_id == session_id]

@@ -41,6 +41,9 @@ class KnowledgeConfig:
     model_name: str = chz.field(
         default=EMBEDDED, doc="base model of policy and adapters", metadata=MODEL
     )
+    device: str | None = chz.field(
+        default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
     max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
 
     preset: Preset | None = chz.field(

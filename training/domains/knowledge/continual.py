@@ -151,14 +151,6 @@ class Continual:
                 raise RequestFailedError(f"the model before all self-edits: {row}")
         return [row for _, row in sorted(rows.items()) if isinstance(row, Row)]
 
-    def check_questions(self) -> None:
-        """Raises ValueError for a question that does not fit into the context."""
-        for s, passages_K in enumerate(self._sequences):
-            for item in self._items(s, range(len(passages_K))):
-                self._inner.answerer.check(item)
-        for item in self._untouched:
-            self._inner.answerer.check(item)
-
     def sampler(self, method: Method, adapters: Sequence[str]) -> SamplingClient:
         """The model with these adapters, as a writer; of a library, the base model."""
         return self._sampler("" if method.kind == "library" else _only(adapters))

@@ -14,7 +14,7 @@ from training.domains.knowledge.forms import PromptForm, check_form
 from training.domains.knowledge.made_edits import TEMPLATE_FORMS
 from training.endpoints import Endpoints
 from utils.config.errors import problems_of, raise_problems
-from utils.config.help import MODEL, SAMPLING, WHAT
+from utils.config.help import SAMPLING, WHAT
 from utils.llm.api import Role
 from utils.llm.roles import RoleConfig
 from utils.runs.inputs import INPUT
@@ -74,10 +74,6 @@ class ContinualConfig(KnowledgeConfig):
     max_tokens: int = chz.field(default=384, doc="longest self-edit that is sampled (SEAL: 8192)")
     temperature: float = chz.field(default=1.0, doc="of sampled self-edits")
     generator: RoleConfig = chz.field(default_factory=RoleConfig, doc="of edits=generator")
-
-    device: str | None = chz.field(
-        default=None, doc="cpu or cuda; default: cuda where there is one", metadata=MODEL
-    )
 
     @chz.validate
     def _check_continual(self) -> None:

@@ -18,7 +18,7 @@ from training.domains.knowledge.continual_config import (
 )
 from training.domains.knowledge.continual_methods import Method
 from training.domains.knowledge.continual_passages import Drawn
-from training.domains.knowledge.edits import read_edits, write_edits
+from training.domains.knowledge.edits import GENERATOR, read_edits, write_edits
 from training.domains.knowledge.forms import Choices, EditPrompts
 from training.domains.knowledge.own_edits import EditSampling, EditWriter
 from training.domains.knowledge.passages import Passage
@@ -26,7 +26,9 @@ from training.domains.knowledge.sources import Source
 from training.endpoints import Endpoints
 from training.models import context_length
 from utils.llm.client import LLMClient
+from utils.llm.roles import describe_roles
 from utils.runs.files import expanded
+from utils.runs.run_dir import RunDir
 
 
 class EditSource:
@@ -72,12 +74,17 @@ class EditSource:
         who = "of a file" if self._kind is None else f"edits={self._kind}"
         return f"form {self.form}, {who}"
 
-    def generate(self, run_path: Path) -> None:
+    def require_models(self, run: RunDir, endpoints: Endpoints) -> None:
+        """Raises ConfigError where the run began with another model in the role `generator`."""
+        if self._kind == "generator":
+            role = generator_role(self._config)
+            describe_roles(role)
+            endpoints.require_models(run, {f"{GENERATOR}.model": role})
+
+    def generate(self, run_path: Path, endpoints: Endpoints) -> None:
         """Has the role `generator` write them, where it is to; its replies are kept in
         calls.jsonl."""
-        if self._kind != "generator":
-            return
-        with Endpoints(device=self._config.device) as endpoints:
+        if self._kind == "generator":
             self._read(asyncio.run(self._generated(endpoints, run_path / "calls.jsonl")))
 
     def next(

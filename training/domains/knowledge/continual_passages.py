@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
+from training.domains.knowledge.answers import Answerer, Item
 from training.domains.knowledge.config import chosen_source, source_of
 from training.domains.knowledge.continual_config import ContinualConfig
 from training.domains.knowledge.passages import Passage
@@ -27,6 +28,13 @@ class Drawn(NamedTuple):
     def learned(self) -> list[Passage]:
         """Each once."""
         return list({p.id: p for passages_K in self.sequences_S_K for p in passages_K}.values())
+
+
+def check_questions(drawn: Drawn, answerer: Answerer) -> None:
+    """Raises ValueError for a question that does not fit into the model's context."""
+    for passage in (*drawn.learned, *drawn.untouched):
+        for question in passage.questions:
+            answerer.check(Item(passage, question))
 
 
 def draw(config: ContinualConfig) -> tuple[Source, Drawn]:

@@ -30,15 +30,17 @@ from training.domains.knowledge.config import (
 from training.domains.knowledge.edit_grammars import grammar_of
 from training.domains.knowledge.edit_parsing import EditError, ParsedEdit, parse_edit
 from training.domains.knowledge.forms import Choices, EditPrompts, PromptForm, check_form
+from training.domains.knowledge.grading import Judge
 from training.domains.knowledge.inner import InnerJob, InnerLoop, InnerOutcome, Preset, items_of
-from training.domains.knowledge.llm_judge import open_judge
-from training.domains.knowledge.passages import Passage
+from training.domains.knowledge.llm_judge import log_asked_again, open_judge, rule_judge
+from training.domains.knowledge.passages import Passage, Question
 from training.domains.knowledge.reliability import (
     RewardKind,
     reliability,
     reward,
     warn_unreliable,
 )
+from training.domains.knowledge.seal_settings import seal_settings
 from training.domains.knowledge.shown import (
     Trial,
     add_passages,
@@ -52,6 +54,7 @@ from training.models import check_rank, context_length, load_tokenizer
 from utils.config.entrypoint import ConfigError, problems_of, raise_problems
 from utils.config.help import EVALUATION, SAMPLING, WHAT
 from utils.runs.report import Report
+from utils.runs.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 
@@ -182,22 +185,35 @@ class KnowledgeDomain:
         if config.inner_rank is not None:
             check_rank(config.model_name, "inner_rank", config.inner_rank)
         self._closed = contextlib.ExitStack()
-        endpoints = self._closed.enter_context(Endpoints())
-        judge = self._closed.enter_context(
-            open_judge(config.judge_kind, config.judge, endpoints, seed=config.seed)
-        )
         settings = inner_settings(config, self._source, context_length(config.model_name))
         self._tokenizer = load_tokenizer(config.model_name)
-        self.inner = InnerLoop(service, self._tokenizer, settings, judge, self._source.shots)
+        # that of judge_kind=llm comes with the run
+        self._judge: Judge | None = None
+        if config.judge_kind != "llm":
+            self._judge = rule_judge(config.judge_kind)
+        self.inner = InnerLoop(
+            service, self._tokenizer, settings, self._graded_by_judge, self._source.shots
+        )
         for passage in (p for split in _SPLITS for p in self._source.passages(split)):
             for item in items_of(InnerJob(passage, None)):
                 self.inner.answerer.check(item)
         # the repeats of every self-edit that was carried out; of the base model there is one
         self._known: dict[str, list[InnerOutcome]] = {}
+        self._lines: dict[object, str] = {}
         self._warned = False
 
     def close(self) -> None:
         self._closed.close()
+
+    def open_calls(self, run: RunDir) -> None:
+        """The judge of judge_kind=llm, whose verdicts are kept in the run's folder."""
+        config = self.config
+        if config.judge_kind != "llm":
+            return
+        endpoints = self._closed.enter_context(Endpoints(device=config.device))
+        self._judge = self._closed.enter_context(
+            open_judge(config.judge_kind, config.judge, endpoints, seed=config.seed, run=run)
+        )
 
     def check_with_model(self) -> None:
         try:
@@ -261,6 +277,7 @@ class KnowledgeDomain:
             key: [InnerOutcome(**outcome) for outcome in outcomes_R]
             for key, outcomes_R in state.get("known", {}).items()
         }
+        self._ask_again()
 
     # ------------------------------------------------------------------------- what a run shows
 
@@ -289,7 +306,10 @@ class KnowledgeDomain:
     def summary(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> list[str]:
         trials = self._trials(problems, samples)
         trained = [trial for trial in trials if trial.sample["kind"] == "train"]
-        return [*summary_lines(trials), self._reliability(trained)]
+        lines = [*summary_lines(trials, self._lines), self._reliability(trained)]
+        if self.config.judge_kind == "llm":
+            lines.append(self._verdicts_line())
+        return lines
 
     def write_files(
         self, folder: Path, problems: Mapping[Split, Sequence[Problem]], samples: Samples
@@ -297,9 +317,46 @@ class KnowledgeDomain:
         """SEAL's report of the training edits, and the rows that its ReST-EM imitates."""
         trials = [t for t in self._trials(problems, samples) if t.sample["kind"] == "train"]
         if trials:
-            write_seal_files(folder, trials)
+            about = seal_settings(
+                folder, self.inner.settings, dataset=self._source.name, split_newlines=True
+            )
+            about |= {"exp_name": folder.resolve().name}
+            write_seal_files(folder, trials, about)
 
     # --------------------------------------------------------------------------------- private
+
+    def _graded_by_judge(self, asked: Sequence[tuple[Passage, Question, str]]) -> list[bool | None]:
+        assert self._judge is not None, "open_calls() comes before any grading"
+        return self._judge(asked)
+
+    def _ask_again(self) -> None:
+        """The judge about answers that it failed to grade before the run was taken up again."""
+        passages = {p.id: p for split in _SPLITS for p in self._source.passages(split)}
+        lacking = [
+            (key, r, q)
+            for key, outcomes_R in self._known.items()
+            for r, outcome in enumerate(outcomes_R)
+            for q, verdict in enumerate(outcome.correct_Q)
+            if verdict is None
+        ]
+        if not lacking:
+            return
+        asked = []
+        for key, r, q in lacking:
+            passage = passages[json.loads(key)[0]]
+            asked.append((passage, passage.questions[q], self._known[key][r].answers_Q[q]))
+        verdicts = self._graded_by_judge(asked)
+        for (key, r, q), verdict in zip(lacking, verdicts, strict=True):
+            self._known[key][r].correct_Q[q] = verdict
+        log_asked_again(verdicts)
+
+    def _verdicts_line(self) -> str:
+        verdicts = [
+            v for outcomes_R in self._known.values() for o in outcomes_R for v in o.correct_Q
+        ]
+        line = f"Judge: {len(verdicts)} answers, {verdicts.count(None)} without a verdict"
+        again = ", which are asked about again when the run is taken up again"
+        return line + again * (None in verdicts)
 
     def _edit(self, answer: str) -> ParsedEdit | str:
         """The self-edit, or why there is none."""

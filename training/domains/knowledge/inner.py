@@ -197,7 +197,7 @@ class InnerLoop:
     ) -> None:
         self._service = service
         self._tokenizer = tokenizer
-        self._judge = judge
+        self.judge = judge
         self._proof = AdapterProof(service, settings.base_model)
         self._anchor_datums: list[Datum] | None = None
         self.answerer = Answerer(tokenizer, settings, shots)
@@ -258,7 +258,7 @@ class InnerLoop:
                 asked[j] = self._ask_sum(job, items_J[j])
         read = self._read(items_J, asked, failures)
         graded = iter(
-            self._judge(
+            self.judge(
                 [
                     (item.passage, item.question, answer.text)
                     for j in sorted(read)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -21,12 +21,17 @@ from utils.llm.api import LLMError, Role
 from utils.llm.batch import gather_counted
 from utils.llm.client import LLMClient, stage
 from utils.llm.ledger import Ledger
-from utils.llm.roles import RoleConfig
+from utils.llm.roles import RoleConfig, describe_roles
+from utils.runs.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
 
 # rule: all tokens of the gold answer; phrase: together; llm: the role `judge`
 JudgeKind = Literal["rule", "phrase", "llm"]
 
 ROLE = "judge"
+# of a run: what the judge said
+CALLS_FILE = "judge_calls.jsonl"
 MAX_TOKENS = 256
 
 INSTRUCTIONS = """\
@@ -124,6 +129,18 @@ def judge_problems(kind: JudgeKind, settings: RoleConfig) -> list[str]:
     return []
 
 
+def log_asked_again(verdicts: Sequence[bool | None]) -> None:
+    """What came of answers that a judge had failed to grade before a run was taken up again."""
+    num_now = len(verdicts) - verdicts.count(None)
+    logger.info("%d answers had no verdict; %d of them have one now", len(verdicts), num_now)
+
+
+def rule_judge(kind: JudgeKind) -> RuleJudge:
+    """Of a kind that asks no model."""
+    assert kind != "llm"
+    return RuleJudge("phrase" if kind == "phrase" else "tokens")
+
+
 @contextmanager
 def open_judge(
     kind: JudgeKind,
@@ -131,20 +148,24 @@ def open_judge(
     endpoints: Endpoints,
     *,
     seed: int = 0,
-    cache_path: Path | None = None,
+    run: RunDir | None = None,
     max_concurrency: int = 8,
-    max_cost_usd: float | None = None,
 ) -> Generator[Judge]:
-    """The judge of this kind, closed at the end. Verdicts of a model are kept at `cache_path`, so
-    that a run that goes on pays for none twice. Raises ConfigError for settings that do not do."""
+    """The judge of this kind, closed at the end. Verdicts of a model are kept in the folder of
+    `run`, so that one that goes on pays for none twice. Raises ConfigError for settings that do not
+    do, and where the run began with another model as its judge."""
     if kind != "llm":
-        yield RuleJudge("phrase" if kind == "phrase" else "tokens")
+        yield rule_judge(kind)
         return
+    role = judge_role(settings, seed=seed)
+    opened = endpoints.open([role])
+    if run is not None:
+        describe_roles(role)
+        endpoints.require_models(run, {f"{ROLE}.model": role})
     client = LLMClient(
-        endpoints.open([judge_role(settings, seed=seed)]),
-        cache_path=cache_path,
+        opened,
+        cache_path=None if run is None else run.path / CALLS_FILE,
         max_concurrency=max_concurrency,
-        max_cost_usd=max_cost_usd,
     )
     with LLMJudge(client) as judge:
         yield judge

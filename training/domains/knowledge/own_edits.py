@@ -25,6 +25,10 @@ class EditSampling:
     temperature: float
     use_grammar: bool = True
 
+    def prompt_length(self, prompts: EditPrompts, passage: Passage) -> int:
+        """In tokens."""
+        return len(prompt_tokens(self.tokenizer, prompts.problem(passage)))
+
     def texts(
         self,
         prompts: EditPrompts,
@@ -74,8 +78,7 @@ class EditWriter:
         many tokens."""
         problems = []
         for passage in passages:
-            problem = self._prompts.problem(passage)
-            length = len(prompt_tokens(self._sampling.tokenizer, problem))
+            length = self._sampling.prompt_length(self._prompts, passage)
             if context is not None and length >= context:
                 problems.append(
                     f"passage {passage.id} ({passage.title!r}): the prompt for its self-edit has "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -75,39 +75,51 @@ def covered(passage: Passage, text: str) -> list[bool]:
     return [conveys(text, question, "phrase") for question in passage.questions]
 
 
-def summary_lines(trials: Sequence[Trial]) -> list[str]:
+def summary_lines(trials: Sequence[Trial], known: MutableMapping[object, str]) -> list[str]:
     """A line for each time in the run: right answers, gained, kept and lost against the base model,
-    how many answers stand in the edits, and the forms and rates that were chosen."""
+    how many answers stand in the edits, and the forms and rates that were chosen. A page that is
+    made again and again as the run goes on finds those of finished times in `known`."""
     lines = []
-    for when, group in itertools.groupby(trials, key=lambda trial: trial.sample["when"]):
+    for (when, step), group in itertools.groupby(trials, key=_time_of):
         chosen = list(group)
-        runs = [(t, o) for t in chosen for o in t.outcomes_R if o.failed is None]
-        if not runs:
-            lines.append(f"{when}: no self-edit was carried out")
-            continue
-        before_Q = [c for t, _ in runs for c in t.before.correct_Q]
-        after_Q = [c for _, o in runs for c in o.correct_Q]
-        found = changes(before_Q, after_Q)
-        share = accuracy(after_Q)
-        edits = [(t.passage, t.edit) for t in chosen if not isinstance(t.edit, str)]
-        coverage = fmean(c for passage, edit in edits for c in covered(passage, edit.text))
-        line = f"{when}: {_percent(accuracy(before_Q))} right before, {_percent(share)} after"
-        if found.kept + found.lost:
-            # without this a gain hides what training destroyed
-            line += (
-                f" (of what was wrong {_percent(found.gained_share)} gained, of what was right "
-                f"{_percent(found.kept_share)} kept)"
-            )
-        line += f"; {coverage:.0%} of the answers stand in the edits"
-        failed = sum(o.failed is not None for t in chosen for o in t.outcomes_R)
-        if failed or found.unscored:
-            line += f"; {failed} inner runs failed, {found.unscored} answers have no verdict"
-        rates = [edit.learning_rate for _, edit in edits if edit.learning_rate is not None]
-        if rates:
-            forms = _counted(edit.form for _, edit in edits)
-            line += f"; {forms}; lr {_counted(f'{rate:g}' for rate in rates)}"
-        lines.append(line)
+        # a batch in the middle has fewer trials than at its end
+        key = (when, step, len(chosen))
+        if key not in known:
+            known[key] = f"{when}: {_summary(chosen)}"
+        lines.append(known[key])
     return lines
+
+
+def _time_of(trial: Trial) -> tuple[str, int]:
+    return trial.sample["when"], trial.sample["step"]
+
+
+def _summary(chosen: Sequence[Trial]) -> str:
+    runs = [(t, o) for t in chosen for o in t.outcomes_R if o.failed is None]
+    if not runs:
+        return "no self-edit was carried out"
+    before_Q = [c for t, _ in runs for c in t.before.correct_Q]
+    after_Q = [c for _, o in runs for c in o.correct_Q]
+    found = changes(before_Q, after_Q)
+    share = accuracy(after_Q)
+    edits = [(t.passage, t.edit) for t in chosen if not isinstance(t.edit, str)]
+    coverage = fmean(c for passage, edit in edits for c in covered(passage, edit.text))
+    line = f"{_percent(accuracy(before_Q))} right before, {_percent(share)} after"
+    if found.kept + found.lost:
+        # without this a gain hides what training destroyed
+        line += (
+            f" (of what was wrong {_percent(found.gained_share)} gained, of what was right "
+            f"{_percent(found.kept_share)} kept)"
+        )
+    line += f"; {coverage:.0%} of the answers stand in the edits"
+    failed = sum(o.failed is not None for t in chosen for o in t.outcomes_R)
+    if failed or found.unscored:
+        line += f"; {failed} inner runs failed, {found.unscored} answers have no verdict"
+    rates = [edit.learning_rate for _, edit in edits if edit.learning_rate is not None]
+    if rates:
+        forms = _counted(edit.form for _, edit in edits)
+        line += f"; {forms}; lr {_counted(f'{rate:g}' for rate in rates)}"
+    return line
 
 
 def add_passages(report: Report, trials: Sequence[Trial]) -> None:
@@ -140,8 +152,9 @@ def _answer_rows(trial: Trial) -> list[list[Any]]:
     return rows
 
 
-def write_seal_files(folder: Path, trials: Sequence[Trial]) -> None:
-    """The report of the edits that could be carried out, and the best one of each passage."""
+def write_seal_files(folder: Path, trials: Sequence[Trial], settings: Mapping[str, Any]) -> None:
+    """The report of the edits that could be carried out, with `settings` in it, and the best one of
+    each passage."""
     by_passage: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.outcomes_R and all(o.failed is None for o in trial.outcomes_R):
@@ -155,7 +168,7 @@ def write_seal_files(folder: Path, trials: Sequence[Trial]) -> None:
         )
         for mine in by_passage.values()
     ]
-    run = seal_run(articles, {})
+    run = seal_run(articles, settings)
     write_run(folder / SEAL_RUN, run)
     write_rows(folder / SEAL_ROWS, best_rows(run))
 

@@ -134,7 +134,9 @@ class Checkpoints:
 
     def abort(self, begun: Begun) -> None:
         """It will not be committed; its files go. One that is committed stays."""
-        if self._begun.pop(begun.uid, None) is not None:
+        with self._database.lock:
+            is_begun = self._begun.pop(begun.uid, None) is not None
+        if is_begun:
             _remove(begun.folder)
 
     # ------------------------------------------------------------------------------------- reading

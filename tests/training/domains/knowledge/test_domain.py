@@ -19,7 +19,9 @@ from training.domains.knowledge.seal_files import read_rows
 from training.domains.knowledge.seal_runs import read_run
 from training.endpoints import Endpoints
 from utils.config.entrypoint import ConfigError
+from utils.llm.roles import RoleConfig
 from utils.runs.files import read_jsonl
+from utils.runs.run_dir import RunDir
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -213,7 +215,7 @@ def test_what_is_shown_says_how_reliable_the_reward_is(make) -> None:
     [rewards_G] = domain.rewards([problem], [answers])
     samples = [
         {
-            **{"problem": problem.id, "kind": "train", "when": "train, batch 1"},
+            **{"problem": problem.id, "kind": "train", "when": "train, batch 1", "step": 1},
             **{"answer": answer, "reward": r.value, "note": r.note, "prompt": "p"},
         }
         for answer, r in zip(answers, rewards_G, strict=True)
@@ -241,15 +243,23 @@ def test_passages_without_questions_are_refused(make, model: str, tmp_path: Path
 
 
 def test_a_judge_of_this_process_is_closed_with_the_domain(
-    model: str, monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[Endpoints] = []
-    monkeypatch.setattr(Endpoints, "__exit__", lambda self, *error: closed.append(self))
+    close = Endpoints.close
+    monkeypatch.setattr(Endpoints, "close", lambda self: (closed.append(self), close(self)))
     config = KnowledgeDomainConfig(
-        model_name=model, source="made", num_train_passages=1, num_test_passages=1
+        model_name=model,
+        source="made",
+        num_train_passages=1,
+        num_test_passages=1,
+        judge_kind="llm",
+        judge=RoleConfig(model=model, base_url="local"),
     )
     service: Any = None
     domain = KnowledgeDomain(config, service)
+    with RunDir.open("rl_loop", tmp_path / "r", config) as run:
+        domain.open_calls(run)
     assert not closed
     domain.close()
     assert len(closed) == 1

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from places import SHARED_DATA
 
+from training.domains.knowledge.inner import preset
 from training.domains.knowledge.passages import Passage, Question
+from training.domains.knowledge.seal_cpt import CptArticle, write_cpt_run
 from training.domains.knowledge.seal_files import (
     SealItem,
     SealQuestion,
@@ -32,6 +34,8 @@ from training.domains.knowledge.seal_runs import (
     seal_run,
     write_run,
 )
+from training.domains.knowledge.seal_settings import seal_settings
+from utils.config.entrypoint import dump_yaml
 from utils.config.errors import ConfigError
 
 RESULTS = SHARED_DATA / "seal_results" / "query_server"
@@ -223,3 +227,54 @@ def test_seals_statistics_out_of_its_answers() -> None:
             assert mine.stats == theirs.stats
             for edit, edit_there in zip(mine.completions, theirs.completions, strict=True):
                 assert asdict(edit.stats) == pytest.approx(asdict(edit_there.stats), abs=1e-12)
+
+
+# ------------------------------------------------------------------------- continued pretraining
+
+
+def test_the_report_of_many_passages_in_one_adapter(tmp_path: Path) -> None:
+    """By hand: of three questions one is gained, one lost, and one has no verdict afterwards. Two
+    passages share a title."""
+    path = tmp_path / "file.cpt-0.json"
+    articles = [
+        CptArticle("The lab", ["no", "Oslo"], [False, True], ["Oslo", "no"], [True, False]),
+        CptArticle("The lab", ["no"], [False], ["?"], [None]),
+    ]
+    about = {"timestamp": "0102_030405", "dataset": "own", "n_articles": 2, "k_completions": 5}
+    write_cpt_run(path, articles, about, train_sequences=12)
+    means = {"baseline_accuracy": 0.3333, "adapter_accuracy": 0.5}
+    # 1/2 - 1/3, of what is not rounded yet
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "overall": {**means, "gain": 0.1667},
+        **about,
+        "per_article": {
+            "The lab": {
+                "baseline_correct": [False, True, False],
+                "adapter_correct": [True, False, None],
+            }
+        },
+        "train_sequences": 12,
+        "eval_questions": 3,
+        "server_reply": {
+            **{**means, "adapter_gain": 0.1667},
+            "baseline_texts": ["no", "Oslo", "no"],
+            "adapter_texts": ["Oslo", "no", "?"],
+            "baseline_correct": [False, True, False],
+            "adapter_correct": [True, False, None],
+            "gains": [1, -1, None],
+        },
+    }
+
+
+def test_what_a_report_says_of_its_run(tmp_path: Path) -> None:
+    started = "2026-03-04T05:06:07+00:00"
+    dump_yaml(tmp_path / "config.yaml", {"meta": {"started": started}})
+    settings = preset("seal", base_model="m")
+    about = seal_settings(tmp_path, settings, dataset="own", split_newlines=False, num_epochs=3)
+    assert about == {
+        **{"timestamp": "0304_050607", "dataset": "own", "split_newlines": False},
+        "lora_params": {
+            **{"rank": 32, "alpha": 64.0, "dropout": 0.0, "epochs": 3, "lr": 1e-3},
+            **{"batch_size": 1, "grad_accum_steps": 1},
+        },
+    }
