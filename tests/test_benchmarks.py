@@ -112,7 +112,7 @@ def test_starting(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # in the warm-up and the one round; and of the model at its own place at the first start alone
     assert len(probed) == 3 and "The comparison: " in table
     assert {row["contender"] for row in rows if row["case"] == "prove"} == {
-        *("a sampler", "one with its proof", "a checkpoint's"),
+        *("a sampler's first prompts", "with its proof", "proven before", "a checkpoint's proof"),
     }
     assert dict(os.environ) == before
 
