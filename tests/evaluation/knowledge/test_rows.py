@@ -95,6 +95,24 @@ def test_bm25_reads_what_it_finds_for_each_question() -> None:
     assert all(sorted(places) == list(QUESTIONS) for places in told.values())
 
 
+def about(name: str, text: str, cluster: str, *questions: str) -> Passage:
+    asked = tuple(Question(f"{name}/{i}", q, "x") for i, q in enumerate(questions))
+    return Passage(name, name, text, asked, cluster)
+
+
+def test_bm25_may_find_another_passage() -> None:
+    """What is read is what was found, right or wrong."""
+    sea = about("sea", "Fish swim in salty water.", "sea", "Which fish swim?", "Which sheep graze?")
+    hill = about("hill", "Sheep graze on green grass.", "hill", "Where do sheep graze?")
+    found = make_plan([sea, hill], ["bm25"], {}, rules())
+    shown = {}
+    for part in found.parts["bm25"]:
+        job = found.jobs[part.key]
+        assert isinstance(job, InnerJob)
+        shown |= {(part.passage, place): job.shown for place in part.places}
+    assert shown == {(0, 0): sea.context, (0, 1): hill.context, (1, 0): hill.context}
+
+
 def test_passage_alone_has_settings_of_its_own() -> None:
     found = plan("passage")
     assert [(j.edit, j.learning_rate, j.num_epochs, j.repeat) for j in jobs(found, "passage")] == [
@@ -169,6 +187,10 @@ def test_the_other_passage_is_of_another_cluster_and_like_it() -> None:
     passages = SOURCE.passages("test")
     # villages are the first and the seventh
     assert others_of(passages)[0] == 6 and others_of(passages)[6] == 0
+    # those of one title are most alike, and would tell what is asked about
+    alike = "Fish swim in salty water"
+    passages = [about("a", alike, "T"), about("b", alike, "T"), about("c", "Sheep graze", "U")]
+    assert others_of(passages)[:2] == [2, 2]
     one = Passage("x", "T", "a text", (Question("q", "?", "a"),), "T")
     with pytest.raises(ValueError, match=r"row other: 2 passages of one cluster .* n_passages"):
         others_of([one, replace(one, id="y")])

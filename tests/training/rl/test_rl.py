@@ -263,7 +263,7 @@ def test_rest_em_without_success_does_nothing() -> None:
 
 def test_what_rest_em_imitates() -> None:
     groups = [
-        [Reward(0.2, False), Reward(0.5, True), Reward(0.7, True), Reward(0.7, True)],
+        [Reward(0.9, False), Reward(0.5, True), Reward(0.7, True), Reward(0.7, True)],
         [Reward(0.9, False), Reward(0.1, False)],
     ]
     rng = np.random.default_rng(0)

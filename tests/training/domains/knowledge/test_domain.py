@@ -73,7 +73,7 @@ def make(model: str, tmp_path: Path) -> Callable[..., tuple[KnowledgeDomain, lis
     and the jobs that were run."""
 
     def build(
-        outcome_of: Callable[[InnerJob], InnerOutcome], **settings: Any
+        outcome_of: Callable[[InnerJob], InnerOutcome], form: str = "qa", **settings: Any
     ) -> tuple[KnowledgeDomain, list[InnerJob]]:
         file = tmp_path / "rows.json"
         file.write_text(json.dumps(ROWS), encoding="utf-8")
@@ -83,7 +83,7 @@ def make(model: str, tmp_path: Path) -> Callable[..., tuple[KnowledgeDomain, lis
             data_path=str(file),
             num_train_passages=2,
             num_test_passages=1,
-            form="qa",
+            form=form,
             **settings,
         )
         service: Any = None
@@ -137,6 +137,19 @@ def test_the_same_edit_is_carried_out_once_and_is_known_after_resuming(make) -> 
     assert done_again == []
 
 
+def test_the_same_text_at_another_rate_is_another_edit(make) -> None:
+    def outcome(job: InnerJob) -> InnerOutcome:
+        return after(True, True, -4.0 + 1e3 * (job.learning_rate or 0.0), -2.0)
+
+    domain, done = make(outcome, repeats=1, form="model")
+    problem = first_train(domain)
+    text = EDITS[problem.data.title]
+    edits = [f'{{"form": "qa", "learning_rate": {rate}}}\n{text}' for rate in (0.001, 0.003)]
+    [[slow, fast]] = domain.rewards([problem], [edits])
+    assert (slow.value, fast.value) == (pytest.approx(0.5), pytest.approx(1.5))
+    assert [(job.edit, job.learning_rate) for job in done[1:]] == [(text, 1e-3), (text, 3e-3)]
+
+
 def test_what_is_no_edit_trains_nothing(make) -> None:
     domain, done = make(lambda job: after(True, True), repeats=1, reward="accuracy")
     problem = first_train(domain)
@@ -183,19 +196,34 @@ def test_a_success_gains_more_than_the_noise(make) -> None:
 
     def outcome(job: InnerJob) -> InnerOutcome:
         assert job.edit is not None
-        gain = (1.0, 1.4)[job.repeat] if "Big" in job.edit else (-0.1, 0.3)[job.repeat]
+        mean = 1.2 if "Big" in job.edit else 0.25 if "Fair" in job.edit else 0.1
+        gain = mean + (-0.2, 0.2)[job.repeat]
         return after(True, True, -4.0 + gain, -2.0 + gain)
 
     domain, _ = make(outcome, repeats=2, reward="logprob")
     problem = first_train(domain)
-    edits = ["Q: Big? A: Nive", "Q: Small? A: Nive"]
-    [[big, small]] = domain.rewards([problem], [edits])
+    edits = ["Q: Big? A: Nive", "Q: Small? A: Nive", "Q: Fair? A: Nive"]
+    [[big, small, fair]] = domain.rewards([problem], [edits])
     assert big.value == pytest.approx(1.2)
     assert small.value == pytest.approx(0.1)
     assert math.sqrt(0.08 / 2) > small.value > 0
-    assert (big.solved, small.solved) == (True, False)
+    # of the mean: what one repeat may be off is more than this gain
+    assert math.sqrt(0.08) > fair.value > math.sqrt(0.08 / 2)
+    assert (big.solved, small.solved, fair.solved) == (True, False, True)
     lenient, _ = make(outcome, repeats=2, reward="logprob", min_gain=0.05)
-    assert [r.solved for r in lenient.rewards([problem], [edits])[0]] == [True, True]
+    assert [r.solved for r in lenient.rewards([problem], [edits])[0]] == [True, True, True]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("accuracy", 0.5), ("gain", 0.0), ("logprob", 0.0)])
+@pytest.mark.parametrize("bound", [{}, {"min_gain": 0.0}])
+def test_as_good_as_the_base_model_is_no_success(
+    kind: str, value: float, bound: dict[str, float], make
+) -> None:
+    """Whatever the reward is: half of the answers are right without any training."""
+    domain, _ = make(lambda job: after(False, True, -4.0, -2.0), reward=kind, repeats=2, **bound)
+    problem = first_train(domain)
+    [[found]] = domain.rewards([problem], [[EDITS[problem.data.title]]])
+    assert (found.value, found.solved) == (value, False)
 
 
 def test_what_is_shown_says_how_reliable_the_reward_is(make) -> None:
