@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,29 @@ def serve(host: Host, scenario: Callable[[Host], Awaitable[Any]]) -> Any:
             await host.aclose()
 
     return asyncio.run(run())
+
+
+@contextmanager
+def stopped_engine(service: Any, folder: str) -> Iterator[None]:
+    """The engine's worker does nothing meanwhile: what is asked of it waits."""
+    engine = service.engine(folder)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        reached.set()
+        assert go_on.wait(60)
+
+    engine.submit_call(engine.new_queue(), stop).start()
+    assert reached.wait(60)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def weights_of(host: Host, model_id: str) -> np.ndarray:
+    client: Any = host._trained._models[model_id].ready.result()
+    return client._adapter.flat.numpy().copy()
 
 
 def open_store(folder: Path) -> Store:

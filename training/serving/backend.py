@@ -24,6 +24,9 @@ from training.api import (
 )
 from training.serving.errors import bad_request, server_fault
 
+# of the memory that is free, for one more adapter
+_SHARE_FOR_ADAPTERS = 0.5
+
 Make = Callable[[], APIFuture[Any]]
 OnToken = Callable[[SampledToken], bool]
 
@@ -35,6 +38,8 @@ class Backend:
         self._service = service
 
     def create(self, source: str, lora: LoraConfig) -> TrainingClient:
+        """Raises ServingError (400) where there is no room for it."""
+        self._check_room(source, lora)
         return self._service.create_lora_training_client(
             source,
             rank=lora.rank,
@@ -44,7 +49,11 @@ class Backend:
             train_unembed=lora.train_unembed,
         )
 
-    def load(self, folder: Path, source: str, *, with_optimizer: bool) -> TrainingClient:
+    def load(
+        self, folder: Path, source: str, lora: LoraConfig, *, with_optimizer: bool
+    ) -> TrainingClient:
+        """As create(); `lora` is what the folder has."""
+        self._check_room(source, lora)
         load = self._service.create_training_client_from_state
         if with_optimizer:
             load = self._service.create_training_client_from_state_with_optimizer
@@ -69,6 +78,27 @@ class Backend:
 
     def close(self) -> None:
         self._service.close()
+
+    def _check_room(self, source: str, lora: LoraConfig) -> None:
+        adapter_memory = getattr(self._service, "adapter_memory", None)
+        if adapter_memory is None:
+            return
+        memory = adapter_memory(
+            source,
+            lora.rank,
+            train_mlp=lora.train_mlp,
+            train_attn=lora.train_attn,
+            train_unembed=lora.train_unembed,
+        )
+        # what is left is for passes and samples
+        if memory.free is not None and memory.needed > _SHARE_FOR_ADAPTERS * memory.free:
+            raise bad_request(
+                f"rank: an adapter of rank {lora.rank} needs {memory.needed / 1e6:,.0f} MB to "
+                f"train, and {memory.free / 1e6:,.0f} MB of the server's memory are free, of which "
+                f"adapters may take {_SHARE_FOR_ADAPTERS:.0%}; unload a model, finish a session, "
+                "or use a lower rank",
+                param="rank",
+            )
 
 
 def prepare_training(

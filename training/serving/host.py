@@ -6,6 +6,7 @@ on the engine's worker. Every refusal is a ServingError.
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import time
 from collections import Counter
@@ -21,11 +22,12 @@ from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
 from training.serving.errors import ServingError, bad_request, not_found
 from training.serving.hosted_models import HostedModels
-from training.serving.promises import Outcome, Promise, Promises
+from training.serving.promises import SAMPLE, Outcome, Promise, Promises
 from training.serving.sampler_weights import SamplerCache
 from training.serving.samplers import Samplers
 from training.serving.scheduler import Scheduler
 from training.serving.sessions import Sessions
+from training.serving.storage.rows import utc_now
 from training.serving.store import Store
 from training.serving.trained_models import TrainedModels
 from training.serving.training_requests import TrainingRequests
@@ -33,12 +35,15 @@ from training.serving.workers import Workers
 
 logger = logging.getLogger(__name__)
 
+_HOUR = 3600.0
+
 
 @dataclass(frozen=True)
 class HostOptions:
-    """max_rank, max_models: of adapters in training. session_seconds: without a sign of life, until
-    a client is taken for dead. result_seconds, max_result_bytes: what is kept of results for
-    clients that ask again. max_open_requests: of one owner, without an answer.
+    """max_rank, max_models: of adapters in training. sampler_adapters: kept in memory to sample
+    from; those that were not used for longest sleep in files. session_seconds: without a sign of
+    life, until a client is taken for dead. result_seconds, max_result_bytes: what is kept of
+    results for clients that ask again. max_open_requests: of one owner, without an answer.
 
     engine_rows: samples that the engine decodes at once, with reserved_rows more for owners who
     have fewer than that (so EngineOptions.max_rows is the sum of both); train_requests of all
@@ -48,6 +53,7 @@ class HostOptions:
 
     max_rank: int = 256
     max_models: int = 256
+    sampler_adapters: int = 16
     session_seconds: float = 300.0
     result_seconds: float = 600.0
     max_result_bytes: int = 2 * 2**30
@@ -77,9 +83,11 @@ class Host:
         self._clock = clock
         self._started_at = clock()
         self._activity = Activity(clock)
+        self._forgot_at = clock()
         self._backend = Backend(service)
         self._workers = Workers()
         self._promises = Promises(
+            store.futures,
             seconds=options.result_seconds,
             max_bytes=options.max_result_bytes,
             max_open=options.max_open_requests,
@@ -95,7 +103,14 @@ class Host:
         )
         self._sessions = Sessions(store, seconds=options.session_seconds, clock=clock)
         self.checkpoints = CheckpointAccess(store)
-        cache = self._cache = SamplerCache(self._backend, models, self.checkpoints, self._workers)
+        cache = self._cache = SamplerCache(
+            self._backend,
+            models,
+            self.checkpoints,
+            self._workers,
+            folder=store.staging,
+            max_awake=options.sampler_adapters,
+        )
         self.checkpoints.on_removed = cache.forget
         self._trained = TrainedModels(
             self._backend,
@@ -157,10 +172,11 @@ class Host:
         """Begins the sweeps, and to load the default model."""
         self._workers.begin(self._sweep_forever())
         with contextlib.suppress(ServingError):
-            self._cache.of_base(self.bases.default)
+            self._cache.open(self._cache.of_base(self.bases.default))
 
     async def aclose(self) -> None:
         """Waiters get what there is; then the service is closed."""
+        self._scheduler.close()
         self._promises.release_waiters()
         await self._workers.close()
         await asyncio.get_running_loop().run_in_executor(None, self._backend.close)
@@ -245,7 +261,7 @@ class Host:
         promise = self._promises.get(owner, request_id)
         if promise is None:
             raise not_found(f"request {request_id!r}")
-        if promise.kind == "Sample":
+        if promise.kind == SAMPLE:
             self._scheduler.drop([promise])
 
     # -------------------------------------------------------------------------------------- sweeps
@@ -258,6 +274,7 @@ class Host:
     def sweep(self) -> None:
         """Frees what silent clients hold, expired results and expired checkpoints."""
         self._promises.sweep()
+        self._forget_futures()
         open_promises = [promise for promise in self._promises if promise.is_open]
         for session_id in self._sessions.silent(open_promises):
             self._scheduler.drop([p for p in open_promises if p.session_id == session_id])
@@ -271,6 +288,13 @@ class Host:
                 self._free(session_id)
                 self._sessions.forget(session_id)
         self.checkpoints.sweep()
+
+    def _forget_futures(self) -> None:
+        """Nobody asks any more for what was promised a day ago."""
+        now = self._clock()
+        if now - self._forgot_at >= _HOUR:
+            self._forgot_at = now
+            self.store.futures.forget(utc_now() - datetime.timedelta(days=1))
 
     def status(self) -> dict[str, Any]:
         """For the page: what runs now, of all owners."""

@@ -1,7 +1,7 @@
 """A model that answers requests of the OpenAI face, whole or token by token."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from training.api import (
 from training.serving import backend as calls
 from training.serving.backend import OnToken
 from training.serving.errors import ServingError, bad_request, server_fault
-from training.serving.promises import Promise, Promises
+from training.serving.promises import SAMPLE, Promise, Promises
 from training.serving.sampler_weights import LoadedWeights, SamplerWeights
 from training.serving.scheduler import Scheduler, Work
 from training.serving.workers import Workers
@@ -95,7 +95,7 @@ class Hosted:
 
     async def stream(
         self, prompt: ModelInput, params: SamplingParams, num_samples: int = 1, topk: int = 0
-    ) -> AsyncIterator[StreamedToken]:
+    ) -> AsyncGenerator[StreamedToken, None]:
         """The tokens that sample() gives, as they come. Raises ServingError. Closing the iterator
         frees the rows."""
         loop = asyncio.get_running_loop()
@@ -128,7 +128,7 @@ class Hosted:
         on_token: OnToken | None = None,
         **asked: Any,
     ) -> Promise:
-        promise, _ = self._promises.begin(self._owner, "Sample", _NO_SESSION)
+        promise, _ = self._promises.begin(self._owner, SAMPLE, _NO_SESSION)
         with self._promises.accepting(promise):
             if num_samples > self._max_num_samples:
                 raise bad_request(

@@ -55,8 +55,10 @@ class HostedModels:
         """By the name of a base model, an alias, `<run>/<checkpoint>`, the checkpoint's tinker://
         path, or `<base>;<path>`. Loads it. Raises ServingError: 404 model_not_found."""
         weights = self._weights(owner, name)
-        await asyncio.wait([weights.loaded])
-        loaded = weights.loaded.result()
+        opened = self._cache.open(weights)
+        # unlike awaiting it, this leaves it alone when one of many gives up
+        await asyncio.wait([opened])
+        loaded = opened.result()
         try:
             tokenizer = await self._workers.check(loaded.client.get_tokenizer)
         except ValueError as error:

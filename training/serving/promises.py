@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import re
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -26,14 +27,19 @@ from training.serving.errors import (
     not_found,
     server_fault,
 )
+from training.serving.storage.futures import Futures
 
 logger = logging.getLogger(__name__)
+
+# the SDK's word for the only kind of request that belongs to no model
+SAMPLE = "Sample"
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{32}")
 
 Category = Literal["user", "server"]
 State = Literal["pending", "result", "error"]
 
-# ids of results that are no longer kept, remembered to tell "expired" from "unknown"
-_REMEMBERED = 100_000
+# ids and numbers of results that are no longer kept, remembered to tell "expired" from "unknown"
+_REMEMBERED = 20_000
 # what a result costs beside its arrays
 _OVERHEAD = 2_000
 
@@ -80,6 +86,8 @@ class Promise:
     num_bytes: int = 0
     # how many wait for it now: a client that polls is alive
     waiting: int = 0
+    # nobody wants it any more
+    is_dropped: bool = False
 
     def __post_init__(self) -> None:
         self.outcome = Outcome("pending", self.kind)
@@ -91,11 +99,24 @@ class Promise:
 
 class Promises:
     """`max_bytes` of results are kept at most, each for `seconds`, whichever ends first; an owner
-    may have `max_open` requests without a result. `clock` gives seconds."""
+    may have `max_open` requests without a result. `clock` gives seconds.
+
+    `futures` remembers requests to models, so that after a restart their clients learn what
+    happened. Samples come by the thousand and are sent again by the client: of a sample only its id
+    tells that another server promised it.
+    """
 
     def __init__(
-        self, *, seconds: float, max_bytes: int, max_open: int, clock: Callable[[], float]
+        self,
+        futures: Futures,
+        *,
+        seconds: float,
+        max_bytes: int,
+        max_open: int,
+        clock: Callable[[], float],
     ) -> None:
+        self._futures = futures
+        self._boot = secrets.token_hex(4)
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._max_open = max_open
@@ -106,6 +127,8 @@ class Promises:
         self._finished: OrderedDict[str, Promise] = OrderedDict()
         self._open: Counter[str] = Counter()
         self._expired: OrderedDict[str, str] = OrderedDict()
+        # numbers of requests to models whose results are gone, the oldest first
+        self._spent: OrderedDict[Hashable, None] = OrderedDict()
         self.num_bytes = 0
         # is told every result
         self.on_result: Callable[[Any], None] = lambda value: None
@@ -142,7 +165,9 @@ class Promises:
                 "send more when some have been answered",
                 retry_after=2.0,
             )
-        request_id = secrets.token_hex(16)
+        request_id = f"{self._boot}-{secrets.token_hex(16)}"
+        if kind != SAMPLE:
+            self._futures.record(owner, kind, scope, None, digest, request_id)
         sequence_ids = tuple(f"{request_id}:{i}" for i in range(num_sequences))
         promise = Promise(request_id, owner, kind, session_id, model_id, sequence_ids, key, digest)
         self._by_id[request_id] = promise
@@ -202,22 +227,18 @@ class Promises:
         self._finish(promise, Outcome("error", promise.kind, None, message, category), 0)
 
     def get(self, owner: str, request_id: str) -> Promise | None:
-        """None where there is none, and for another owner's. Raises 410 for one that expired."""
+        """None where there is none, and for another owner's."""
         promise = self._by_id.get(request_id)
-        if promise is not None:
-            return promise if promise.owner == owner else None
-        if self._expired.get(request_id) == owner:
-            raise gone(
-                f"request {request_id}: its result was kept for {self._seconds:g} seconds, or "
-                "until newer results needed the memory, and is gone"
-            )
-        return None
+        return promise if promise is not None and promise.owner == owner else None
 
     async def wait(self, owner: str, request_id: str, timeout_seconds: float) -> Outcome:
-        """ "pending" when the time is over. Raises 404 and 410, see get()."""
+        """The outcome, which is pending when the time is over. A request to a model that a restart
+        cut off is an error of the server. Raises ServingError: 404 for an unknown request and
+        another owner's, 410 for a result that is not kept any more, and for a sample from before a
+        restart."""
         promise = self.get(owner, request_id)
         if promise is None:
-            raise not_found(f"request {request_id!r}")
+            return self._past(owner, request_id)
         if promise.is_open:
             promise.waiting += 1
             try:
@@ -226,6 +247,21 @@ class Promises:
             finally:
                 promise.waiting -= 1
         return promise.outcome
+
+    def _past(self, owner: str, request_id: str) -> Outcome:
+        """Of a request that is not in memory."""
+        row = self._futures.get(owner, request_id)
+        if row is not None and row.state == "lost":
+            message = f"{row.kind}: the server was restarted; resume from the last checkpoint"
+            return Outcome("error", row.kind, None, message, "server")
+        if row is not None or self._expired.get(request_id) == owner:
+            raise gone(
+                f"request {request_id}: its result was kept for {self._seconds:g} seconds, or "
+                "until newer results needed the memory, and is gone"
+            )
+        if _ID.fullmatch(request_id) and not request_id.startswith(self._boot):
+            raise gone(f"request {request_id}: the server was restarted; send it again")
+        raise not_found(f"request {request_id!r}")
 
     def release_waiters(self) -> None:
         """The server ends: who waits gets what there is, at once."""
@@ -249,12 +285,27 @@ class Promises:
             is_old = now - oldest.finished_at >= self._seconds
             if not is_old and self.num_bytes <= self._max_bytes:
                 break
-            self._forget(oldest)
+            self._by_id.pop(oldest.request_id, None)
+            self._spend(oldest)
             self.num_bytes -= oldest.num_bytes
             del self._finished[oldest.request_id]
-            self._expired[oldest.request_id] = oldest.owner
+            if oldest.kind == SAMPLE:
+                self._expired[oldest.request_id] = oldest.owner
             if len(self._expired) > _REMEMBERED:
                 self._expired.popitem(last=False)
+
+    def _spend(self, promise: Promise) -> None:
+        """Its result goes; its number stays taken, or a step that is sent again would be taken
+        again. A sample that is drawn again harms nobody."""
+        promise.outcome = Outcome("error", promise.kind, None, "its result is not kept any more")
+        if promise.key is None:
+            return
+        if promise.kind == SAMPLE:
+            self._by_key.pop(promise.key, None)
+            return
+        self._spent[promise.key] = None
+        if len(self._spent) > _REMEMBERED:
+            del self._by_key[self._spent.popitem(last=False)[0]]
 
     def _finish(self, promise: Promise, outcome: Outcome, num_bytes: int) -> None:
         if not promise.is_open:
@@ -269,6 +320,8 @@ class Promises:
         self.sweep()
 
     def _settle(self, promise: Promise) -> None:
+        if promise.kind != SAMPLE:
+            self._futures.end(promise.request_id)
         self._open[promise.owner] -= 1
         if not self._open[promise.owner]:
             del self._open[promise.owner]

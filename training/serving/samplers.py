@@ -13,8 +13,8 @@ from training.serving.backend import Make
 from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
 from training.serving.errors import ServingError, bad_request, gone, not_found
-from training.serving.promises import Promise, Promises
-from training.serving.sampler_weights import SamplerCache, SamplerWeights
+from training.serving.promises import SAMPLE, Promise, Promises
+from training.serving.sampler_weights import LoadedWeights, SamplerCache, SamplerWeights
 from training.serving.scheduler import Scheduler, Work, explain
 from training.serving.sessions import Sessions
 from training.serving.storage.rows import Run, Sampler
@@ -112,6 +112,7 @@ class Samplers:
             assert model_path is not None
             found = self._checkpoints.to_sample(owner, model_path)
             weights = self._cache.of_checkpoint(found)
+        self._cache.use(weights)
         row = Sampler(sampler_id, owner, session_id, weights.base_model, weights.path)
         self._open[sampler_id] = (self._rows.add(row), weights)
         return sampler_id
@@ -122,9 +123,13 @@ class Samplers:
             raise _used_before(sampling_session_seq_id)
 
     def add_moment(self, sampling_session_seq_id: int, run: Run, client: Any) -> dict[str, str]:
-        """A sampler of a run's weights at one moment, which is in memory alone."""
+        """A sampler of a run's weights at one moment, which is in memory alone. Raises
+        ServingError (410) where nobody would free it."""
+        if not self._sessions.is_alive(run.session_id):
+            raise gone(f"session {run.session_id} ended before its sampler was made")
         sampler_id = _sampler_id(run.session_id, sampling_session_seq_id)
         weights = self._cache.of_moment(run.base_model, client)
+        self._cache.use(weights)
         row = Sampler(sampler_id, run.owner, run.session_id, run.base_model)
         self._open[sampler_id] = (row, weights)
         return {"sampling_session_id": sampler_id}
@@ -146,7 +151,7 @@ class Samplers:
         hold their weights to their end."""
         freed = [i for i, (row, _) in self._open.items() if row.session_id == session_id]
         for sampler_id in freed:
-            del self._open[sampler_id]
+            self._cache.leave(self._open.pop(sampler_id)[1])
         return len(freed)
 
     async def sample(self, owner: str, request: "SampleRequest", *, digest: str) -> Promise:
@@ -155,7 +160,7 @@ class Samplers:
         row, weights = self._require(owner, request.sampling_session_id)
         promise, is_new = self._promises.begin(
             owner,
-            "Sample",
+            SAMPLE,
             row.session_id,
             scope=row.sampler_id,
             seq_id=request.seq_id,
@@ -166,26 +171,30 @@ class Samplers:
             return await self._promises.repeated(promise)
         with self._promises.accepting(promise):
             self._check(request)
-            await asyncio.wait([weights.loaded], timeout=_PATIENCE_SECONDS)
-            if weights.loaded.done():
-                await self._add_sample(promise, request, weights)
+            loaded = self._cache.open(weights)
+            await asyncio.wait([loaded], timeout=_PATIENCE_SECONDS)
+            if loaded.done():
+                await self._add_sample(promise, request, loaded.result())
                 return promise
-        self._workers.begin(self._sample_later(promise, request, weights))
+        self._workers.begin(self._sample_later(promise, request, loaded))
         return promise
 
     async def _sample_later(
-        self, promise: Promise, request: "SampleRequest", weights: SamplerWeights
+        self,
+        promise: Promise,
+        request: "SampleRequest",
+        loaded: "asyncio.Future[LoadedWeights]",
     ) -> None:
         try:
-            await asyncio.wait([weights.loaded])
-            await self._add_sample(promise, request, weights)
+            await asyncio.wait([loaded])
+            await self._add_sample(promise, request, loaded.result())
         except Exception as error:
             self._promises.fail(promise, *explain(error, promise))
 
     async def _add_sample(
-        self, promise: Promise, request: "SampleRequest", weights: SamplerWeights
+        self, promise: Promise, request: "SampleRequest", loaded: LoadedWeights
     ) -> None:
-        make = await self._prepare(request, weights)
+        make = await self._prepare(request, loaded)
         last_n, targets = request.prompt_logprobs_last_n, request.target_prompt_logprobs
 
         def finish(response: SampleResponse) -> Sampled:
@@ -194,8 +203,7 @@ class Samplers:
         work = Work(promise, make, finish, rows=request.num_samples)
         self._scheduler.add_sample(request.sampling_session_id, work)
 
-    async def _prepare(self, request: "SampleRequest", weights: SamplerWeights) -> Make:
-        loaded = weights.loaded.result()
+    async def _prepare(self, request: "SampleRequest", loaded: LoadedWeights) -> Make:
         calls.check_context(request.prompt.length, request.params.max_tokens, loaded.context_length)
         return await self._workers.check(
             partial(
@@ -248,6 +256,7 @@ class Samplers:
                     f"sampler {sampler_id}: {found.path} was overwritten since; make a new sampler"
                 )
             weights = self._cache.of_checkpoint(found)
+        self._cache.use(weights)
         known = self._open[sampler_id] = (row, weights)
         return known
 

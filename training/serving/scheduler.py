@@ -79,6 +79,12 @@ class Scheduler:
         self._work: dict[Promise, Work] = {}
         self._num_training = 0
         self._num_running = 0
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Nothing more is handed over, and what the engine leaves undone stays open: after the next
+        start its clients learn that it is lost."""
+        self._is_closed = True
 
     @property
     def num_waiting(self) -> int:
@@ -93,6 +99,9 @@ class Scheduler:
     def add_sample(self, lane: str, work: Work) -> None:
         """Ready to run; samples of one sampler need no order."""
         assert work.make is not None
+        if work.promise.is_dropped:
+            self._promises.fail(work.promise, *explain(CancelledError(), work.promise))
+            return
         self._work[work.promise] = work
         self._samples.push(work.promise.owner, lane, work)
         self._start()
@@ -115,8 +124,12 @@ class Scheduler:
 
     def ready(self, work: Work, make: "Callable[[], APIFuture[Any]]") -> None:
         """The request was checked; it runs when its turn comes."""
-        work.make = make
         assert work.lane is not None
+        if work.promise.is_dropped:
+            # its place is gone already
+            work.undo()
+            return
+        work.make = make
         self._queue(work.lane)
         self._start()
 
@@ -144,6 +157,8 @@ class Scheduler:
     # ------------------------------------------------------------------------------------- running
 
     def _start(self) -> None:
+        if self._is_closed:
+            return
         while self._num_training < self._train_requests:
             lane = self._lanes.pop()
             if lane is None:
@@ -194,7 +209,9 @@ class Scheduler:
             work.lane.num_running -= 1
             self._num_training -= 1
             self._queue(work.lane)
-        self._settle(work, future)
+        is_undone = future.cancelled() or future.exception() is not None
+        if not (self._is_closed and is_undone):
+            self._settle(work, future)
         self._start()
 
     def _settle(self, work: Work, future: "Future[Any]") -> None:
@@ -212,6 +229,9 @@ class Scheduler:
     def drop(self, promises: Collection[Promise]) -> None:
         """What waits is dropped. Samples that run end within a token; a training request that runs
         goes on to its end, since its gradient may be half added up."""
+        for promise in promises:
+            # one that is still being checked has no work yet, or none that is ready
+            promise.is_dropped = True
         unwanted = {self._work[promise] for promise in promises if promise in self._work}
         dropped = self._samples.remove(lambda work: work in unwanted)
         for lane in {work.lane for work in unwanted if work.lane is not None}:

@@ -73,6 +73,10 @@ class Sessions:
         self._seen[session_id] = self._clock()
         return session
 
+    def is_alive(self, session_id: str) -> bool:
+        """Heard of lately, and not finished."""
+        return session_id in self._seen
+
     def is_known(self, owner: str, session_id: str) -> bool:
         return self._rows.get(owner, session_id) is not None
 

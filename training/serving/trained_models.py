@@ -126,7 +126,13 @@ class TrainedModels:
             model = self._add(run, source)
             # or deleting it would take the files from under the load
             release = self._checkpoints.hold(found)
-        load = partial(self._backend.load, found.folder, source, with_optimizer=with_optimizer)
+        load = partial(
+            self._backend.load,
+            found.folder,
+            source,
+            found.lora,
+            with_optimizer=with_optimizer,
+        )
         self._workers.begin(self._make(model, promise, load, path=path, release=release))
         return promise
 
@@ -163,7 +169,13 @@ class TrainedModels:
             release = self._checkpoints.hold(found)
             model.ready = _future()
         source = model.source
-        load = partial(self._backend.load, found.folder, source, with_optimizer=with_optimizer)
+        load = partial(
+            self._backend.load,
+            found.folder,
+            source,
+            found.lora,
+            with_optimizer=with_optimizer,
+        )
         made = self._make(model, promise, load, path=path, instead_of=before, release=release)
         self._workers.begin(made)
         return promise

@@ -1,6 +1,7 @@
 """The host over the local engine: what a client trains, saves, loads and samples through it is what
 it would get in process."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ from host_world import (
     STEP,
     Client,
     data_of,
+    digest_of,
     make_host,
     open_store,
     serve,
+    weights_of,
 )
 from tiny_chat import save_chat_model
 
 from training.api import ModelInput, SamplingParams
 from training.serving.errors import ServingError
 from training.serving.host import Host
+from training.serving.names import TinkerPath
 
 TOKENS = [5, 6, 7, 8, 9, 10, 11, 12]
-LARGE = {"params": STEP}
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +45,6 @@ def store(tmp_path: Path) -> Iterator[Any]:
 @pytest.fixture
 def host(connect_local: Any, store: Any, folder: str) -> Host:
     return make_host(connect_local(decode_steps_while_training=2), store, folder)
-
-
-def weights_of(host: Host, model_id: str) -> np.ndarray:
-    client: Any = host._trained._models[model_id].ready.result()
-    return client._adapter.flat.numpy().copy()
-
-
-def refused(error: "pytest.ExceptionInfo[ServingError]") -> tuple[int, str]:
-    return error.value.status, error.value.message
 
 
 def test_a_run_through_the_host_is_the_run_in_process(host, service, folder):
@@ -154,3 +148,163 @@ def test_a_stream_has_the_tokens_of_the_plain_answer(host, folder):
         assert host.status()["running"] == 0 and host.status()["result_bytes"] == 0
 
     serve(host, scenario)
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_loaded_model_goes_on_bit_by_bit(host):
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        config = {"rank": 3, "seed": 5, "train_mlp": False}
+        model = await client.create(**config)
+        await client.train(model, data_of(0))
+        await client.step(model)
+        # a gradient that no step has used goes along
+        await client.train(model, data_of(1))
+        state = await client.save(model, "now")
+        loaded = await client.load(state, with_optimizer=True)
+        fresh = await client.load(state, with_optimizer=False, base_model="an/alias")
+        for one in (loaded, fresh):
+            run = host.info(OWNER, one).run
+            assert (run.lora.rank, run.lora.train_mlp, run.base_model) == (3, False, "an/alias")
+            assert np.array_equal(weights_of(host, one), weights_of(host, model))
+        metrics = [await client.step(one) for one in (model, loaded, fresh)]
+        assert metrics[0] == metrics[1] and metrics[0]["step"] == 2.0
+        assert metrics[2] == {"grad_norm": 0.0, "step": 0.0, "had_gradient": 0.0}
+        assert np.array_equal(weights_of(host, loaded), weights_of(host, model))
+        assert not np.array_equal(weights_of(host, fresh), weights_of(host, model))
+
+    serve(host, scenario)
+
+
+def test_what_cannot_be_loaded_is_refused(host, folder):
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        model = await client.create()
+        state = await client.save(model, "state")
+        weights = await client.save(model, "w", "sampler_weights")
+        number = 50
+
+        async def load(path: str, *, with_optimizer: bool = False, **given: Any) -> Any:
+            return await host.load_model(
+                OWNER,
+                client.session_id,
+                number,
+                path,
+                with_optimizer=with_optimizer,
+                digest="",
+                **given,
+            )
+
+        for wrong, status, told in (
+            (load(weights, with_optimizer=True), 400, "no optimizer state"),
+            (load(state, base_model="other"), 400, "was trained from 'an/alias'"),
+            (load("tinker://no/weights/x"), 404, "not found"),
+            (load(f"tinker://{model}/weights/x"), 404, f"there is {weights}, {state}"),
+            (load("/etc/passwd"), 400, "needed is tinker://"),
+        ):
+            with pytest.raises(ServingError) as caught:
+                await wrong
+            assert caught.value.status == status and told in caught.value.message
+        # weights alone can be trained on, with fresh moments
+        await client.load(weights, with_optimizer=False)
+        into = await client.create()
+        promise = await host.load_into(
+            OWNER, into, 1, state, with_optimizer=True, digest=digest_of(1)
+        )
+        assert (await client.result(promise))["path"] == state
+        await client.train(into, data_of(0), seq=2)
+        with pytest.raises(ServingError, match="before anything else"):
+            await host.load_into(OWNER, into, 3, state, with_optimizer=True, digest="")
+
+    serve(host, scenario)
+
+
+def test_a_save_tells_whether_a_gradient_is_in_it(host):
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        model = await client.create()
+        said = []
+        for name in ("none", "pending", "used"):
+            promise = await host.save_weights(OWNER, model, None, name, digest="")
+            said.append((await client.result(promise))["includes_pending_gradient"])
+            await (client.train(model, data_of(0)) if name == "none" else client.step(model))
+        assert said == [False, True, False]
+
+    serve(host, scenario)
+
+
+def test_a_sampler_keeps_what_its_name_was_when_it_was_made(host):
+    """Deleting or overwriting a checkpoint changes no sampler, and its name answers as the new one
+    at once, on every route."""
+
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        model = await client.create()
+        await client.train(model, data_of(0))
+        await client.step(model)
+        path = await client.save(model, "s", "sampler_weights")
+        first = await client.sampler(model_path=path)
+        old = await client.logprobs(first, TOKENS)
+        assert await hosted_logprobs(await host.hosted(OWNER, path)) == pytest.approx(old, abs=1e-5)
+        # more adapters than stay in memory, so that the first must be read again
+        for _ in range(3):
+            await client.logprobs(await client.snapshot(model), TOKENS)
+        host.delete_checkpoint(OWNER, TinkerPath.parse(path))
+        with pytest.raises(ServingError) as caught:
+            await host.hosted(OWNER, path)
+        assert caught.value.status == 404
+        assert np.array_equal(await client.logprobs(first, TOKENS), old)
+        await client.train(model, data_of(1))
+        await client.step(model)
+        assert await client.save(model, "s", "sampler_weights") == path
+        new = await client.trained_logprobs(model, TOKENS)
+        assert np.abs(new - old).max() > 0.01
+        second = await client.sampler(model_path=path)
+        assert await client.logprobs(second, TOKENS) == pytest.approx(new, abs=1e-4)
+        hosted = await hosted_logprobs(await host.hosted(OWNER, path))
+        assert hosted == pytest.approx(new, abs=1e-4)
+        assert np.array_equal(await client.logprobs(first, TOKENS), old)
+        folders = list((host.store.folder / "checkpoints").iterdir())
+        assert len(folders) == 2
+        host.finish(OWNER, client.session_id)
+        # the deleted one's files go with the last who used them
+        assert len(list((host.store.folder / "checkpoints").iterdir())) == 1
+
+    serve(few_awake(host), scenario)
+
+
+def test_samplers_that_are_not_used_sleep_in_files(host):
+    """A loop that makes a sampler a step and closes none."""
+
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        model = await client.create()
+        moments, wanted = [], []
+        for i in range(5):
+            await client.train(model, data_of(i))
+            await client.step(model)
+            moments.append(await client.snapshot(model))
+            wanted.append(await client.logprobs(moments[-1], TOKENS))
+        await asyncio.sleep(0)
+        assert host._cache.num_awake == 2
+        for moment, logprobs in zip(moments, wanted, strict=True):
+            assert np.array_equal(await client.logprobs(moment, TOKENS), logprobs)
+        awake = [w for _, w in host._samplers._open.values() if w.loaded is not None]
+        assert len(awake) <= 3
+        host.finish(OWNER, client.session_id)
+        await asyncio.gather(*host._workers._tasks - {sweeper(host)}, return_exceptions=True)
+        assert not list(host.store.staging.iterdir())
+
+    serve(few_awake(host), scenario)
+
+
+def few_awake(host: Host) -> Host:
+    host._cache._max_awake = 2
+    return host
+
+
+def sweeper(host: Host) -> "asyncio.Task[Any]":
+    [task] = [t for t in host._workers._tasks if "sweep" in repr(t.get_coro())]
+    return task

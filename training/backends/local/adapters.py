@@ -82,6 +82,12 @@ def number_of_parameters(config: AdapterConfig, decoder: Decoder) -> int:
     return sum(config.rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
+def training_bytes(config: AdapterConfig, decoder: Decoder) -> int:
+    """Of the weights, the gradient, AdamW's two moments and the copy of the gradient that a pass
+    keeps, all in float32."""
+    return 5 * 4 * number_of_parameters(config, decoder)
+
+
 def _left_out(decoder: Decoder) -> str:
     names = ", ".join(decoder.without_adapters)
     return f"; no adapter can be on {names}" if names else ""

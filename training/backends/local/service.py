@@ -44,6 +44,7 @@ from training.backends.local.adapters import (
     choose_targets,
     describe,
     on_top,
+    training_bytes,
 )
 from training.backends.local.checkpoints import (
     base_model_of,
@@ -61,7 +62,7 @@ from training.backends.local.stops import StopStrings
 from training.backends.local.trainer import TrainJob
 from training.checks import check_values, flag, optional, real, whole
 from training.models import EMBEDDED, lacks_tokenizer, model_files, resolve_model
-from utils.devices import choose_device
+from utils.devices import choose_device, free_memory
 from utils.runs.inputs import Input, data_input
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,13 @@ class _Ready:
     def __await__(self) -> Generator[Any, None, Self]:
         yield from ()
         return self
+
+
+class AdapterMemory(NamedTuple):
+    """Bytes on the device: what an adapter in training needs, and what is free, if known."""
+
+    needed: int
+    free: int | None
 
 
 class LocalServiceClient:
@@ -108,6 +116,28 @@ class LocalServiceClient:
                     lambda: Decoder(source, self._device), base_model, self._options
                 )
             return self._engines[base_model]
+
+    def adapter_memory(
+        self,
+        base_model: str,
+        rank: int,
+        *,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = True,
+    ) -> AdapterMemory:
+        """Local extension: what one more adapter takes. Loads the base model."""
+        engine = self.engine(base_model)
+        targets = choose_targets(
+            engine.decoder,
+            train_attn=train_attn,
+            train_mlp=train_mlp,
+            train_unembed=train_unembed,
+            target_modules=None,
+        )
+        config = AdapterConfig(rank, DEFAULT_ALPHA, targets)
+        needed = training_bytes(config, engine.decoder)
+        return AdapterMemory(needed, free_memory(self._device))
 
     def base_model_input(self, base_model: str) -> Input:
         """Local extension: what tells a base model apart that lies at the same place: its weights,
@@ -632,6 +662,26 @@ class LocalSamplingClient(_Ready):
     def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
         job = self.logprobs_job(prompt)
         return self._engine.submit_sample(job).map(lambda r: r.prompt_logprobs or [])
+
+    def save_into(self, folder: Path) -> APIFuture[str]:
+        """Local extension: writes its adapter as a new folder that create_sampling_client takes."""
+        weights, engine = self._weights, self._engine
+        if weights is None:
+            raise ValueError("this sampler is the base model's; it has no adapter to save")
+
+        def save() -> str:
+            save_adapter(
+                folder,
+                weights.config,
+                weights.layers,
+                engine.decoder,
+                engine.model_name,
+                optimizer=None,
+                overwrite=False,
+            )
+            return str(folder)
+
+        return engine.submit_call(engine.new_queue(), save)
 
     @property
     def eos_tokens(self) -> frozenset[int]:
