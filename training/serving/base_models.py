@@ -3,16 +3,23 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.models import EMBEDDED, context_length, resolve_model
+from training.models import EMBEDDED, resolve_model
 from training.serving.errors import bad_request
 
 
 class BaseModels:
     """`names` are what training.connect can load; `aliases` are more names for models that it can
     load, such as the hub id that a client's code says for a folder here. The first name is the
-    default. Raises ValueError for no name, and for an alias that is a name of another model."""
+    default. `has_local_clients`: clients run on this machine and can read its folders. Raises
+    ValueError for no name, and for an alias that is a name of another model."""
 
-    def __init__(self, names: Sequence[str], aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        aliases: Mapping[str, str] | None = None,
+        *,
+        has_local_clients: bool = True,
+    ) -> None:
         if not names:
             raise ValueError("model_name: at least one base model is needed")
         self._sources = {name: name for name in names}
@@ -23,7 +30,7 @@ class BaseModels:
                     "another model"
                 )
             self._sources[alias] = source
-        self._lengths: dict[str, int | None] = {}
+        self._has_local_clients = has_local_clients
 
     @property
     def names(self) -> list[str]:
@@ -52,34 +59,32 @@ class BaseModels:
         return self._sources.get(first, first) == self._sources.get(second, second)
 
     def client_name(self, name: str) -> str:
-        """A name from which a client on this machine can load the model's tokenizer.
+        """A name from which a client can load the model's tokenizer: the folder of a model that
+        lies in one, where the client can read it, else the name itself.
 
         The SDK reads a name with exactly two slashes as one with a variant, and drops its last
         part, so a path of two slashes is written with three.
         """
-        source = self.resolve(name)
-        if name != source and source != EMBEDDED:
+        if not self._has_local_clients:
             return name
-        found = resolve_model(source)
-        if not isinstance(found, Path):
-            return source
-        path = str(found.resolve())
-        return path if path.count("/") != 2 else path.replace("/", "/./", 1)
-
-    def context_length(self, name: str) -> int | None:
-        """The most tokens of the model, from its config: no weights are loaded."""
-        source = self.resolve(name)
-        if source not in self._lengths:
-            self._lengths[source] = context_length(source)
-        return self._lengths[source]
+        folder = _folder(self._sources.get(name, name))
+        if folder is None:
+            return name
+        return folder if folder.count("/") != 2 else folder.replace("/", "/./", 1)
 
     def _by_client_name(self, name: str) -> str | None:
         """A client that was told a tokenizer's name may ask for a sampler by it."""
         if not name.startswith("/"):
             return None
         for source in dict.fromkeys(self._sources.values()):
-            if source == EMBEDDED or source.startswith((".", "/", "~")) or Path(source).is_dir():
-                found = resolve_model(source)
-                if isinstance(found, Path) and Path(name) == found.resolve():
-                    return source
+            if _folder(source) == name.replace("/./", "/", 1):
+                return source
         return None
+
+
+def _folder(source: str) -> str | None:
+    """Nothing is fetched for a hub's model."""
+    if source == EMBEDDED:
+        return str(resolve_model(source))
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else None

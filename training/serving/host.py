@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from training.api import ServiceClient
+from training.models import context_length
 from training.serving.activity import Activity
 from training.serving.backend import Backend
 from training.serving.base_models import BaseModels
@@ -43,7 +44,8 @@ class HostOptions:
     """max_rank, max_models: of adapters in training. sampler_adapters: kept in memory to sample
     from; those that were not used for longest sleep in files. session_seconds: without a sign of
     life, until a client is taken for dead. result_seconds, max_result_bytes: what is kept of
-    results for clients that ask again. max_open_requests: of one owner, without an answer.
+    results for clients that ask again. max_open_requests, max_open_bytes: of one owner, without an
+    answer.
 
     engine_rows: samples that the engine decodes at once, with reserved_rows more for owners who
     have fewer than that (so EngineOptions.max_rows is the sum of both); train_requests of all
@@ -58,6 +60,7 @@ class HostOptions:
     result_seconds: float = 600.0
     max_result_bytes: int = 2 * 2**30
     max_open_requests: int = 20_000
+    max_open_bytes: int = 4 * 2**30
     engine_rows: int = 256
     reserved_rows: int = 64
     train_requests: int = 32
@@ -84,6 +87,7 @@ class Host:
         self._started_at = clock()
         self._activity = Activity(clock)
         self._forgot_at = clock()
+        self._lengths: dict[str, int | None] = {}
         self._backend = Backend(service)
         self._workers = Workers()
         self._promises = Promises(
@@ -91,6 +95,7 @@ class Host:
             seconds=options.result_seconds,
             max_bytes=options.max_result_bytes,
             max_open=options.max_open_requests,
+            max_open_bytes=options.max_open_bytes,
             clock=clock,
         )
         self._promises.on_result = self._activity.note
@@ -144,6 +149,7 @@ class Host:
             self._promises,
             self._scheduler,
             self._workers,
+            self.context_length,
             max_num_samples=options.engine_rows,
             started_at=time.time(),
         )
@@ -171,8 +177,21 @@ class Host:
     async def startup(self) -> None:
         """Begins the sweeps, and to load the default model."""
         self._workers.begin(self._sweep_forever())
+        self._workers.begin(self._read_lengths())
         with contextlib.suppress(ServingError):
             self._cache.open(self._cache.of_base(self.bases.default))
+
+    def context_length(self, name: str) -> int | None:
+        """Of a base model; None before it is known."""
+        source = self.bases.resolve(name)
+        return self._backend.context_length(source) or self._lengths.get(source)
+
+    async def _read_lengths(self) -> None:
+        """From the models' configs: no weights are loaded."""
+        for name in self.bases.names:
+            source = self.bases.resolve(name)
+            with contextlib.suppress(OSError, ValueError):
+                self._lengths[source] = await self._workers.load(partial(context_length, source))
 
     async def aclose(self) -> None:
         """Waiters get what there is; then the service is closed."""

@@ -1,6 +1,7 @@
 """Models by the names that OpenAI's clients say: a base model, an alias, or a checkpoint."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from training.serving.base_models import BaseModels
@@ -20,7 +21,7 @@ _LISTED = 1000
 @dataclass(frozen=True)
 class ModelEntry:
     """A name of the model list. `created`: seconds since 1970; `parent`: of a checkpoint, its base
-    model; `root`: the name of what it is."""
+    model; `root`: the name of what it is; `max_model_len` is None before the model is loaded."""
 
     name: str
     created: int
@@ -38,6 +39,7 @@ class HostedModels:
         promises: Promises,
         scheduler: Scheduler,
         workers: Workers,
+        context_length: Callable[[str], int | None],
         *,
         max_num_samples: int,
         started_at: float,
@@ -48,6 +50,7 @@ class HostedModels:
         self._promises = promises
         self._scheduler = scheduler
         self._workers = workers
+        self._context_length = context_length
         self._max_num_samples = max_num_samples
         self._started_at = started_at
 
@@ -80,12 +83,13 @@ class HostedModels:
         entries = []
         for name in self._bases.names:
             source = self._bases.resolve(name)
-            length = self._bases.context_length(name)
+            length = self._context_length(name)
             entries.append(ModelEntry(name, int(self._started_at), None, source, length))
         for found in self._checkpoints.all_to_sample(owner, _LISTED):
+            # of a base model that is not offered any more it can still be listed
             length = None
             if found.base_model in self._bases.names:
-                length = self._bases.context_length(found.base_model)
+                length = self._context_length(found.base_model)
             path = str(found.path)
             entries.append(
                 ModelEntry(path, int(found.created_at.timestamp()), found.base_model, path, length)

@@ -12,13 +12,13 @@ import logging
 import re
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from training.api import ForwardBackwardOutput, SampleResponse, TopkLogprobs
+from training.api import Datum, ForwardBackwardOutput, SampleResponse, TopkLogprobs
 from training.serving.errors import (
     ServingError,
     bad_request,
@@ -84,6 +84,7 @@ class Promise:
     outcome: Outcome = field(init=False)
     finished_at: float = 0.0
     num_bytes: int = 0
+    request_bytes: int = 0
     # how many wait for it now: a client that polls is alive
     waiting: int = 0
     # nobody wants it any more
@@ -113,6 +114,7 @@ class Promises:
         seconds: float,
         max_bytes: int,
         max_open: int,
+        max_open_bytes: int,
         clock: Callable[[], float],
     ) -> None:
         self._futures = futures
@@ -120,12 +122,14 @@ class Promises:
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._max_open = max_open
+        self._max_open_bytes = max_open_bytes
         self._clock = clock
         self._by_id: dict[str, Promise] = {}
         self._by_key: dict[Hashable, Promise] = {}
         # by the time they finished
         self._finished: OrderedDict[str, Promise] = OrderedDict()
         self._open: Counter[str] = Counter()
+        self._open_bytes: Counter[str] = Counter()
         self._expired: OrderedDict[str, str] = OrderedDict()
         # numbers of requests to models whose results are gone, the oldest first
         self._spent: OrderedDict[Hashable, None] = OrderedDict()
@@ -144,6 +148,7 @@ class Promises:
         digest: str = "",
         model_id: str | None = None,
         num_sequences: int = 0,
+        request_bytes: int = 0,
     ) -> tuple[Promise, bool]:
         """The promise, and whether it is a new one. The same `seq_id` within a `scope` (of a model,
         a sampling session, ...) is the same request, repeated by the network. Raises ServingError:
@@ -165,6 +170,16 @@ class Promises:
                 "send more when some have been answered",
                 retry_after=2.0,
             )
+        if self._open_bytes[owner] and (
+            self._open_bytes[owner] + request_bytes > self._max_open_bytes
+        ):
+            logger.warning("%s has too many bytes of open requests: refused one", owner)
+            raise busy(
+                f"requests of this key with {self._open_bytes[owner] / 2**20:,.0f} MiB wait "
+                f"already, {self._max_open_bytes / 2**20:,.0f} MiB are allowed; send more when "
+                "some have been answered",
+                retry_after=2.0,
+            )
         request_id = f"{self._boot}-{secrets.token_hex(16)}"
         if kind != SAMPLE:
             self._futures.record(owner, kind, scope, None, digest, request_id)
@@ -173,7 +188,9 @@ class Promises:
         self._by_id[request_id] = promise
         if key is not None:
             self._by_key[key] = promise
+        promise.request_bytes = request_bytes
         self._open[owner] += 1
+        self._open_bytes[owner] += request_bytes
         return promise, True
 
     @contextlib.contextmanager
@@ -323,8 +340,9 @@ class Promises:
         if promise.kind != SAMPLE:
             self._futures.end(promise.request_id)
         self._open[promise.owner] -= 1
+        self._open_bytes[promise.owner] -= promise.request_bytes
         if not self._open[promise.owner]:
-            del self._open[promise.owner]
+            del self._open[promise.owner], self._open_bytes[promise.owner]
 
     def _forget(self, promise: Promise) -> None:
         self._by_id.pop(promise.request_id, None)
@@ -338,6 +356,13 @@ def payload_digest(body: bytes) -> str:
 
 def category_of(error: ServingError) -> Category:
     return "server" if error.status >= 500 else "user"
+
+
+def data_bytes(data: Sequence[Datum]) -> int:
+    """About what training data take in memory."""
+    tensors = [tensor for datum in data for tensor in datum.loss_fn_inputs.values()]
+    tokens = sum(datum.model_input.length for datum in data)
+    return _OVERHEAD * len(data) + 8 * tokens + sum(_array_bytes(t.data) for t in tensors)
 
 
 def _size(value: Any) -> int:

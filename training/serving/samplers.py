@@ -166,6 +166,8 @@ class Samplers:
             seq_id=request.seq_id,
             digest=digest,
             num_sequences=request.num_samples,
+            # a token of JSON is an object of its own
+            request_bytes=32 * request.prompt.length,
         )
         if not is_new:
             return await self._promises.repeated(promise)

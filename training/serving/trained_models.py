@@ -234,10 +234,16 @@ class TrainedModels:
         )
 
     def begin(
-        self, owner: str, kind: str, model: Model, seq_id: int | None, digest: str
+        self,
+        owner: str,
+        kind: str,
+        model: Model,
+        seq_id: int | None,
+        digest: str,
+        request_bytes: int = 0,
     ) -> tuple[Promise, bool]:
         """Of a request to a model."""
-        promise, is_new = self._promises.begin(
+        return self._promises.begin(
             owner,
             kind,
             model.run.session_id,
@@ -245,8 +251,8 @@ class TrainedModels:
             seq_id=seq_id,
             digest=digest,
             model_id=model.run.run_id,
+            request_bytes=request_bytes,
         )
-        return promise, is_new
 
     def _begin_new(
         self, owner: str, kind: str, session_id: str, model_seq_id: int, digest: str

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from training.api import AdamParams, APIFuture, OptimStepResponse, SamplingClient, TrainingClient
 from training.serving import backend as calls
 from training.serving.names import TinkerPath, checkpoint_name
-from training.serving.promises import Promise, Promises
+from training.serving.promises import Promise, Promises, data_bytes
 from training.serving.scheduler import Scheduler, Work
 from training.serving.storage.rows import Run
 from training.serving.store import Store
@@ -52,7 +52,9 @@ class TrainingRequests:
         """forward() where the request says forward_only, else forward_backward()."""
         model = self._models.require(owner, request.model_id)
         kind = "Forward" if request.forward_only else "ForwardBackward"
-        promise, is_new = self._models.begin(owner, kind, model, request.seq_id, digest)
+        promise, is_new = self._models.begin(
+            owner, kind, model, request.seq_id, digest, data_bytes(request.data)
+        )
         if not is_new:
             return await self._promises.repeated(promise)
         async with self._place(model, promise) as (work, client):

@@ -209,7 +209,11 @@ class Decoder:
         if lora.training:
             lora.anchor = torch.zeros((), requires_grad=True)
         assert self._body is not None
-        return self._body(tokens_T, positions_T, plan)
+        try:
+            return self._body(tokens_T, positions_T, plan)
+        finally:
+            # or the adapters of this pass would stay until the next one
+            self.holder.current = LoraPass()
 
     @property
     def shares_prefixes(self) -> bool:

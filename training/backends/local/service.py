@@ -7,7 +7,7 @@ import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -104,12 +104,18 @@ class LocalServiceClient:
         self._engines: dict[str, Engine] = {}
         self._told: set[str] = set()
         self._lock = threading.Lock()
+        # one for each base model: while one loads, others can be used
+        self._loading: dict[str, threading.Lock] = {}
         self._session = secrets.token_hex(4)
         self._counter = itertools.count()
 
     def engine(self, base_model: str) -> Engine:
         """Local extension: the engine of a base model, loaded on first use."""
+        if base_model in self._engines:
+            return self._engines[base_model]
         with self._lock:
+            loading = self._loading.setdefault(base_model, threading.Lock())
+        with loading:
             if base_model not in self._engines:
                 source = resolve_model(base_model)
                 self._engines[base_model] = Engine(
@@ -275,10 +281,9 @@ class LocalServiceClient:
         return GetServerCapabilitiesResponse(models)
 
     def close(self) -> None:
-        with self._lock:
-            for engine in self._engines.values():
-                engine.close()
-            self._engines.clear()
+        for engine in list(self._engines.values()):
+            engine.close()
+        self._engines.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -48,7 +48,7 @@ def session_routes(host: Host) -> APIRouter:
         models = [
             {
                 "model_name": name,
-                "max_context_length": host.bases.context_length(name),
+                "max_context_length": host.context_length(name),
                 "trainable": True,
                 "sampleable": True,
             }
