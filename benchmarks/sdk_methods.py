@@ -107,7 +107,7 @@ def prompt() -> Any:
 
 
 def data() -> list[Any]:
-    inputs = {
+    inputs: dict[str, Any] = {
         "target_tokens": torch.tensor(TARGETS),
         "weights": torch.ones(len(TARGETS)),
     }
