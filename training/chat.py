@@ -58,6 +58,33 @@ def render_prompt(
     return [*bos, *encoder.encode(text)]
 
 
+def render_begun_answer(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, template: str = "auto"
+) -> list[int]:
+    """The tokens after which the model goes on with the last message, an assistant's.
+
+    They are those of the prompt that asks for it, and of its text as it stands. Raises ValueError
+    where the template refuses the messages, or does not tell where such a message starts.
+    """
+    encoder = encoder_for(tokenizer, messages)
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"the last message has the role {messages[-1]['role']!r}, not 'assistant'")
+    begun = messages[-1]["content"]
+    if is_role_colon(tokenizer, template):
+        bos, prompt = leading_bos(tokenizer), _role_colon_text(messages[:-1])
+        prompt += "\n\nAssistant:" if prompt else "Assistant:"
+        begun = f" {begun}" if begun else ""
+    else:
+        bos, chat = [], Chat(tokenizer, encoder)
+        if len(messages) > 1:
+            prompt = chat.text(messages[:-1], add_generation_prompt=True)
+        else:
+            prompt = _opening(chat, chat.text(messages))
+    turn = _Turn(len(prompt), len(prompt + begun))
+    tokens, _ = _encode_turns(tokenizer, encoder, prompt + begun, [turn])
+    return [*bos, *tokens]
+
+
 def render_raw_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The tokens of a text that the model continues, without any template."""
     return [*leading_bos(tokenizer), *encoder_of(tokenizer, [text]).encode(text)]
@@ -207,14 +234,20 @@ def parse_continuation(
     tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], stop: Sequence[str] = ()
 ) -> str:
     """The text of a sample after a raw prompt, without what ended it: an end token, or `stop`."""
-    ends = set(_end(tokenizer))
-    if not is_role_colon(tokenizer, "auto"):
-        ends.update(end_tokens(tokenizer))
+    ends = continuation_ends(tokenizer)
     length = len(tokens)
     while length and tokens[length - 1] in ends:
         length -= 1
     text = decode(tokenizer, tokens[:length])
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
+
+
+def continuation_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The tokens that are no text at the end of a sample after a raw prompt."""
+    ends = set(_end(tokenizer))
+    if not is_role_colon(tokenizer, "auto"):
+        ends.update(end_tokens(tokenizer))
+    return ends
 
 
 def datum_from_tokens(tokens: Sequence[int], weights: Sequence[float]) -> Datum:

@@ -19,7 +19,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 def read_json(path: Path | str) -> Any:
     """The value in a file; a ValueError names file, line and byte where it is not UTF-8 JSON, and
     the field that holds half a surrogate pair, which is no text."""
-    return _read(Path(path).read_bytes(), str(path), line=1)
+    return parse_texts(Path(path).read_bytes(), str(path))
 
 
 def read_json_object(path: Path | str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def read_json_lines(path: Path | str, problems: list[str]) -> Iterator[tuple[str
     not what read_json() takes goes to `problems`, named by file, line and byte or field."""
     for number, line in numbered_lines(path):
         try:
-            value = _read(line, str(path), line=number)
+            value = parse_texts(line, str(path), line=number)
         except ValueError as error:
             problems.append(str(error))
         else:
@@ -75,6 +75,19 @@ def parse_json(data: bytes, name: str, *, line: int = 1) -> Any:
         raise ValueError(f"{line_name(name, line)}: no JSON ({error})") from error
 
 
+def parse_texts(data: bytes, name: str, *, line: int = 1) -> Any:
+    """parse_json(), with a ValueError that names the field where a text is none: where it holds
+    half a surrogate pair."""
+    value = parse_json(data, name, line=line)
+    # such halves can only come from escapes; looking through every text would cost time
+    if _SURROGATE.search(data):
+        for field, text in texts_in(value):
+            half = half_pair(text)
+            if half is not None:
+                raise ValueError(f"{line_name(name, line)}: {field} holds {half}")
+    return value
+
+
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For json's `object_pairs_hook`: a ValueError names the keys that stand twice."""
     made = dict(pairs)
@@ -94,17 +107,6 @@ def utf8_text(data: bytes, name: str, *, line: int = 1) -> str:
             f"{name}, {place}: not UTF-8 ({error.reason}, {data[error.start]:#04x}); save the file "
             "as UTF-8"
         ) from error
-
-
-def _read(data: bytes, name: str, *, line: int) -> Any:
-    value = parse_json(data, name, line=line)
-    # such halves can only come from escapes; looking through every text would cost time
-    if _SURROGATE.search(data):
-        for field, text in texts_in(value):
-            half = half_pair(text)
-            if half is not None:
-                raise ValueError(f"{line_name(name, line)}: {field} holds {half}")
-    return value
 
 
 def half_pair(text: str) -> str | None:

@@ -28,6 +28,7 @@ class Message(TypedDict):
     tool_calls: NotRequired[list[dict[str, Any]]]
     name: NotRequired[str]
     tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
     weight: NotRequired[int]
 
 

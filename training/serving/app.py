@@ -14,6 +14,9 @@ from training.serving.host import Host
 from training.serving.keys import Keys
 from training.serving.links import Links
 from training.serving.middleware import BodyCaps, KeyCheck, RequestLog
+from training.serving.openai.errors import error_reply as openai_error_reply
+from training.serving.openai.router import PREFIXES as OPENAI_PREFIXES
+from training.serving.openai.router import router as openai_router
 from training.serving.page.routes import OPEN as PAGE
 from training.serving.page.routes import page_routes
 from training.serving.wire.replies import error_reply as tinker_error_reply
@@ -70,7 +73,8 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
         unserved_routes(),
     ):
         app.include_router(routes, prefix=TINKER)
-
+    for prefix in OPENAI_PREFIXES:
+        app.include_router(openai_router(host), prefix=prefix)
     app.include_router(page_routes(host))
 
     @app.get("/healthz")
@@ -94,7 +98,7 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
     def cap_of(path: str) -> int:
         if path == f"{TINKER}/forward_backward":
             return options.max_training_bytes
-        big = path == f"{TINKER}/asample"
+        big = path.startswith(OPENAI_PREFIXES) or path == f"{TINKER}/asample"
         return options.max_json_bytes if big else _SMALL_BYTES
 
     def is_open(path: str) -> bool:
@@ -108,7 +112,8 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
 
 def render(error: ServingError, path: str) -> Response:
     """In the shape that the clients of that face read."""
-    return tinker_error_reply(error)
+    reply = openai_error_reply if path.startswith(OPENAI_PREFIXES) else tinker_error_reply
+    return reply(error)
 
 
 def _from_framework(request: Request, error: HTTPException) -> ServingError:
