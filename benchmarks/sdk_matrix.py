@@ -63,6 +63,8 @@ def main(config: Config) -> None:
     results: Results = []
     with tempfile.TemporaryDirectory() as folder, served(model, Path(folder)) as (url, key):
         for version in config.versions:
+            if version == "newest" and newest(Path(folder)) in {found["sdk"] for found in results}:
+                continue
             found = methods_of(version, url, key, model, Path(folder))
             wrong = {n: m for n, m in found["methods"].items() if m["outcome"] == "wrong"}
             logger.info(
@@ -96,15 +98,33 @@ def served(model: str, folder: Path) -> Iterator[tuple[str, str]]:
             process.terminate()
 
 
+def newest(folder: Path) -> str:
+    """The version of the SDK that the index has."""
+    code = "import importlib.metadata; print(importlib.metadata.version('tinker'))"
+    done = subprocess.run(
+        [*environment("newest"), "python", "-c", code],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def environment(version: str) -> list[str]:
+    """The command that runs another one where that version of the SDK is."""
+    torch = f"torch=={importlib.metadata.version('torch')}"
+    package = "tinker" if version == "newest" else f"tinker=={version}"
+    refresh = ["--refresh-package", "tinker"] if version == "newest" else []
+    command = ["uv", "run", "--no-project", "--isolated", "--with", package, "--with", torch]
+    return command + refresh
+
+
 def methods_of(version: str, url: str, key: str, model: str, folder: Path) -> dict[str, Any]:
     """What benchmarks/sdk_methods.py says of that version; it runs in `folder`, where no project
     is, so that uv adds nothing of ours to the environment."""
-    package = "tinker" if version == "newest" else f"tinker=={version}"
-    torch = f"torch=={importlib.metadata.version('torch')}"
-    command = ["uv", "run", "--no-project", "--isolated", "--with", package, "--with", torch]
-    refresh = ["--refresh-package", "tinker"] if version == "newest" else []
     done = subprocess.run(
-        [*command, *refresh, "python", str(METHODS), url, key, model],
+        [*environment(version), "python", str(METHODS), url, key, model],
         cwd=folder,
         env={
             **{name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"},
