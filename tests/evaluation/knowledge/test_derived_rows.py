@@ -103,7 +103,8 @@ def test_distillation_learns_the_answers_and_the_passage(tmp_path: Path) -> None
 
 
 def test_distillation_of_all_passages_in_one_adapter(tmp_path: Path) -> None:
-    plan, _ = distilled(Outcomes(tmp_path / "o.jsonl"), setting="cpt")
+    outcomes = Outcomes(tmp_path / "o.jsonl")
+    plan, _ = distilled(outcomes, setting="cpt")
     [first, second] = plan.jobs.values()
     assert isinstance(first, DatumJob) and isinstance(second, DatumJob)
     answers = ["a: One?", "a: Two?", "b: Three?"]
@@ -111,6 +112,14 @@ def test_distillation_of_all_passages_in_one_adapter(tmp_path: Path) -> None:
     assert first.asked == tuple(PASSAGES[:2])
     starts = [(p.passage, p.start, p.seed) for p in plan.parts[DISTILLATION]]
     assert starts == [(0, 0, 0), (1, 2, 0), (0, 0, 1), (1, 2, 1)]
+    # each passage has its own part of the answers
+    [key, _] = plan.jobs
+    outcomes.add({key: Done(outcome(True, False, None, True), 1.0)})
+    [row] = row_answers(plan, outcomes)
+    assert [(a.passage, a.correct_Q) for a in row.answers] == [
+        (0, (True, False)),
+        (1, (None, True)),
+    ]
 
 
 def test_the_teacher_is_asked_only_for_what_is_not_done(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ uv run pytest tests/training/domains/knowledge/test_continual.py
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,59 @@ def test_a_wild_learning_rate_fails_alone(make: Make) -> None:
     later, _ = continual.step(method, 2, again_S)
     assert later.failed is None
     assert math.isfinite(later.row.text_nats)
+
+
+def test_what_is_trained_but_cannot_answer_is_not_gone_on_with(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step is all of the training, so that nothing has failed until a question is asked."""
+    continual = make()
+    rows_S = continual.before_all()
+    method = parse_method("merge")
+    firsts_S = [Before([], row, [edits[0]]) for row, edits in zip(rows_S, EDITS_S_K, strict=True)]
+    done_S = continual.step(method, 1, firsts_S)
+    settings = continual._inner.settings
+    one_step = replace(settings, num_epochs=1, adapt=replace(settings.adapt, batch_size=8))
+    monkeypatch.setattr(continual._inner, "settings", one_step)
+    wild = Edit(EDITS[1].text, learning_rate=1e30)
+    seconds_S = [
+        Before(done.adapters, done.row, [edits[0], new])
+        for done, edits, new in zip(done_S, EDITS_S_K, (wild, EDITS[0]), strict=True)
+    ]
+    broken, fine = continual.step(method, 2, seconds_S)
+    assert broken.failed is not None and broken.trained_tokens > 0
+    # the adapters of before answer, about what was learned since as well
+    assert broken.adapters == done_S[0].adapters
+    assert broken.row.correct_K_Q[0] == done_S[0].row.correct_K_Q[0]
+    assert broken.row.correct_K_Q[1] is not None and math.isfinite(broken.row.text_nats)
+    assert fine.failed is None and fine.adapters != done_S[1].adapters
+
+
+def test_a_library_asks_the_adapter_that_is_like_the_question(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    continual = make()
+    steps = learn(continual, "library", 2)
+    folders = steps[1][0].adapters
+    folder_of: dict[int, str] = {}
+    asked: list[tuple[str, str]] = []
+    sampler_of, ask = continual._sampler, continual._inner.answerer.ask
+
+    def sampler(folder: str) -> Any:
+        made = sampler_of(folder)
+        folder_of[id(made)] = folder
+        return made
+
+    def recorded(items: Sequence[Item], client: Any) -> list[Any]:
+        asked.extend((folder_of[id(client)], item.question.id) for item in items)
+        return ask(items, client)
+
+    monkeypatch.setattr(continual, "_sampler", sampler)
+    monkeypatch.setattr(continual._inner.answerer, "ask", recorded)
+    continual._rows({0: folders}, 2, is_library=True)
+    found = {question: folder for folder, question in asked}
+    for k, name in enumerate(("Rehu", "Tolm")):
+        assert {found[f"{name}/{i}"] for i in range(2)} == {folders[k]}
 
 
 def test_methods_and_edits() -> None:
