@@ -1,15 +1,16 @@
-"""Serve a model over HTTP, for training and sampling: the Tinker protocol.
+"""Serve a model over HTTP: the Tinker protocol, for training and sampling, and OpenAI's endpoint.
 
     uv run scripts/serve.py
     uv run scripts/serve.py model_name=path/or/hub/id 'aliases={"Qwen/Qwen3-8B": "path"}' port=8010
     uv run scripts/serve.py host=0.0.0.0 api_keys_file=keys.txt
 
-Programs written for the official tinker SDK run against it as they are. It prints its URL, a key,
-and commands to copy once the model is loaded. Ctrl-C or SIGTERM ends it; checkpoints and lists stay
-in store_dir, and the next start goes on with them.
+Programs written for the official tinker SDK run against it as they are; so do those that talk to
+OpenAI's API. It prints its URL, a key, and commands to copy once the model is loaded. Ctrl-C or
+SIGTERM ends it; checkpoints and lists stay in store_dir, and the next start goes on with them.
 """
 
 import contextlib
+import json
 import logging
 import signal
 import socket
@@ -27,7 +28,7 @@ from utils.config.entrypoint import as_config_errors, config_entrypoint, held_lo
 from utils.config.help import MODEL, OUTPUT, WHAT, group
 from utils.interrupts import STOPPING, exit_when_stopped
 from utils.runs.files import expanded, shown_path
-from utils.terminal import command
+from utils.terminal import command, shell_word
 
 if TYPE_CHECKING:
     from training.serving.app import App
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 # a client that hears nothing for longer opens a new connection
 KEEP_ALIVE_SECONDS = 75
+# tokens that each sample gets between two micro-batches of a training pass
+DECODE_STEPS_WHILE_TRAINING = 16
 # what is not answered by then is cut off when the server ends
 GRACE_SECONDS = 3
 # a client may hold thousands of requests open, each on a connection of its own
@@ -163,17 +166,25 @@ def loaded(config: Config, keys: Keys) -> "App":
     from training.serving.links import Links
     from training.serving.store import Store
 
-    store = Store(expanded(config.store_dir))
-    models = BaseModels([config.model_name], config.aliases)
-    service = connect("local", device=config.device)
-    service.create_sampling_client(base_model=config.model_name)
     options = HostOptions(
         max_rank=config.max_rank,
         max_open_requests=config.max_open_requests,
         session_seconds=config.session_seconds,
     )
-    hosts = LOOPBACK if config.host in LOOPBACK else None
-    return make_app(Host(service, store, models, options), keys, Links(), AppOptions(hosts=hosts))
+    is_local = config.host in LOOPBACK
+    store = Store(expanded(config.store_dir))
+    models = BaseModels([config.model_name], config.aliases, has_local_clients=is_local)
+    service = connect(
+        "local",
+        device=config.device,
+        # on the disk of the store, which takes what is written there in
+        checkpoint_dir=store.staging,
+        max_rows=options.engine_rows + options.reserved_rows,
+        decode_steps_while_training=DECODE_STEPS_WHILE_TRAINING,
+    )
+    service.create_sampling_client(base_model=config.model_name)
+    host = Host(service, store, models, options)
+    return make_app(host, keys, Links(), AppOptions(hosts=LOOPBACK if is_local else None))
 
 
 def allow_open_files() -> None:
@@ -236,15 +247,20 @@ def greeting(config: Config, url: str, keys: Keys) -> str:
         base_url=url,
         model_name=config.model_name,
     )
+    body = json.dumps(
+        {"model": config.model_name, "messages": [{"role": "user", "content": "Hello"}]}
+    )
     return f"""
 Serving {config.model_name}; Ctrl-C ends it, checkpoints stay in {shown_path(config.store_dir)}
   URL  {url}
   Key  {told}
   Page {url}/{"" if keys.shown is None else f"#key={keys.shown}"}
 
-Whatever uses the tinker SDK trains and samples here; so do our own scripts:
-  TINKER_BASE_URL={url} TINKER_API_KEY={key} python their_script.py
+Train and sample with the tinker SDK, its recipes, or our own scripts:
   TINKER_API_KEY={key} {again}
+Chat as with OpenAI's API:
+  curl {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\
+    -H "Content-Type: application/json" -d {shell_word(body)}
 """
 
 
