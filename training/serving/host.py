@@ -11,7 +11,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from training.serving.backend import Backend
 from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
 from training.serving.errors import ServingError, bad_request, not_found
+from training.serving.host_options import HostOptions
 from training.serving.hosted_models import HostedModels
 from training.serving.promises import SAMPLE, Outcome, Promise, Promises
 from training.serving.sampler_weights import SamplerCache
@@ -37,35 +37,6 @@ from training.serving.workers import Workers
 logger = logging.getLogger(__name__)
 
 _HOUR = 3600.0
-
-
-@dataclass(frozen=True)
-class HostOptions:
-    """max_rank, max_models: of adapters in training. sampler_adapters: kept in memory to sample
-    from; those that were not used for longest sleep in files. session_seconds: without a sign of
-    life, until a client is taken for dead. result_seconds, max_result_bytes: what is kept of
-    results for clients that ask again. max_open_requests, max_open_bytes: of one owner, without an
-    answer.
-
-    engine_rows: samples that the engine decodes at once, with reserved_rows more for owners who
-    have fewer than that (so EngineOptions.max_rows is the sum of both); train_requests of all
-    models, train_depth of one, are handed to the engine at once. sweep_seconds: between two looks
-    at what is stale.
-    """
-
-    max_rank: int = 256
-    max_models: int = 256
-    sampler_adapters: int = 16
-    session_seconds: float = 300.0
-    result_seconds: float = 600.0
-    max_result_bytes: int = 2 * 2**30
-    max_open_requests: int = 20_000
-    max_open_bytes: int = 4 * 2**30
-    engine_rows: int = 256
-    reserved_rows: int = 64
-    train_requests: int = 32
-    train_depth: int = 4
-    sweep_seconds: float = 5.0
 
 
 class Host:

@@ -7,18 +7,14 @@ of them.
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-
-from training.api import Datum, ForwardBackwardOutput, SampleResponse, TopkLogprobs
 from training.serving.errors import (
     ServingError,
     bad_request,
@@ -27,6 +23,7 @@ from training.serving.errors import (
     not_found,
     server_fault,
 )
+from training.serving.memory_sizes import OVERHEAD, result_bytes
 from training.serving.storage.futures import Futures
 
 logger = logging.getLogger(__name__)
@@ -40,8 +37,6 @@ State = Literal["pending", "result", "error"]
 
 # ids and numbers of results that are no longer kept, remembered to tell "expired" from "unknown"
 _REMEMBERED = 20_000
-# what a result costs beside its arrays
-_OVERHEAD = 2_000
 
 
 @dataclass(frozen=True)
@@ -238,7 +233,7 @@ class Promises:
 
     def resolve(self, promise: Promise, value: Any) -> None:
         self.on_result(value)
-        self._finish(promise, Outcome("result", promise.kind, value), _size(value))
+        self._finish(promise, Outcome("result", promise.kind, value), result_bytes(value))
 
     def fail(self, promise: Promise, message: str, category: Category) -> None:
         self._finish(promise, Outcome("error", promise.kind, None, message, category), 0)
@@ -329,7 +324,7 @@ class Promises:
             return
         promise.outcome = outcome
         promise.finished_at = self._clock()
-        promise.num_bytes = num_bytes + _OVERHEAD
+        promise.num_bytes = num_bytes + OVERHEAD
         self.num_bytes += promise.num_bytes
         self._finished[promise.request_id] = promise
         self._settle(promise)
@@ -350,38 +345,5 @@ class Promises:
             self._by_key.pop(promise.key, None)
 
 
-def payload_digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
-
-
 def category_of(error: ServingError) -> Category:
     return "server" if error.status >= 500 else "user"
-
-
-def data_bytes(data: Sequence[Datum]) -> int:
-    """About what training data take in memory."""
-    tensors = [tensor for datum in data for tensor in datum.loss_fn_inputs.values()]
-    tokens = sum(datum.model_input.length for datum in data)
-    return _OVERHEAD * len(data) + 8 * tokens + sum(_array_bytes(t.data) for t in tensors)
-
-
-def _size(value: Any) -> int:
-    """Bytes of a result's arrays."""
-    if isinstance(value, ForwardBackwardOutput):
-        tensors = [t for output in value.loss_fn_outputs for t in output.values()]
-        return sum(_array_bytes(tensor.data) + 200 for tensor in tensors)
-    if isinstance(value, SampleResponse):
-        arrays = [value.prompt_logprobs_np, *_topk_arrays(value.topk_prompt_logprobs_np)]
-        for sequence in value.sequences:
-            arrays += [sequence.tokens_np, sequence.logprobs_np]
-            arrays += _topk_arrays(sequence.topk_logprobs_np)
-        return sum(_array_bytes(array) for array in arrays if array is not None)
-    return 0
-
-
-def _topk_arrays(topk: TopkLogprobs | None) -> list[np.ndarray]:
-    return [] if topk is None else [topk.token_ids, topk.logprobs]
-
-
-def _array_bytes(data: Any) -> int:
-    return data.nbytes if isinstance(data, np.ndarray) else 8 * len(data)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from training.api import AdamParams, APIFuture, OptimStepResponse, SamplingClient, TrainingClient
 from training.serving import backend as calls
+from training.serving.memory_sizes import data_bytes
 from training.serving.names import TinkerPath, checkpoint_name
-from training.serving.promises import Promise, Promises, data_bytes
+from training.serving.promises import Promise, Promises
 from training.serving.scheduler import Scheduler, Work
 from training.serving.storage.rows import Run
 from training.serving.store import Store
