@@ -61,7 +61,7 @@ class World:
     def new_trainer(self) -> Any:
         return settled(self.service.create_lora_training_client(self.model, rank=4, seed=0))
 
-    def new_service(self, **options: str) -> Any:
+    def new_service(self, **options: Any) -> Any:
         return tinker.ServiceClient(base_url=self.url, api_key=self.key, **options)
 
     def saved(self, kind: str = "save_state") -> str:
