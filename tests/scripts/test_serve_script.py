@@ -1,0 +1,84 @@
+"""scripts/serve.py as users start and end it: what is printed, what is refused.
+
+uv run pytest tests/scripts/test_serve_script.py
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import ROOT
+from served import Served, served, server_environment
+from tiny_chat import save_chat_model
+
+
+def refused(folder: Path, *settings: str) -> str:
+    """What it says of settings that it does not start with."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/serve.py"), *settings],
+        cwd=folder,
+        env=server_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    return done.stderr
+
+
+def ask(server: Served, path: str, key: str | None = None, body: Any = None) -> tuple[int, Any]:
+    headers = {"content-type": "application/json"} | ({} if key is None else {"x-api-key": key})
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(server.url + path, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_chat_model(tmp_path / "model", favourites="AB")
+    return tmp_path
+
+
+def test_it_serves_says_how_and_ends(folder: Path) -> None:
+    key = "tml-" + "a" * 40
+    (folder / "keys.txt").write_text(f"ann:{key}\nbob:tml-{'b' * 40}\n")
+    with served(folder, ["model_name=model", "api_keys_file=keys.txt"]) as server:
+        assert ask(server, "/healthz") == (200, {"status": "ok"})
+        status, told = ask(server, "/api/v1/get_server_capabilities", key)
+        assert status == 200
+        assert [m["model_name"] for m in told["supported_models"]] == ["model"]
+        for wrong in (None, "tml-wrong"):
+            assert ask(server, "/api/v1/get_server_capabilities", wrong)[0] == 401
+        assert server.end(signal.SIGINT) == 0
+        log = server.log
+    assert "Traceback" not in log and "tml-" not in log
+
+
+def test_a_port_in_use(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(folder, "model_name=model", f"port={port}")
+    assert f"port={port}" in said and "in use" in said
+
+
+def test_settings_that_cannot_be(folder: Path) -> None:
+    assert "model_name='nothere/'" in refused(folder, "model_name=nothere/", "port=0")
+    said = refused(folder, "model_name=model", "host=0.0.0.0", "port=0")
+    assert "host='0.0.0.0'" in said and "api_keys_file" in said
+    said = refused(folder, "model_name=model", "api_keys_file=none.txt", "port=0")
+    assert "none.txt" in said
+    (folder / "short.txt").write_text("abc\n")
+    said = refused(folder, "model_name=model", "api_keys_file=short.txt", "port=0")
+    assert "short.txt" in said and "abc" not in said.replace("short.txt", "")
