@@ -8,6 +8,8 @@ from collections.abc import Iterable
 # 409 is missing on purpose: both the official SDK and openai's client send a request again after
 # it, the SDK for five minutes, before they show what was wrong.
 STATUSES = (400, 401, 404, 405, 410, 413, 415, 429, 500, 503)
+# of what a request named, told back
+_TOLD_CHARACTERS = 300
 
 
 class ServingError(Exception):
@@ -50,6 +52,8 @@ def not_found(what: str, existing: Iterable[str] = (), *, param: str | None = No
 
     `existing`: names of the same kind that this owner could have meant; the first 20 are told.
     """
+    if len(what) > _TOLD_CHARACTERS:
+        what = f"{what[:_TOLD_CHARACTERS]}... ({len(what)} characters)"
     names = list(existing)
     told = f"; there is {', '.join(names[:20])}" if names else ""
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""

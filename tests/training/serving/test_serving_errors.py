@@ -43,3 +43,8 @@ def test_not_found_tells_the_first_twenty_that_exist() -> None:
 
 def test_busy_says_when_to_come_back() -> None:
     assert errors.busy("the queue is full", 2.5).retry_after == 2.5
+
+
+def test_what_was_named_is_told_back_in_short() -> None:
+    message = errors.not_found(f"model {'y' * 9000!r}", ["a"]).message
+    assert len(message) < 400 and message.endswith("... (9008 characters): not found; there is a")
