@@ -434,10 +434,10 @@ def test_what_else_is_asked_is_computed_as_without_the_proof(
             ran.append((0, engine.sampler.rows))
             step()
 
-        def counted_run(jobs: list[Any]) -> Any:
+        def counted_run(jobs: list[Any], *between: Any) -> Any:
             if any(job.backward for job in jobs):
                 ran.append((1, len(jobs)))
-            return run(jobs)
+            return run(jobs, *between)
 
         engine.sampler.step, engine.trainer.run = counted_step, counted_run
 

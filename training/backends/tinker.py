@@ -43,6 +43,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 PATH_SCHEME = "tinker://"
+# that of every adapter there, as far as is known: no request names it
+SERVICE_ALPHA = 32.0
 
 
 class RemoteServiceClient:
@@ -75,9 +77,9 @@ class RemoteServiceClient:
         lora_alpha: float | None = None,
         lora_dropout: float = 0.0,
     ) -> "RemoteTrainingClient":
-        if lora_alpha is not None:
+        if lora_alpha not in (None, SERVICE_ALPHA):
             raise ValueError(
-                f"lora_alpha={lora_alpha}: the service fixes alpha; leave it out or use "
+                f"lora_alpha={lora_alpha}: the service has {SERVICE_ALPHA:g}; leave it out or use "
                 "backend='local'"
             )
         if lora_dropout:

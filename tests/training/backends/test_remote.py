@@ -372,6 +372,9 @@ def test_what_only_the_local_backend_has_is_refused() -> None:
     with pytest.raises(ValueError, match="model_path or base_model"):
         service.create_sampling_client()
     assert calls == []
+    # what it has anyway
+    service.create_lora_training_client("base", lora_alpha=32.0)
+    assert [name for name, _ in calls] == ["create_lora_training_client"]
 
 
 def test_a_missing_sdk_names_the_install_command() -> None:
