@@ -525,6 +525,7 @@ def test_other_items_than_before_are_refused(
     assert ttt_results(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(model: str, data_dir: Path, tmp_path: Path) -> None:
     settings = [f"model_name={model}", f"data_dir={data_dir}", f"tasks={','.join(TASKS)}", *QUICK]
     kill_again_and_again("ttt", tmp_path, *settings, "epochs=6", "max_parallel_adapters=1")

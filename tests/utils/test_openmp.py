@@ -130,6 +130,7 @@ print(sorted(thread.name for thread in threading.enumerate()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel has no figures")
 def test_beside_busy_processes_spinning_is_made_short_unless_the_user_chose() -> None:
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(CORES)]
