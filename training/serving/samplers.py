@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from training.api import SampleResponse
 from training.serving import backend as calls
 from training.serving.backend import Make
@@ -22,7 +20,7 @@ from training.serving.store import Store
 from training.serving.workers import Workers
 
 if TYPE_CHECKING:
-    from training.serving.wire.codec import PromptTargets, SampleRequest
+    from training.serving.wire.codec import SampleRequest
 
 # a request that waits longer for its model to load is promised an answer before it is checked
 _PATIENCE_SECONDS = 30.0
@@ -44,9 +42,6 @@ class Sampled:
 
     response: SampleResponse
     prompt_logprobs_last_n: int | None = None
-    targets: "PromptTargets | None" = None
-    # of `targets`, the same shape
-    target_logprobs: np.ndarray | None = None
 
 
 class Samplers:
@@ -197,10 +192,10 @@ class Samplers:
         self, promise: Promise, request: "SampleRequest", loaded: LoadedWeights
     ) -> None:
         make = await self._prepare(request, loaded)
-        last_n, targets = request.prompt_logprobs_last_n, request.target_prompt_logprobs
+        last_n = request.prompt_logprobs_last_n
 
         def finish(response: SampleResponse) -> Sampled:
-            return Sampled(response, last_n, targets)
+            return Sampled(response, last_n)
 
         work = Work(promise, make, finish, rows=request.num_samples)
         self._scheduler.add_sample(request.sampling_session_id, work)

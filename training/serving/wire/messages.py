@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from training.serving.storage.checkpoints import MAX_TTL_SECONDS
 from training.serving.wire.received import Message
 
 # what SQLite and JSON's other readers take whole
 _MOST, _LONG = 2**31 - 1, 2**63 - 1
 _METADATA_BYTES = 16 * 1024
 HOUR = 3600
-TEN_YEARS = 10 * 365 * 24 * HOUR
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def _small(value: dict[str, Any]) -> dict[str, Any]:
 Id = Annotated[str, Field(min_length=1, max_length=300)]
 Name = Annotated[str, Field(max_length=1000)]
 Number = Annotated[int, Field(ge=0, le=_MOST)]
-Seconds = Annotated[int, Field(ge=HOUR, le=TEN_YEARS)]
+Seconds = Annotated[int, Field(ge=HOUR, le=MAX_TTL_SECONDS)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
 
 
