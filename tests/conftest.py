@@ -1,6 +1,7 @@
 """Fixtures shared by the engine's tests; nothing heavy is imported before one is used."""
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ import pytest
 
 from utils.openmp import bound_spinning
 
-# before a test's module imports torch
+# before a test's module imports torch; pytest-xdist's processes, as many as cores, get one each
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 bound_spinning()
 
 
