@@ -261,8 +261,8 @@ def test_where_the_adapter_shows_the_sampler_s_first_pass_is_enough(
 def test_a_prefill_without_room_for_more_rows_comes_after_the_probe_s_own(
     service: Any, model: str, trainer: Any, passes: list[int]
 ) -> None:
-    """Room is up to the next block of 64 rows."""
-    for length, ran in ((55, [64]), (56, [9, 56]), (64, [9, 64]), (65, [74])):
+    """Room is up to the next block of 64 rows; a row alone has bits of its own."""
+    for length, ran in ((1, [9, 1]), (55, [64]), (56, [9, 56]), (64, [9, 64]), (65, [74])):
         del passes[:]
         sampler = AdapterProof(service, model, with_answers=True).sampler(trainer, "the adapter")
         ask(sampler, b"a" * length, 1).result()

@@ -228,7 +228,8 @@ class Decoder:
     @property
     def keeps_rows_apart(self) -> bool:
         """Whether sequences that stand after others in a pass leave these their bits: in the
-        engine's own code only products see how many rows there are, and packed ones do not care."""
+        engine's own code only products see how many rows there are, and packed ones do not care
+        from two on."""
         matrices = [self._head_matrix, *(p.forward_matrix for p in self.products())]
         return self.runs_all_layers and all(matrix.packed for matrix in matrices)
 

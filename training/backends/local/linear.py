@@ -144,7 +144,8 @@ _PACK_ROWS = 16
 class PackedMatrix:
     """x [n, in] -> x @ weight.T [n, out], by oneDNN with prepacked float32 weights on CPU.
 
-    `packed` says whether it is. A row then has the same bits however many rows there are.
+    `packed` says whether it is. A row then has the same bits however many rows there are, if it is
+    not alone: the product of one row and a wide matrix may be summed in another order.
     Packed weights run at the speed of large products from a few rows on; torch's own float32
     linear takes about twice as long at 16 rows.
     """

@@ -223,7 +223,8 @@ class Sampler:
         guests = [Tree(~m, jobs[m].prompt, [[]], [m]) for m in asked]
         if guests:
             rows, more = (sum(t.num_tokens for t in trees) for trees in (batches[0], guests))
-            if 0 < rows % _BLOCK <= _BLOCK - more:
+            # alone a row has bits of its own
+            if rows > 1 and 0 < rows % _BLOCK <= _BLOCK - more:
                 batches[0] += guests
             else:
                 batches.insert(0, guests)

@@ -19,7 +19,7 @@ def test_packed_products_give_a_row_the_same_bits_however_many_there_are(
     if not matrix.packed:
         pytest.skip("weights are not packed on this machine, and probes have passes of their own")
     x = torch.randn(330, size[1], generator=generator)
-    for rows in (1, 2, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 200, 300):
+    for rows in (2, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 200, 300):
         alone = matrix(x[:rows])
         for more in (1, 6, 9, 18):
             assert torch.equal(matrix(x[: rows + more])[:rows], alone)
