@@ -169,9 +169,9 @@ class Adapter:
     def snapshot(self) -> AdapterWeights:
         return AdapterWeights(self.config, self._decoder, self.flat.clone())
 
-    def live(self) -> AdapterWeights:
-        """The weights in training themselves, to be computed with at once."""
-        return AdapterWeights(self.config, self._decoder, self.flat)
+    def equals(self, weights: AdapterWeights) -> bool:
+        """Whether the weights in training are these, bit for bit."""
+        return torch.equal(self.flat, weights.flat)
 
     def largest_b(self) -> float:
         """The largest absolute value in the B matrices."""

@@ -449,15 +449,16 @@ class LocalTrainingClient(_Ready):
         """Local extension: save_weights_and_get_sampling_client(), where `judge` gets what that
         sampler, this client and the base model say of `tokens`. Where B is zero nobody is asked.
 
-        All three are asked for the first tokens, with the weights that each has, in this request's
-        turn and a pass of their own; `with_answers` in rows that come last in the sampler's first
-        prefill (where that has room for them), before any of it is answered and before this
-        client's weights change, so that who waits for an answer gets what `judge` raises; it gets
-        None where there are no numbers, which is an error of each answer. Where more rows in a pass
-        might change the bits of others they stay in one of their own. Where the first tokens do not
-        settle it, the trainer's own forward() and a pass for each of the others do, which are cut
-        alike, so that equal weights give equal bits. Nothing else runs sooner, later or with others
-        because of all that.
+        Sampler and base model are asked for the first tokens, in this request's turn and a pass of
+        their own; `with_answers` in rows that come last in the sampler's first prefill (where that
+        has room for them), before any of it is answered and before this client's weights change, so
+        that who waits for an answer gets what `judge` raises; it gets None where there are no
+        numbers, which is an error of each answer. Where more rows in a pass might change the bits
+        of others they stay in one of their own. A sampler with the very bits of this client's
+        weights speaks for both; for another one, and where the first tokens do not settle it, the
+        trainer's own forward() and a pass for each of the others do, which are cut alike, so that
+        equal weights give equal bits. Nothing else runs sooner, later or with others because of all
+        that.
         """
         job = self._job([probe_datum(tokens)], "cross_entropy", None, backward=False, drop=False)
         few, whole_probe = (ModelInput.from_ints(t) for t in (tokens[:QUICK_TOKENS], tokens))
@@ -475,8 +476,9 @@ class LocalTrainingClient(_Ready):
                         raise next(job.error for job in jobs if job.error is not None)
                     judge(None)
                     return
-                sampled, trained, of_base = logprobs
-                if not settles_it(sampled, of_base, trained, dtype=sampler.dtype):
+                sampled, of_base = logprobs
+                trained = sampled
+                if not same or not settles_it(sampled, of_base, None, dtype=sampler.dtype):
                     [output] = self._engine.trainer.run([job])
                     trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
                     [sampled], [of_base] = (
@@ -485,8 +487,8 @@ class LocalTrainingClient(_Ready):
                     )
                 judge(Probed(sampler.dtype, largest, sampled, of_base, trained))
 
-            jobs = [client.logprobs_job(few) for client in (sampler, base, base)]
-            jobs[1].weights = self._adapter.live()
+            jobs = [client.logprobs_job(few) for client in (sampler, base)]
+            same = jobs[0].weights is not None and self._adapter.equals(jobs[0].weights)
             self._settle_probe()
             self._probe = probe = Probe(jobs, told)
             if with_answers and self._engine.decoder.keeps_rows_apart:
