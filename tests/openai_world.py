@@ -2,15 +2,13 @@
 
 import asyncio
 import contextlib
-import socket
-import threading
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import uvicorn
 from fastapi import FastAPI
 from host_world import OWNER, Client, data_of, open_store
+from live_app import Live, live
 
 from training.api import AdamParams
 from training.connect import connect
@@ -30,19 +28,22 @@ class World(NamedTuple):
 
     host: Host
     app: FastAPI
-    loop: asyncio.AbstractEventLoop
-    url: str
+    server: Live
     folder: str
     service: Any
     adapters: tuple[str, str]
 
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self.server.loop
+
     def run(self, work: Awaitable[Any]) -> Any:
         """On the server's loop."""
-
-        async def wait() -> Any:
-            return await work
-
-        return asyncio.run_coroutine_threadsafe(wait(), self.loop).result(900)
+        return self.server.run(work)
 
 
 async def _train(host: Host) -> tuple[str, str]:
@@ -64,20 +65,9 @@ def openai_world(place: Path, folder: str) -> Iterator[World]:
     host = Host(service, store, BaseModels([folder], {BASE: folder}))
     (place / "keys.txt").write_text("".join(f"{name}:{KEYS[name]}\n" for name in KEYS))
     app = make_app(host, Keys.from_file(place / "keys.txt"), Links())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-    listener = socket.create_server(("127.0.0.1", 0))
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])))
-    thread.start()
     try:
-        while not server.started:
-            thread.join(0.01)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        world = World(host, app, loop, url, folder, service, ("", ""))
-        yield world._replace(adapters=world.run(_train(host)))
+        with live(app) as server:
+            world = World(host, app, server, folder, service, ("", ""))
+            yield world._replace(adapters=world.run(_train(host)))
     finally:
-        server.should_exit = True
-        thread.join()
-        loop.close()
-        listener.close()
         store.close()
