@@ -263,7 +263,9 @@ class Promises:
     def _past(self, owner: str, request_id: str) -> Outcome:
         """Of a request that is not in memory."""
         row = self._futures.get(owner, request_id)
-        if row is not None and row.state == "lost":
+        is_of_another = _ID.fullmatch(request_id) and not request_id.startswith(self._boot)
+        # also where it was done, since its result and its model went with that server
+        if row is not None and is_of_another:
             message = f"{row.kind}: the server was restarted; resume from the last checkpoint"
             return Outcome("error", row.kind, None, message, "server")
         if row is not None or self._expired.get(request_id) == owner:
@@ -271,7 +273,7 @@ class Promises:
                 f"request {request_id}: its result was kept for {self._seconds:g} seconds, or "
                 "until newer results needed the memory, and is gone"
             )
-        if _ID.fullmatch(request_id) and not request_id.startswith(self._boot):
+        if is_of_another:
             raise gone(f"request {request_id}: the server was restarted; send it again")
         raise not_found(f"request {request_id!r}")
 
