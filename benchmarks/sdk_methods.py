@@ -22,6 +22,8 @@ import json
 import logging
 import math
 import sys
+import tarfile
+import urllib.request
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -168,6 +170,11 @@ def done(_result: Any, _world: World) -> bool:
     return True
 
 
+def is_archive(found: Any, _world: World) -> bool:
+    with urllib.request.urlopen(found.url) as reply, tarfile.open(fileobj=reply, mode="r|") as tar:
+        return "adapter_config.json" in tar.getnames()
+
+
 def nothing(_world: World) -> tuple[Any, ...]:
     return ()
 
@@ -311,9 +318,9 @@ TRIES: dict[str, Try] = {
     "RestClient.search_sessions": Try(search, done),
     "RestClient.copy_weights": Try(lambda w: (w.state, "p"), done),
     "RestClient.get_checkpoint_archive_url": Try(
-        lambda w: (run_of(w), f"weights/{w.state.rpartition('/')[2]}"), done
+        lambda w: (run_of(w), f"weights/{w.state.rpartition('/')[2]}"), is_archive
     ),
-    "RestClient.get_checkpoint_archive_url_from_tinker_path": Try(lambda w: (w.state,), done),
+    "RestClient.get_checkpoint_archive_url_from_tinker_path": Try(lambda w: (w.state,), is_archive),
     "RestClient.whoami": Try(nothing, done, refused_by_sdk=RuntimeError),
     # its twin asks from the wrong event loop up to 0.30
     "RestClient.get_audit_log": Try(nothing, done, refused_by_sdk=AssertionError),

@@ -70,6 +70,10 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one", metadata=MODEL
     )
+    adapters_dir: Path | None = chz.field(
+        default=None,
+        doc="clients may load PEFT folders below it by /v1/load_lora_adapter; default: none",
+    )
     max_rank: int = chz.field(default=256, doc="highest rank of an adapter")
     max_open_requests: int = chz.field(
         default=10_000, doc="requests that one key may have waiting; more are refused for a while"
@@ -94,6 +98,8 @@ class Config:
                 f"host={self.host!r}: others can reach that address, so api_keys_file is needed, a "
                 "file with one key per line"
             )
+        if self.adapters_dir is not None and not expanded(self.adapters_dir).is_dir():
+            problems.append(f"adapters_dir={str(self.adapters_dir)!r}: there is no such folder")
         for name in ("max_rank", "max_open_requests", "session_seconds"):
             if (value := getattr(self, name)) < 1:
                 problems.append(f"{name}={value}: at least 1 is needed")
@@ -172,6 +178,7 @@ def loaded(config: Config, keys: Keys) -> "App":
         session_seconds=config.session_seconds,
     )
     is_local = config.host in LOOPBACK
+    adapters_dir = None if config.adapters_dir is None else expanded(config.adapters_dir)
     store = Store(expanded(config.store_dir))
     models = BaseModels([config.model_name], config.aliases, has_local_clients=is_local)
     service = connect(
@@ -183,7 +190,7 @@ def loaded(config: Config, keys: Keys) -> "App":
         decode_steps_while_training=DECODE_STEPS_WHILE_TRAINING,
     )
     service.create_sampling_client(base_model=config.model_name)
-    host = Host(service, store, models, options)
+    host = Host(service, store, models, options, adapters_dir=adapters_dir)
     return make_app(host, keys, Links(), AppOptions(hosts=LOOPBACK if is_local else None))
 
 

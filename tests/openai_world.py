@@ -58,11 +58,12 @@ async def _train(host: Host) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def openai_world(place: Path, folder: str) -> Iterator[World]:
+def openai_world(place: Path, folder: str, adapters_dir: Path | None = None) -> Iterator[World]:
     """A server of the model in `folder`, named BASE, and of two adapters on it."""
     service: Any = connect("local", checkpoint_dir=place / "checkpoints", device="cpu")
     store = open_store(place)
-    host = Host(service, store, BaseModels([folder], {BASE: folder}))
+    bases = BaseModels([folder], {BASE: folder})
+    host = Host(service, store, bases, adapters_dir=adapters_dir)
     (place / "keys.txt").write_text("".join(f"{name}:{KEYS[name]}\n" for name in KEYS))
     app = make_app(host, Keys.from_file(place / "keys.txt"), Links())
     try:

@@ -3,9 +3,11 @@
 uv run pytest tests/scripts/test_serve_script.py
 """
 
+import contextlib
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.error
@@ -17,6 +19,8 @@ import pytest
 from places import ROOT
 from served import Served, served, server_environment
 from tiny_chat import save_chat_model
+
+from training.serving.store import Store
 
 
 def refused(folder: Path, *settings: str) -> str:
@@ -79,6 +83,17 @@ def test_settings_that_cannot_be(folder: Path) -> None:
     assert "host='0.0.0.0'" in said and "api_keys_file" in said
     said = refused(folder, "model_name=model", "api_keys_file=none.txt", "port=0")
     assert "none.txt" in said
+    said = refused(folder, "model_name=model", "adapters_dir=none", "port=0")
+    assert "adapters_dir='none': there is no such folder" in said
     (folder / "short.txt").write_text("abc\n")
     said = refused(folder, "model_name=model", "api_keys_file=short.txt", "port=0")
     assert "short.txt" in said and "abc" not in said.replace("short.txt", "")
+
+
+def test_a_store_of_another_version(folder: Path) -> None:
+    Store(folder / "old").close()
+    with contextlib.closing(sqlite3.connect(folder / "old" / "serving.sqlite")) as database:
+        database.execute("PRAGMA user_version=7")
+    said = refused(folder, "model_name=model", "store_dir=old", "port=0")
+    assert "a store of version 7, and this server has version 1; give another folder" in said
+    assert said.count("\n") <= 2, said

@@ -44,8 +44,7 @@ class CheckpointAccess:
 
     def all_to_sample(self, owner: str, limit: int) -> list[CheckpointRow]:
         """The newest ones."""
-        rows = self._checkpoints.list(owner).rows
-        return [row for row in rows if row.path.kind == "sampler_weights"][:limit]
+        return self._checkpoints.list(owner, limit=limit, kind="sampler_weights").rows
 
     def last_saved(self, owner: str, run_id: str) -> CheckpointRow | None:
         return self._checkpoints.latest(owner, run_id, "weights")

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from training.api import ServiceClient
@@ -23,6 +24,7 @@ from training.serving.checkpoint_access import CheckpointAccess
 from training.serving.errors import ServingError, bad_request, not_found
 from training.serving.host_options import HostOptions
 from training.serving.hosted_models import HostedModels
+from training.serving.named_adapters import NamedAdapters
 from training.serving.promises import SAMPLE, Outcome, Promise, Promises
 from training.serving.sampler_weights import SamplerCache
 from training.serving.samplers import Samplers
@@ -40,7 +42,8 @@ _HOUR = 3600.0
 
 
 class Host:
-    """`clock` gives seconds that never go back."""
+    """`adapters_dir`: below it lie adapters that clients may load by a name; None: they may not.
+    `clock` gives seconds that never go back."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Host:
         models: BaseModels,
         options: HostOptions | None = None,
         *,
+        adapters_dir: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         options = self.options = options or HostOptions()
@@ -113,6 +117,11 @@ class Host:
             self._workers,
             max_num_samples=options.engine_rows,
         )
+        self.adapters: NamedAdapters | None = None
+        if adapters_dir is not None:
+            self.adapters = NamedAdapters(
+                adapters_dir, cache, models, self._workers, staging=store.staging
+            )
         self._hosted = HostedModels(
             models,
             self.checkpoints,
@@ -123,6 +132,7 @@ class Host:
             self.context_length,
             max_num_samples=options.engine_rows,
             started_at=time.time(),
+            named=self.adapters,
         )
         # the parts' own methods, under one name for the routes
         self.create_session = self._sessions.create

@@ -8,6 +8,7 @@ from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
 from training.serving.errors import ServingError, bad_request, not_found
 from training.serving.hosted import Hosted
+from training.serving.named_adapters import NamedAdapters
 from training.serving.names import TinkerPath
 from training.serving.promises import Promises
 from training.serving.sampler_weights import SamplerCache, SamplerWeights
@@ -43,8 +44,10 @@ class HostedModels:
         *,
         max_num_samples: int,
         started_at: float,
+        named: NamedAdapters | None = None,
     ) -> None:
         self._bases = bases
+        self._named = named
         self._checkpoints = checkpoints
         self._cache = cache
         self._promises = promises
@@ -79,12 +82,17 @@ class HostedModels:
         )
 
     def entries(self, owner: str) -> list[ModelEntry]:
-        """Base models, their aliases, then checkpoints that can be sampled, newest first."""
+        """Base models, their aliases, adapters that were loaded by name, then checkpoints that can
+        be sampled, newest first."""
         entries = []
         for name in self._bases.names:
             source = self._bases.resolve(name)
             length = self._context_length(name)
             entries.append(ModelEntry(name, int(self._started_at), None, source, length))
+        for name, named in self._named.of(owner) if self._named is not None else ():
+            base = named.weights.base_model
+            length = self._context_length(base)
+            entries.append(ModelEntry(name, named.created, base, named.path, length))
         for found in self._checkpoints.all_to_sample(owner, _LISTED):
             # of a base model that is not offered any more it can still be listed
             length = None
@@ -99,6 +107,8 @@ class HostedModels:
     def _weights(self, owner: str, name: str) -> SamplerWeights:
         if name in self._bases.names:
             return self._cache.of_base(name)
+        if self._named is not None and (named := self._named.get(owner, name)) is not None:
+            return named
         base, _, path = name.rpartition(";")
         try:
             found = self._checkpoints.to_sample(owner, _as_path(path))

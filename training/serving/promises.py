@@ -25,6 +25,7 @@ from training.serving.errors import (
 )
 from training.serving.memory_sizes import OVERHEAD, result_bytes
 from training.serving.storage.futures import Futures
+from training.serving.workers import new_future
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,6 @@ class Outcome:
     category: Category = "user"
 
 
-def _future() -> "asyncio.Future[None]":
-    return asyncio.get_running_loop().create_future()
-
-
 def _end(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
@@ -74,8 +71,8 @@ class Promise:
     sample_sequence_ids: tuple[str, ...]
     key: Hashable
     digest: str
-    accepted: "asyncio.Future[None]" = field(default_factory=_future)
-    done: "asyncio.Future[None]" = field(default_factory=_future)
+    accepted: "asyncio.Future[None]" = field(default_factory=new_future)
+    done: "asyncio.Future[None]" = field(default_factory=new_future)
     outcome: Outcome = field(init=False)
     finished_at: float = 0.0
     num_bytes: int = 0

@@ -20,7 +20,7 @@ from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
 from training.serving.errors import bad_request
 from training.serving.storage.rows import CheckpointRow
-from training.serving.workers import Workers
+from training.serving.workers import Workers, new_future
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class SamplerCache:
     def of_moment(self, base_model: str, client: SamplingClient) -> SamplerWeights:
         """Of weights as they were, which are not saved."""
         source = self._bases.resolve(base_model)
-        loaded: asyncio.Future[LoadedWeights] = asyncio.get_running_loop().create_future()
+        loaded: asyncio.Future[LoadedWeights] = new_future()
         loaded.set_result(LoadedWeights(client, self._backend.context_length(source), ""))
         return SamplerWeights(base_model, source, loaded=loaded)
 
@@ -173,7 +173,7 @@ class SamplerCache:
             shutil.rmtree(weights.folder, ignore_errors=True)
 
     def _load(self, weights: SamplerWeights) -> "asyncio.Future[LoadedWeights]":
-        loaded: asyncio.Future[LoadedWeights] = asyncio.get_running_loop().create_future()
+        loaded: asyncio.Future[LoadedWeights] = new_future()
         row, source = weights.row, weights.source
         folder = weights.folder if row is None else row.folder
         # or deleting the checkpoint would take the files from under the load

@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from training.api import LoraConfig, TrainingClient
 from training.serving.backend import Backend
@@ -15,9 +14,9 @@ from training.serving.errors import bad_request, gone, not_found
 from training.serving.promises import Promise, Promises
 from training.serving.scheduler import Lane, explain
 from training.serving.sessions import Sessions
-from training.serving.storage.rows import Run
+from training.serving.storage.rows import CheckpointRow, Run
 from training.serving.store import Store
-from training.serving.workers import Workers
+from training.serving.workers import Workers, new_future
 
 
 @dataclass(eq=False)
@@ -79,7 +78,6 @@ class TrainedModels:
         *,
         digest: str,
         user_metadata: Mapping[str, str] | None = None,
-        optimizer: Mapping[str, Any] | None = None,
     ) -> Promise:
         """A new adapter. Without a seed in `lora` a random one is drawn, which the run records."""
         promise, is_new = self._begin_new(owner, "CreateModel", session_id, model_seq_id, digest)
@@ -88,7 +86,6 @@ class TrainedModels:
         with self._promises.accepting(promise):
             source = self._bases.resolve(base_model)
             self._check_lora(lora)
-            _check_optimizer(optimizer)
             if lora.seed is None:
                 lora = replace(lora, seed=secrets.randbits(31))
             run = self._new_run(promise, base_model, lora, user_metadata)
@@ -123,17 +120,9 @@ class TrainedModels:
                     param="base_model",
                 )
             run = self._new_run(promise, found.base_model, found.lora, user_metadata)
-            model = self._add(run, source)
-            # or deleting it would take the files from under the load
             release = self._checkpoints.hold(found)
-        load = partial(
-            self._backend.load,
-            found.folder,
-            source,
-            found.lora,
-            with_optimizer=with_optimizer,
-        )
-        self._workers.begin(self._make(model, promise, load, path=path, release=release))
+            model = self._add(run, source)
+        self._begin_load(model, promise, found, release, with_optimizer=with_optimizer)
         return promise
 
     async def load_into(
@@ -167,17 +156,10 @@ class TrainedModels:
                     f"{model.run.base_model}; create_training_client_from_state makes one that fits"
                 )
             release = self._checkpoints.hold(found)
-            model.ready = _future()
-        source = model.source
-        load = partial(
-            self._backend.load,
-            found.folder,
-            source,
-            found.lora,
-            with_optimizer=with_optimizer,
+            model.ready = new_future()
+        self._begin_load(
+            model, promise, found, release, with_optimizer=with_optimizer, instead_of=before
         )
-        made = self._make(model, promise, load, path=path, instead_of=before, release=release)
-        self._workers.begin(made)
         return promise
 
     def remove(self, model: Model) -> None:
@@ -307,9 +289,32 @@ class TrainedModels:
             )
 
     def _add(self, run: Run, source: str) -> Model:
-        model = Model(run, source, Lane(run.owner, run.run_id), _future())
+        model = Model(run, source, Lane(run.owner, run.run_id), new_future())
         self._models[run.run_id] = model
         return model
+
+    def _begin_load(
+        self,
+        model: Model,
+        promise: Promise,
+        found: CheckpointRow,
+        release: Callable[[], None],
+        *,
+        with_optimizer: bool,
+        instead_of: TrainingClient | None = None,
+    ) -> None:
+        """`release` lets go of the checkpoint, which is held or deleting it would take the files
+        from under the load."""
+        load = partial(
+            self._backend.load,
+            found.folder,
+            model.source,
+            found.lora,
+            with_optimizer=with_optimizer,
+        )
+        path = str(found.path)
+        made = self._make(model, promise, load, path=path, instead_of=instead_of, release=release)
+        self._workers.begin(made)
 
     async def _make(
         self,
@@ -344,15 +349,3 @@ class TrainedModels:
             self._promises.resolve(promise, value if path is None else {**value, "path": path})
         finally:
             release()
-
-
-def _future() -> "asyncio.Future[TrainingClient]":
-    return asyncio.get_running_loop().create_future()
-
-
-def _check_optimizer(optimizer: Mapping[str, Any] | None) -> None:
-    kind = (optimizer or {}).get("type", "adamw")
-    if kind not in ("adam", "adamw"):
-        raise bad_request(
-            f"optimizer_config.type: got {kind!r}, this server has adamw", param="optimizer_config"
-        )

@@ -8,6 +8,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def new_future() -> "asyncio.Future[Any]":
+    """Of the loop that runs."""
+    return asyncio.get_running_loop().create_future()
+
+
 class Workers:
     """Checks of requests and loading of models have threads of their own: while a model loads,
     requests to others are still checked. Few, since they share the cores with the engine."""

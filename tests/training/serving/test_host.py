@@ -23,7 +23,7 @@ from host_world import (
 from tiny_chat import save_chat_model
 
 from training.api import ModelInput, SamplingParams
-from training.serving.errors import ServingError
+from training.serving.errors import ServingError, not_found
 from training.serving.host import Host
 from training.serving.names import TinkerPath
 
@@ -178,6 +178,10 @@ def test_a_loaded_model_goes_on_bit_by_bit(host):
     serve(host, scenario)
 
 
+def already_gone(_row: Any) -> Any:
+    raise not_found("gone by now")
+
+
 def test_what_cannot_be_loaded_is_refused(host, folder):
     async def scenario(host: Host) -> None:
         client = Client(host)
@@ -207,6 +211,13 @@ def test_what_cannot_be_loaded_is_refused(host, folder):
             with pytest.raises(ServingError) as caught:
                 await wrong
             assert caught.value.status == status and told in caught.value.message
+        # deleted after it was found: no model is left behind that will never be ready
+        models = host.status()["models"]
+        host.checkpoints.hold = already_gone
+        with pytest.raises(ServingError, match="gone by now"):
+            await load(state)
+        del host.checkpoints.hold
+        assert host.status()["models"] == models
         # weights alone can be trained on, with fresh moments
         await client.load(weights, with_optimizer=False)
         into = await client.create()

@@ -3,16 +3,20 @@
 uv run pytest tests/training/serving/test_serving_app.py
 """
 
+import datetime
 import gzip
+import io
 import re
+import tarfile
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from wire_caller import KEYS, PROTO, Caller, training_body
 
 from training.connect import connect
 from training.serving.app import TINKER, AppOptions, make_app
@@ -20,14 +24,13 @@ from training.serving.base_models import BaseModels
 from training.serving.host import Host
 from training.serving.keys import Keys
 from training.serving.links import Links
+from training.serving.names import TinkerPath
 from training.serving.store import Store
 from training.serving.wire import routes_futures
-from training.serving.wire import tinker_public_pb2 as pb
 from training.serving.wire.bodies import PROTOBUF
 from training.serving.wire.routes_download import DOWNLOADS
 from training.serving.wire.routes_unserved import UNSERVED
 
-KEYS = {"ann": "tml-" + "a" * 30, "bob": "tml-" + "b" * 30}
 OPTIONS = AppOptions(max_training_bytes=100_000, max_json_bytes=100_000)
 
 
@@ -41,66 +44,10 @@ def client(
     service = connect("local", device="cpu", checkpoint_dir=store.staging)
     host = Host(service, store, BaseModels([tiny_model("llama")], {"tiny": tiny_model("llama")}))
     app = make_app(host, Keys.from_file(folder / "keys"), Links(), OPTIONS)
+    app.state.store = store
     with TestClient(app, base_url="http://here:8010") as client:
         yield client
     store.close()
-
-
-class Caller:
-    """Requests of one key."""
-
-    def __init__(self, client: TestClient, name: str) -> None:
-        self._client = client
-        self._headers = {"X-API-Key": KEYS[name]}
-
-    def ask(self, method: str, path: str, **more: Any) -> Any:
-        headers = {**self._headers, **more.pop("headers", {})}
-        return self._client.request(method, TINKER + path, headers=headers, **more)
-
-    def post(self, route: str, /, **body: Any) -> Any:
-        return self.ask("POST", route, json=body)
-
-    def done(self, reply: Any) -> Any:
-        """What a request for work comes to."""
-        assert reply.status_code == 200, reply.text
-        found = self.post("/retrieve_future", request_id=reply.json()["request_id"])
-        assert found.status_code == 200, found.text
-        return found.json()
-
-    def session(self) -> str:
-        return self.post("/create_session", tags=[], sdk_version="0.38.0").json()["session_id"]
-
-    def model(self, session_id: str, number: int = 0) -> str:
-        reply = self.post(
-            "/create_model",
-            session_id=session_id,
-            model_seq_id=number,
-            base_model="tiny",
-            lora_config={"rank": 2, "seed": 0},
-        )
-        return self.done(reply)["model_id"]
-
-    def train(self, model_id: str, seq_id: int, loss: str = "cross_entropy") -> Any:
-        body = training_body(model_id, seq_id, loss)
-        return self.ask("POST", "/forward_backward", content=body, headers=PROTO)
-
-
-PROTO = {"content-type": PROTOBUF, "accept": PROTOBUF}
-
-
-def training_body(model_id: str, seq_id: int, loss: str = "cross_entropy") -> bytes:
-    tokens = np.array([5, 6, 7], dtype=np.int32)
-    targets = np.array([6, 7, 8], dtype=np.int64)
-    datum = pb.Datum(
-        model_input=[pb.Chunk(encoded_text=pb.EncodedTextChunk(tokens=tokens.tobytes()))],
-        loss_fn_inputs={
-            "target_tokens": pb.Tensor(dense=targets.tobytes(), dtype=pb.DTYPE_INT64, shape=[3])
-        },
-    )
-    request = pb.ForwardBackwardRequest(
-        model_id=model_id, seq_id=seq_id, data=[datum], loss_fn=loss
-    )
-    return request.SerializeToString()
 
 
 @pytest.fixture
@@ -263,6 +210,14 @@ def test_bodies_that_are_none(ann: Caller) -> None:
     ):
         reply = ann.post("/optim_step", **fields)
         assert reply.status_code == 400 and word in reply.json()["detail"], reply.text
+    new = {"session_id": ann.session(), "model_seq_id": 9, "optimizer_config": {"type": "adam"}}
+    for route, more in (
+        ("/create_model", {"base_model": "tiny"}),
+        ("/load_weights", {"path": f"tinker://{model}/weights/a", "optimizer": False}),
+    ):
+        told = ann.post(route, **new, **more)
+        assert told.status_code == 400
+        assert told.json()["detail"] == "optimizer_config.type: got 'adam'; input should be 'adamw'"
 
 
 def test_a_poll_ends_and_unknown_results_are_told(
@@ -302,6 +257,37 @@ def test_a_signed_link_opens_one_file(ann: Caller, client: TestClient, tmp_path:
         assert token not in client.get(wrong).text
     bare = ann.ask("DELETE", f"/training_runs/{model}/checkpoints/out")
     assert bare.status_code == 400 and "weights/out" in bare.json()["detail"]
+
+
+def test_an_archive_has_a_checkpoints_files(ann: Caller, bob: Caller, client: TestClient) -> None:
+    """What the command line of SDKs before 0.38 asks for."""
+    model = ann.model(ann.session())
+    for seq_id, (route, kind) in enumerate(
+        [("/save_weights", "weights"), ("/save_weights_for_sampler", "sampler_weights")], 1
+    ):
+        ann.done(ann.post(route, model_id=model, seq_id=seq_id, path="out"))
+        where = f"/training_runs/{model}/checkpoints/{kind}/out/archive"
+        told = ann.ask("GET", where, follow_redirects=False)
+        assert told.status_code == 302
+        left = parsedate_to_datetime(told.headers["expires"]) - datetime.datetime.now(datetime.UTC)
+        assert datetime.timedelta(minutes=50) < left < datetime.timedelta(minutes=61)
+        url = told.headers["location"]
+        fetched = client.get(url)
+        assert fetched.status_code == 200
+        assert int(fetched.headers["content-length"]) == len(fetched.content)
+        with tarfile.open(fileobj=io.BytesIO(fetched.content)) as tar:
+            found = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # pyrefly: ignore
+        assert found.pop("checkpoint_complete") == b""
+        row = client.app.state.store.checkpoints.get(  # pyrefly: ignore
+            "ann", TinkerPath(model, kind, "out")
+        )
+        files = client.app.state.store.checkpoints.files(row)  # pyrefly: ignore
+        assert found == {name: file.read_bytes() for name, file in files.items()}
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= set(found)
+        for wrong in (url.replace("archive.tar", "adapter_config.json"), url.partition("?")[0]):
+            assert client.get(wrong).status_code == 401
+        for other, place in ((bob, where), (ann, where.replace("/out/", "/none/"))):
+            assert other.ask("GET", place, follow_redirects=False).status_code == 404
 
 
 def test_what_is_not_served_is_said_in_a_sentence(ann: Caller) -> None:

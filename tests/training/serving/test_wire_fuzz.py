@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzzing import mutated
 
 from training.serving.errors import ServingError
 from training.serving.wire import bodies
@@ -48,30 +49,6 @@ def valid_request() -> bytes:
         else:
             weights.dense = rng.random(32).astype("<f4").tobytes()
     return message.SerializeToString()
-
-
-def mutated(rng: random.Random, body: bytes) -> bytes:
-    """One to four changes: of a byte, a bit, a part cut, doubled, moved, or random bytes."""
-    changed = bytearray(body)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(changed) + 1)
-        end = min(len(changed), at + rng.choice([1, 2, 8, 64]))
-        part = changed[at:end]
-        kind = rng.randrange(6)
-        if kind == 0:
-            changed[at:end] = rng.randbytes(len(part))
-        elif kind == 1 and part:
-            changed[at] ^= 1 << rng.randrange(8)
-        elif kind == 2:
-            del changed[at:end]
-        elif kind == 3:
-            changed[at:at] = part * rng.choice([1, 3, 50])
-        elif kind == 4:
-            changed[at:end] = rng.choice([b"\xff" * 9, b"\x7f", bytes(4), b"\x80" * 11])
-        else:
-            place = rng.randrange(len(changed) + 1)
-            changed[place:place] = part
-    return bytes(changed)
 
 
 def bodies_of(rng: random.Random, valid: bytes) -> list[bytes]:

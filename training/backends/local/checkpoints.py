@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from training.backends.local.adapters import (
@@ -112,16 +112,24 @@ def save_adapter(
         state["frozen_rank"] = config.frozen_rank
 
     def write(temporary: Path) -> None:
-        save_file(tensors, temporary / PEFT_WEIGHTS, metadata={"format": "pt"})
+        _save_tensors(tensors, temporary / PEFT_WEIGHTS, metadata={"format": "pt"})
         if optimizer is not None:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in optimizer.items()},
-                temporary / OPTIMIZER_FILE,
-            )
+            moments = {k: v.detach().cpu().contiguous() for k, v in optimizer.items()}
+            _save_tensors(moments, temporary / OPTIMIZER_FILE)
         for name, value in ((PEFT_CONFIG, adapter_config), (STATE_FILE, state)):
             (temporary / name).write_text(json.dumps(value, indent=2), encoding="utf-8")
 
     write_folder(folder, write, overwrite=overwrite)
+
+
+def _save_tensors(
+    tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Raises OSError that names the file, which safetensors does not."""
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{file}: {error}") from error
 
 
 def write_folder(folder: Path, write: Any, *, overwrite: bool) -> None:

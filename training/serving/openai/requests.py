@@ -11,6 +11,7 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 2048
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
+MAX_PATH_LENGTH = 1000
 MAX_TOP_LOGPROBS = 20
 MAX_COMPLETION_LOGPROBS = 5
 # OpenAI's own
@@ -103,6 +104,27 @@ class CompletionRequest:
     prompts: list[Prompt]
     echo: bool
     parse_special: bool | None
+
+
+@dataclass(frozen=True)
+class AdapterRequest:
+    """Of vLLM's routes for adapters. `replaces`: one of that name may be loaded."""
+
+    name: str
+    path: str | None
+    replaces: bool
+
+
+def adapter_request(body: Any) -> AdapterRequest:
+    """Raises ServingError 400 with the field's name as `param`."""
+    fields = Fields(
+        body,
+        used=frozenset({"lora_name", "lora_path", "load_inplace"}),
+        ignored=frozenset({"lora_int_id", "base_model_name"}),
+        neutral={},
+    )
+    name, path = fields.needed("lora_name", _text), fields.read("lora_path", _text)
+    return AdapterRequest(name, path, fields.read("load_inplace", flag, False))
 
 
 def chat_request(body: Any) -> ChatRequest:
@@ -222,6 +244,12 @@ def _top_k(value: Any) -> int:
 def _model(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("a model's name is needed; GET /models lists them")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_PATH_LENGTH:
+        raise ValueError(f"a text of 1 to {MAX_PATH_LENGTH} characters is needed")
     return value
 
 

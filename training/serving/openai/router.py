@@ -13,15 +13,18 @@ from starlette.responses import Response
 from training.serving.errors import ServingError, bad_request
 from training.serving.host import Host
 from training.serving.hosted_models import ModelEntry
+from training.serving.named_adapters import NamedAdapters
 from training.serving.openai.chat import ChatReply
 from training.serving.openai.completions import CompletionReply
 from training.serving.openai.errors import error_reply, json_reply
-from training.serving.openai.requests import chat_request, completion_request
+from training.serving.openai.requests import adapter_request, chat_request, completion_request
 from utils.json_files import parse_texts
 
 # the second is the hosted service's, so that code for it needs another host only
 PREFIXES = ("/v1", "/oai/api/v1")
 _ROUTES = {"/chat/completions": "POST", "/completions": "POST", "/models": "GET"}
+# of vLLM's API, where the server has adapters_dir
+_ADAPTER_ROUTES = {"/load_lora_adapter": "POST", "/unload_lora_adapter": "POST"}
 _OWNER = "autodidact"
 _GONE = 499
 
@@ -62,16 +65,44 @@ def router(host: Host) -> APIRouter:
         hosted = await host.hosted(request.state.owner, asked.sampling.model)
         return await CompletionReply(hosted, asked).respond(request)
 
+    async def load_adapter(request: Request) -> Response:
+        asked = await _read(request, adapter_request)
+        if asked.path is None:
+            raise bad_request("lora_path is missing: the request needs it", param="lora_path")
+        await _adapters(host).load(
+            request.state.owner, asked.name, asked.path, replaces=asked.replaces
+        )
+        return Response(f"Success: LoRA adapter '{asked.name}' added successfully.")
+
+    async def unload_adapter(request: Request) -> Response:
+        asked = await _read(request, adapter_request)
+        _adapters(host).unload(request.state.owner, asked.name)
+        return Response(f"Success: LoRA adapter '{asked.name}' removed successfully.")
+
     for path, method, handler in (
         ("/models", "GET", models),
         ("/models/{name:path}", "GET", model),
         ("/chat/completions", "POST", chat),
         ("/completions", "POST", completions),
+        ("/load_lora_adapter", "POST", load_adapter),
+        ("/unload_lora_adapter", "POST", unload_adapter),
     ):
         routes.add_route(path, _answered(handler), methods=[method])
     # of every method
     routes.add_route("/{rest:path}", _answered(_no_route), methods=[])
     return routes
+
+
+def _adapters(host: Host) -> NamedAdapters:
+    """Raises ServingError 404 where this server has none."""
+    if host.adapters is None:
+        raise ServingError(
+            404,
+            "adapters are loaded by name only where the server was started with adapters_dir=...; "
+            "checkpoints are asked for by their tinker:// paths",
+            code="unknown_url",
+        )
+    return host.adapters
 
 
 async def _read(request: Request, check: Callable[[Any], T]) -> T:
@@ -105,7 +136,7 @@ def _answered(handler: Handler) -> Handler:
 async def _no_route(request: Request) -> Response:
     path = f"/{request.path_params['rest']}"
     asked = f"{request.method} {request.url.path}"
-    method = "GET" if path.startswith("/models/") else _ROUTES.get(path)
+    method = "GET" if path.startswith("/models/") else (_ROUTES | _ADAPTER_ROUTES).get(path)
     if method is not None:
         raise ServingError(405, f"{asked}: this route takes {method}", code="method_not_allowed")
     served = ", ".join(f"{method} {route}" for route, method in _ROUTES.items())

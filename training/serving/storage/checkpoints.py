@@ -147,15 +147,23 @@ class Checkpoints:
         return self._row(rows[0]) if rows else None
 
     def list(
-        self, owner: str, run_id: str | None = None, limit: int | None = None, offset: int = 0
+        self,
+        owner: str,
+        run_id: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        *,
+        kind: str | None = None,
     ) -> Listed[CheckpointRow]:
-        """Newest first, of one run or of all. Raises ServingError 400 for a negative limit."""
+        """Newest first, of one run or of all, of one kind or of all. Raises ServingError 400 for a
+        negative limit."""
         limit, offset = window(limit, offset)
         sql = "FROM checkpoints WHERE owner = ?"
         values: list[Any] = [owner]
-        if run_id is not None:
-            sql += " AND run_id = ?"
-            values.append(run_id)
+        for column, value in (("run_id", run_id), ("kind", kind)):
+            if value is not None:
+                sql += f" AND {column} = ?"
+                values.append(value)
         with self._database.lock:
             total = self._database.read(f"SELECT count(*) {sql}", *values)[0][0]
             order = "ORDER BY created_at DESC, rowid DESC LIMIT ? OFFSET ?"

@@ -58,7 +58,9 @@ class Lora(Message):
 
 
 class Optimizer(Message):
-    type: str = "adamw"
+    """The SDK has more of them, with more fields."""
+
+    type: Literal["adamw"] = "adamw"
 
 
 class CreateModel(Message):
@@ -101,7 +103,7 @@ class Adam(Message):
 
 class OptimStep(OfModel):
     adam_params: Adam | None = None
-    optimizer_params: dict[str, Any] | None = None
+    optimizer_params: Optimizer | None = None
 
 
 class SaveWeights(OfModel):

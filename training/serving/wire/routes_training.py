@@ -42,7 +42,6 @@ def training_routes(host: Host) -> APIRouter:
             config,
             digest=digest,
             user_metadata=message.user_metadata,
-            optimizer=message.optimizer_config.model_dump(),
         )
         return promise_reply(promise)
 
@@ -51,8 +50,6 @@ def training_routes(host: Host) -> APIRouter:
         message, digest = await read_message(request, LoadWeights)
         owner = owner_of(request)
         if message.session_id is not None and message.model_seq_id is not None:
-            if message.optimizer_config is not None:
-                _check_optimizer(message.optimizer_config.type)
             promise = await host.load_model(
                 owner,
                 message.session_id,
@@ -126,8 +123,6 @@ def training_routes(host: Host) -> APIRouter:
     @router.post("/optim_step")
     async def optim_step(request: Request) -> Response:
         message, digest = await read_message(request, OptimStep)
-        if message.optimizer_params is not None:
-            _check_optimizer(message.optimizer_params.get("type"))
         given = message.adam_params.model_dump() if message.adam_params is not None else {}
         try:
             params = AdamParams(**given)
@@ -194,8 +189,3 @@ def training_routes(host: Host) -> APIRouter:
         return promise_reply(promise)
 
     return router
-
-
-def _check_optimizer(name: object) -> None:
-    if name != "adamw":
-        raise bad_request(f"optimizer: got {name!r}; 'adamw' is what there is", param="optimizer")

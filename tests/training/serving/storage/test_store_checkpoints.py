@@ -236,6 +236,8 @@ def test_lists_are_newest_first_of_a_run_or_of_all(store: Store, clock: Clock) -
     assert names(run_id="r", limit=2, offset=1) == (["4", "2"], 4)
     assert names(limit=0) == ([], 6)
     assert names(run_id="unknown") == ([], 0)
+    assert names(kind="sampler_weights") == (["5"], 1)
+    assert names(run_id="r", kind="weights", limit=1) == (["4"], 3)
     latest = store.checkpoints.latest("anne", "r", "weights")
     assert latest is not None and latest.path.name == "4"
 
