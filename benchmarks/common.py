@@ -318,10 +318,11 @@ class Report:
         tokens: float | None = None,
         against: Sequence[float] = (),
         goal: float | None = None,
+        at_most: float | None = None,
         **values: Any,
     ) -> None:
-        """`tokens` are those of one round; `against` the seconds of the contender that `goal`
-        is about; `values` are further columns."""
+        """`tokens` are those of one round; `against` the seconds of the contender that the goal is
+        about, a ratio of at least `goal` or of `at_most`; `values` are further columns."""
         row: dict[str, Any] = {"case": case, "contender": contender}
         if seconds:
             median = statistics.median(seconds)
@@ -332,6 +333,8 @@ class Report:
             row["ratio"] = round(statistics.median(seconds) / statistics.median(against), 3)
             row["per round"] = f"{min(rounds):.2f}-{max(rounds):.2f}"
             row["goal"] = None if goal is None else f">= {goal:g}"
+            if at_most is not None:
+                row["goal"] = f"<= {at_most:g}"
         self._rows.append({**row, **values})
 
     def note(self, text: str) -> None:

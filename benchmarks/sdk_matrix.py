@@ -9,21 +9,19 @@ what the index has. Writes the table in docs/serving.md where all versions were 
 to benchmarks/results/sdk_matrix.jsonl.
 """
 
-import contextlib
 import importlib.metadata
 import json
 import logging
 import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import chz
 from common import RESULTS
+from server_process import ROOT, served
 
 from training.models import resolve_model
 from utils.runs.files import append_jsonl, atomic_write_text
@@ -31,7 +29,6 @@ from utils.runs.provenance import run_meta
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "serving.md"
 METHODS = Path(__file__).parent / "sdk_methods.py"
 VERSIONS = ["0.25.0", "0.30.4", "0.34.0", "0.38.0", "newest"]
@@ -61,11 +58,11 @@ def main(config: Config) -> None:
     # a name from which clients can load the tokenizer too
     model = str(resolve_model(config.model))
     results: Results = []
-    with tempfile.TemporaryDirectory() as folder, served(model, Path(folder)) as (url, key):
+    with tempfile.TemporaryDirectory() as folder, served(model) as server:
         for version in config.versions:
             if version == "newest" and newest(Path(folder)) in {found["sdk"] for found in results}:
                 continue
-            found = methods_of(version, url, key, model, Path(folder))
+            found = methods_of(version, server.url, server.key, model, Path(folder))
             wrong = {n: m for n, m in found["methods"].items() if m["outcome"] == "wrong"}
             logger.info(
                 "tinker %s: %d methods, wrong: %s", found["sdk"], len(found["methods"]), wrong
@@ -77,25 +74,6 @@ def main(config: Config) -> None:
     print(text)
     if config.versions == VERSIONS:
         atomic_write_text(DOCS, with_table(DOCS.read_text(encoding="utf-8"), text))
-
-
-@contextlib.contextmanager
-def served(model: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """URL and key of a server, which ends with the block."""
-    command = [sys.executable, str(ROOT / "scripts/serve.py"), f"model_name={model}", "port=0"]
-    settings = [f"store_dir={folder / 'store'}", "access_log=false"]
-    with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = ""
-        try:
-            for line in process.stdout:
-                said += line
-                if found := re.search(r"URL +(\S+)\s+Key +(\S+)", said):
-                    yield found[1], found[2]
-                    return
-            raise SystemExit(f"the server ended:\n{said}")
-        finally:
-            process.terminate()
 
 
 def newest(folder: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import chz
 import pytest
 from bbh_world import save_bbh_model
+from tiny_chat import save_chat_model
 
 from utils.runs.files import read_jsonl
 
@@ -96,8 +97,6 @@ def test_adapters(run: Any) -> None:
 
 
 def test_starting(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tiny_chat import save_chat_model
-
     from training.backends.local import loading
 
     monkeypatch.setenv("AUTODIDACT_CACHE", str(tmp_path / "cache"))
@@ -115,6 +114,52 @@ def test_starting(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         *("a sampler's first prompts", "with its proof", "proven before", "a checkpoint's proof"),
     }
     assert dict(os.environ) == before
+
+
+@pytest.mark.slow
+def test_serving(run: Any, tmp_path: Path) -> None:
+    """A server in a process of its own, on a tiny model that can chat."""
+    before = dict(os.environ)
+    table, rows = run("serving", f"model={save_chat_model(tmp_path / 'chat')}")
+    assert [(row["case"], row["contender"]) for row in rows] == [
+        ("start", "to the greeting"),
+        ("start", "to the first answer"),
+        ("1 clients", "in process"),
+        ("1 clients", "one server"),
+        ("2 clients", "in process"),
+        ("2 clients", "one server"),
+        ("20 open samples", "in process"),
+        ("20 open samples", "one server"),
+        ("chat", "idle"),
+        ("chat", "beside training"),
+        ("2 runs", "one after the other"),
+        ("2 runs", "one server"),
+    ]
+    assert rows[0]["seconds"][0] < rows[1]["seconds"][0]
+    served = [row for row in rows if row["contender"] == "one server"]
+    assert all(row["ratio"] > 0 for row in served)
+    assert served[0]["CPU s"] > 0 and served[0]["clients' CPU s"] > 0
+    # in the warm-up and the one round
+    assert len(served[0]["server MiB"].split()) == 2
+    # no thread for a sample
+    assert served[2]["threads"] - served[2]["threads before"] < 10
+    assert all(0 < row["p50 ms"] <= row["p95 ms"] for row in rows if row["case"] == "chat")
+    assert "Losses in process and through the server: " in table
+    assert dict(os.environ) == before
+
+
+@pytest.mark.slow
+def test_serving_notices_other_work(
+    run: Any, load_benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load_benchmark("serving")
+    real = module.remote_work
+    monkeypatch.setattr(
+        module, "remote_work", lambda *given: [loss * 1.01 for loss in real(*given)]
+    )
+    model = save_chat_model(tmp_path / "chat")
+    with pytest.raises(SystemExit, match="losses differ by"):
+        run("serving", f"model={model}", "parts=clients", "clients=1")
 
 
 def test_adapters_of_chosen_layers(run: Any, load_benchmark: Any) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from utils.json_files import read_json_object
 from utils.runs.files import expanded
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 # the files beside the weights that decide what goes in and out
@@ -139,10 +140,13 @@ def _snapshot(model_name: str) -> Path:
     return Path(config).parent
 
 
-def _text_config(model_name: str) -> "PretrainedConfig":
+def _text_config(model_name: str) -> Any:
+    source = resolve_model(model_name)
+    if model_name == EMBEDDED:
+        # what AutoConfig comes to as well, after importing half of torch and transformers
+        return SimpleNamespace(**read_json_object(Path(source) / "config.json"))
     from transformers import AutoConfig
 
-    source = resolve_model(model_name)
     try:
         return AutoConfig.from_pretrained(source).get_text_config()
     except (OSError, ValueError) as error:

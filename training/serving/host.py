@@ -21,7 +21,7 @@ from training.serving.activity import Activity
 from training.serving.backend import Backend
 from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
-from training.serving.errors import ServingError, bad_request, not_found
+from training.serving.errors import bad_request, not_found
 from training.serving.host_options import HostOptions
 from training.serving.hosted_models import HostedModels
 from training.serving.named_adapters import NamedAdapters
@@ -156,11 +156,10 @@ class Host:
         self.models = self._hosted.entries
 
     async def startup(self) -> None:
-        """Begins the sweeps, and to load the default model."""
+        """Begins the sweeps, and to load the default model and what its first requests need."""
         self._workers.begin(self._sweep_forever())
         self._workers.begin(self._read_lengths())
-        with contextlib.suppress(ServingError):
-            self._cache.open(self._cache.of_base(self.bases.default))
+        self._workers.begin(self._hosted.warm_up())
 
     def context_length(self, name: str) -> int | None:
         """Of a base model; None before it is known."""

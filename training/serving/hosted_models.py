@@ -1,9 +1,14 @@
 """Models by the names that OpenAI's clients say: a base model, an alias, or a checkpoint."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from training.api import ModelInput, SamplingClient, SamplingParams
+from training.chat import render_prompt
+from training.serving import backend as calls
 from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
 from training.serving.errors import ServingError, bad_request, not_found
@@ -81,6 +86,15 @@ class HostedModels:
             max_num_samples=self._max_num_samples,
         )
 
+    async def warm_up(self) -> None:
+        """What the first requests to the default model would wait for, done before they come: its
+        tokenizer, its chat template, and the tables behind answers in JSON."""
+        # what fails here is told to whoever asks
+        with contextlib.suppress(ServingError, ValueError):
+            opened = self._cache.open(self._cache.of_base(self._bases.default))
+            await asyncio.wait([opened])
+            await self._workers.check(partial(_used, opened.result().client))
+
     def entries(self, owner: str) -> list[ModelEntry]:
         """Base models, their aliases, adapters that were loaded by name, then checkpoints that can
         be sampled, newest first."""
@@ -124,6 +138,14 @@ class HostedModels:
         error = not_found(f"model {name!r}", [e.name for e in self.entries(owner)], param="model")
         error.code = "model_not_found"
         return error
+
+
+def _used(client: SamplingClient) -> None:
+    tokenizer = client.get_tokenizer()
+    tokens = render_prompt(tokenizer, [{"role": "user", "content": "Hello"}])
+    in_json = SamplingParams(max_tokens=1, json_schema={})
+    # checked, and not made
+    calls.prepare_sample(client, ModelInput.from_ints(tokens), 1, in_json)
 
 
 def _as_path(name: str) -> str:

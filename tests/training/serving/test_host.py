@@ -78,6 +78,21 @@ def test_a_run_through_the_host_is_the_run_in_process(host, service, folder):
     assert got.prompt_logprobs[1:] == pytest.approx(wanted.prompt_logprobs[1:], abs=1e-5)
 
 
+def test_what_first_requests_need_is_there_before_they_come(connect_local, store, folder):
+    service = connect_local()
+    host = make_host(service, store, folder)
+
+    async def scenario(_host: Host) -> None:
+        while folder not in service._engines:
+            await asyncio.sleep(0.01)
+        engine = service.engine(folder)
+        while "_constraints" not in vars(engine) or engine._constraints._wrapped is None:
+            await asyncio.sleep(0.01)
+        assert "tokenizer" in vars(engine)
+
+    serve(host, scenario)
+
+
 def test_every_way_to_name_a_model_answers_with_its_own_weights(host, folder):
     """The canary: silently wrong weights are the field's commonest serving bug."""
 

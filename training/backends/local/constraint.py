@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Any
 
 import llguidance
-import llguidance.hf
 import numpy as np
 import torch
 
@@ -70,7 +69,10 @@ class ConstraintFactory:
 
     def _compile(self, field: str, text: str) -> llguidance.LLMatcher:
         if self._wrapped is None:
-            self._wrapped = llguidance.hf.from_tokenizer(
+            # imports transformers
+            from llguidance.hf import from_tokenizer
+
+            self._wrapped = from_tokenizer(
                 self._tokenizer, n_vocab=self._vocab_size, eos_token=self._eos_token
             )
         if field == "grammar":

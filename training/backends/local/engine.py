@@ -15,6 +15,7 @@ libgomp stops spinning between operations, and decoding takes a third longer.
 """
 
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -104,9 +105,16 @@ class Engine:
     sampler: Sampler
 
     def __init__(
-        self, load: Callable[[], Decoder], model_name: str, options: EngineOptions
+        self,
+        load: Callable[[], Decoder],
+        model_name: str,
+        options: EngineOptions,
+        *,
+        loads_with_transformers: bool = True,
     ) -> None:
-        """Returns when load(), called on the worker, is done; raises what it raises."""
+        """Returns when load(), called on the worker, is done; raises what it raises. Where it does
+        so without transformers, the tokenizer is loaded meanwhile: two threads that import
+        transformers would see each other's half of it."""
         self.model_name = model_name
         self._options = options
         self._condition = threading.Condition()
@@ -126,6 +134,11 @@ class Engine:
             target=self._run, args=(load, loaded), name="autodidact-engine", daemon=True
         )
         self._thread.start()
+        if not loads_with_transformers:
+            # importing its classes takes as long as reading the weights; where they are damaged,
+            # whoever asks for them is told
+            with contextlib.suppress(ValueError):
+                _ = self.tokenizer
         loaded.result()
         # a worker that the interpreter's end stops inside torch would abort the process
         atexit.register(self.close)

@@ -70,6 +70,12 @@ class BaseModel:
     file_state: list[int] | None
 
 
+def loads_with_transformers(path: str | Path) -> bool:
+    """Whether open_model() imports transformers' models, unless the weights were changed."""
+    folder = Path(path)
+    return not is_embedded_dir(folder) or _read_compared(folder) is None
+
+
 def open_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
     """Raises ValueError where the model cannot be run at all."""
     folder = Path(path)

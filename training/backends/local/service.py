@@ -56,6 +56,7 @@ from training.backends.local.checkpoints import (
 )
 from training.backends.local.decoder import Decoder
 from training.backends.local.engine import Engine, EngineOptions
+from training.backends.local.loading import loads_with_transformers
 from training.backends.local.peft_folders import targets_for_peft
 from training.backends.local.sampler import Probe, SampleJob
 from training.backends.local.stops import StopStrings
@@ -119,7 +120,10 @@ class LocalServiceClient:
             if base_model not in self._engines:
                 source = resolve_model(base_model)
                 self._engines[base_model] = Engine(
-                    lambda: Decoder(source, self._device), base_model, self._options
+                    lambda: Decoder(source, self._device),
+                    base_model,
+                    self._options,
+                    loads_with_transformers=loads_with_transformers(source),
                 )
             return self._engines[base_model]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model
 
-from training.backends.local import loading, notes
+from training.backends.local import engine, loading, notes, service
 from training.backends.local.attention import SegmentAttention
 from training.backends.local.batching import Segment
 from training.backends.local.decoder import Decoder
@@ -18,6 +19,8 @@ from training.backends.local.linear import LoraPass
 from training.backends.local.notes import weights_digest
 
 CPU = torch.device("cpu")
+# of the worker for the tokenizer: at a first start, which loads none, and at a second one
+WAIT_SECONDS = [0.1, 60.0]
 
 
 @pytest.fixture
@@ -94,6 +97,36 @@ def change(file: Path, factor: float) -> None:
     save_file(weights, file, metadata={"format": "pt"})
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert file.stat().st_size == before.st_size
+
+
+def test_the_tokenizer_is_loaded_while_the_weights_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the worker does not import transformers at the same time."""
+    loaded: list[str] = []
+    is_loaded = threading.Event()
+
+    def load(name: str) -> str:
+        loaded.append(name)
+        is_loaded.set()
+        raise ValueError("told to who asks")
+
+    def opened(source: Path, device: torch.device) -> Decoder:
+        seen.append(is_loaded.wait(WAIT_SECONDS[len(seen)]))
+        return Decoder(source, device)
+
+    seen: list[bool] = []
+    monkeypatch.setattr(engine, "load_tokenizer", load)
+    monkeypatch.setattr(service, "Decoder", opened)
+    for _ in WAIT_SECONDS:
+        with service.LocalServiceClient(checkpoint_dir=tmp_path, device="cpu") as client:
+            opened_engine = client.engine(str(folder))
+            assert loaded == [str(folder)] * (len(seen) - 1)
+            if len(seen) == 2:
+                with pytest.raises(ValueError, match="told to who asks"):
+                    _ = opened_engine.tokenizer
+    # the first start compares the model with transformers' own
+    assert seen == [False, True]
 
 
 def test_a_second_start_takes_no_digest_until_the_file_changes(
