@@ -12,7 +12,6 @@ to benchmarks/results/sdk_matrix.jsonl.
 import importlib.metadata
 import json
 import logging
-import os
 import re
 import subprocess
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import chz
 from common import RESULTS
+from environments import environment, variables
 from server_process import ROOT, served
 
 from training.models import resolve_model
@@ -80,7 +80,7 @@ def newest(folder: Path) -> str:
     """The version of the SDK that the index has."""
     code = "import importlib.metadata; print(importlib.metadata.version('tinker'))"
     done = subprocess.run(
-        [*environment("newest"), "python", "-c", code],
+        [*environment_of("newest"), "python", "-c", code],
         cwd=folder,
         stdout=subprocess.PIPE,
         text=True,
@@ -89,26 +89,21 @@ def newest(folder: Path) -> str:
     return done.stdout.strip()
 
 
-def environment(version: str) -> list[str]:
+def environment_of(version: str) -> list[str]:
     """The command that runs another one where that version of the SDK is."""
     torch = f"torch=={importlib.metadata.version('torch')}"
-    package = "tinker" if version == "newest" else f"tinker=={version}"
-    refresh = ["--refresh-package", "tinker"] if version == "newest" else []
-    command = ["uv", "run", "--no-project", "--isolated", "--with", package, "--with", torch]
-    return command + refresh
+    if version == "newest":
+        return [*environment(["tinker", torch]), "--refresh-package", "tinker"]
+    return environment([f"tinker=={version}", torch])
 
 
 def methods_of(version: str, url: str, key: str, model: str, folder: Path) -> dict[str, Any]:
     """What benchmarks/sdk_methods.py says of that version; it runs in `folder`, where no project
     is, so that uv adds nothing of ours to the environment."""
     done = subprocess.run(
-        [*environment(version), "python", str(METHODS), url, key, model],
+        [*environment_of(version), "python", str(METHODS), url, key, model],
         cwd=folder,
-        env={
-            **{name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"},
-            "TINKER_TELEMETRY": "0",
-            "HF_HUB_OFFLINE": "1",
-        },
+        env=variables(),
         stdout=subprocess.PIPE,
         text=True,
         timeout=CLIENT_SECONDS,
