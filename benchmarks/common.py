@@ -44,6 +44,8 @@ RESULTS = Path(__file__).parent / "results"
 RANDOM_1B = "random_1b"
 ALPHA = 32.0
 MIB = 2**20
+# of a row, what stands in the results alone
+UNSHOWN = ("seconds", "arguments", "values")
 
 
 @chz.chz(typecheck=True)
@@ -343,9 +345,8 @@ class Report:
 
     def finish(self) -> None:
         """Prints the table and appends the rows to the results."""
-        columns = [
-            key for key in dict.fromkeys(k for r in self._rows for k in r) if key != "seconds"
-        ]
+        keys = dict.fromkeys(key for row in self._rows for key in row)
+        columns = [key for key in keys if key not in UNSHOWN]
         rows = [[row.get(column) for column in columns] for row in self._rows]
         print(f"\n{self._name}: {self._config.model} on {machine(self._config)['device']}")
         print(text_table(columns, rows, max_width=70))

@@ -7,8 +7,9 @@ Makes an environment with tinker-cookbook (uv, from its cache or the index), sta
 the recipes' default model name as an alias of the model, and runs each recipe by its command line.
 What they load from the hub lies in the directory where they run, under the hub's names: the
 tokenizer of the model, and data made here (sums in words), because datasets and transformers take
-a folder of that name first. Writes benchmarks/results/cookbook.jsonl and, where all recipes ran,
-docs/cookbook.png; ends with status 1 where a recipe fails or its measure does not improve.
+a folder of that name first. Appends to benchmarks/results/cookbook.jsonl and draws the last run of
+each recipe into docs/cookbook.png; ends with status 1 where a recipe fails or its measure does not
+improve.
 """
 
 import json
@@ -17,16 +18,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import chz
 import numpy as np
-from common import Report, Settings, prepare
+from common import RESULTS, Report, Settings, prepare
 from environments import ROOT, served, variables
 
 from training.models import resolve_model
@@ -46,25 +46,33 @@ configs:
   data_files: [{split: train, path: train.jsonl}, {split: test, path: test.jsonl}]
 ---
 """
-ROWS = 2048
+ROWS, TEST_ROWS = 2048, 128
 RECIPE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`module` of tinker_cookbook.recipes; `measure`: the key of its metrics that should go down,
-    or up where `rises`."""
+    """`module` of tinker_cookbook.recipes; `measure`: the key of its metrics that is told, and has
+    to go down or up where `improves` says so; `of_all`: settings that most recipes know."""
 
     module: str
     settings: Mapping[str, Any]
     measure: str
-    rises: bool = False
+    improves: Literal["down", "up", "?"] = "down"
     steps: int = 12
     of_all: Mapping[str, Any] = field(
         default_factory=lambda: {"behavior_if_log_dir_exists": "raise"}
     )
 
 
+SDFT = {
+    "renderer_name": "role_colon",
+    "lora_rank": 32,
+    "groups_per_batch": 8,
+    "max_tokens": 24,
+    "learning_rate": 3e-4,
+    "eval_every": 0,
+}
 RECIPES = {
     "sl_loop": Recipe(
         "sl_loop", {"batch_size": 16, "learning_rate": 1e-3}, "train_mean_nll", of_all={}
@@ -85,6 +93,8 @@ RECIPES = {
         {"renderer_name": "role_colon", "batch_size": 8, "learning_rate": 3e-4},
         "dpo_loss",
     ),
+    "sdft": Recipe("sdft.train", SDFT, "sdft/mean_teacher_entropy", improves="?", steps=6),
+    "sdft reverse": Recipe("sdft.train", {**SDFT, "reverse": True}, "sdft/reverse_kl_mean"),
     "math_rl": Recipe(
         "math_rl.train",
         {
@@ -97,7 +107,7 @@ RECIPES = {
             "eval_every": 0,
         },
         "env/all/reward/total",
-        rises=True,
+        improves="up",
         steps=24,
     ),
     "rl_loop": Recipe(
@@ -110,7 +120,7 @@ RECIPES = {
             "learning_rate": 3e-4,
         },
         "reward/total",
-        rises=True,
+        improves="up",
         steps=24,
         of_all={},
     ),
@@ -125,9 +135,6 @@ class Config(Settings):
     environment: Path | None = chz.field(
         default=None, doc="folder for the cookbook's environment, made if absent; default: for once"
     )
-    log_dir: Path | None = chz.field(
-        default=None, doc="folder for the recipes' logs; default: none kept"
-    )
 
     @chz.validate
     def _recipes(self) -> None:
@@ -139,7 +146,6 @@ def main(config: Config) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = prepare(config, {})
     report = Report("cookbook", config)
-    curves: dict[str, list[float]] = {}
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -148,35 +154,17 @@ def main(config: Config) -> None:
         write_hub(work, config.model)
         aliases = f"aliases={json.dumps({ALIAS: config.model})}"
         with served(config.model, place, f"device={config.device}", aliases) as (url, key):
-            for name in config.recipes:
-                recipe = RECIPES[name]
-                started = time.monotonic()
-                problem, metrics = run_recipe(recipe, python, work, place / name, url, key)
-                seconds = time.monotonic() - started
-                values = [row[recipe.measure] for row in metrics if recipe.measure in row]
-                curves[name] = values
-                first, last = ends(values)
-                if problem is None and not (first < last if recipe.rises else first > last):
-                    problem = f"{recipe.measure} went from {first:.4g} to {last:.4g}"
-                report.add(
-                    name,
-                    f"tinker-cookbook {COOKBOOK}",
-                    steps=len(values),
-                    measure=recipe.measure,
-                    **{"first quarter": first, "last quarter": last},
-                    outcome=problem or "ok",
-                    took=round(seconds),
-                    settings={**recipe.settings},
-                    values=values,
-                )
-                if problem is not None:
+            variables_of_sdk = variables(TINKER_BASE_URL=url, TINKER_API_KEY=key)
+            for at, name in enumerate(config.recipes):
+                log = place / f"log {at}"
+                command = command_of(RECIPES[name], python, log)
+                problem, metrics = run_recipe(command, work, log, variables_of_sdk)
+                if not add_row(report, name, command[1:-1], problem, metrics):
                     failed.append(name)
-                if config.log_dir is not None:
-                    shutil.copytree(place / name, config.log_dir / name)
     report.note("first and last quarter: the mean of the measure over that part of the steps")
     report.finish()
-    if set(config.recipes) == RECIPES.keys() and not config.quick:
-        draw(curves, ROOT / "docs" / "cookbook.png")
+    if config.results_dir is None and not config.quick:
+        draw(latest(RESULTS / "cookbook.jsonl"), ROOT / "docs" / "cookbook.png")
     if failed:
         sys.exit(1)
 
@@ -195,19 +183,22 @@ def cookbook_environment(folder: Path) -> Path:
     return python
 
 
+def command_of(recipe: Recipe, python: Path, log: Path) -> list[str]:
+    settings = {**recipe.settings, **recipe.of_all, "max_steps": recipe.steps, "log_path": log}
+    module = f"tinker_cookbook.recipes.{recipe.module}"
+    return [str(python), "-m", module, *(f"{name}={value}" for name, value in settings.items())]
+
+
 def run_recipe(
-    recipe: Recipe, python: Path, work: Path, log: Path, url: str, key: str
+    command: list[str], work: Path, log: Path, environment: Mapping[str, str]
 ) -> tuple[str | None, list[dict[str, Any]]]:
     """What went wrong, and the metrics that it wrote."""
-    settings = {**recipe.settings, **recipe.of_all, "max_steps": recipe.steps, "log_path": log}
-    command = [str(python), "-m", f"tinker_cookbook.recipes.{recipe.module}"]
-    command += [f"{name}={value}" for name, value in settings.items()]
     logger.info("%s", " ".join(command[1:]))
     try:
         done = subprocess.run(
             command,
             cwd=work,
-            env=variables(TINKER_BASE_URL=url, TINKER_API_KEY=key),
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -223,6 +214,32 @@ def run_recipe(
     return problem, read_jsonl(metrics) if metrics.exists() else []
 
 
+def add_row(
+    report: Report,
+    name: str,
+    arguments: list[str],
+    problem: str | None,
+    metrics: list[dict[str, Any]],
+) -> bool:
+    """Whether all went well."""
+    recipe = RECIPES[name]
+    values = [row[recipe.measure] for row in metrics if recipe.measure in row]
+    first, last = ends(values)
+    if problem is None and not is_improved(recipe, first, last):
+        problem = f"{recipe.measure} was to go {recipe.improves}"
+    report.add(
+        name,
+        f"tinker-cookbook {COOKBOOK}",
+        steps=len(values),
+        measure=recipe.measure,
+        **{"first quarter": first, "last quarter": last},
+        outcome=problem or "ok",
+        arguments=arguments,
+        values=values,
+    )
+    return problem is None
+
+
 def ends(values: list[float]) -> tuple[float, float]:
     """Means of the first and the last quarter."""
     if not values:
@@ -231,10 +248,17 @@ def ends(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values[:quarter])), float(np.mean(values[-quarter:]))
 
 
+def is_improved(recipe: Recipe, first: float, last: float) -> bool:
+    """False where there is no measure at all."""
+    if recipe.improves == "?":
+        return not np.isnan(last)
+    return first < last if recipe.improves == "up" else first > last
+
+
 # ------------------------------------------------------------------------------------------- data
 
 
-def problem(rng: np.random.Generator) -> tuple[str, int, int, str]:
+def sum_in_words(rng: np.random.Generator) -> tuple[str, int, int, str]:
     """A sum in words."""
     name = rng.choice(["Ann", "Ben", "Cleo", "Dan", "Eva"])
     thing = rng.choice(["apples", "books", "coins", "shells", "stamps"])
@@ -243,7 +267,7 @@ def problem(rng: np.random.Generator) -> tuple[str, int, int, str]:
 
 
 def conversation(rng: np.random.Generator) -> dict[str, Any]:
-    question, a, b, thing = problem(rng)
+    question, a, b, thing = sum_in_words(rng)
     answer = f"{a} and {b} more are {a + b}, so there are {a + b} {thing}."
     return {
         "prompt": question,
@@ -255,16 +279,30 @@ def conversation(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def gsm8k(rng: np.random.Generator) -> dict[str, Any]:
-    question, a, b, _ = problem(rng)
+    question, a, b, _ = sum_in_words(rng)
     return {"question": question, "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b}"}
 
 
 def preference(rng: np.random.Generator) -> dict[str, Any]:
     """The right sum, with a sentence, is better than a wrong one that stands alone."""
-    question, a, b, thing = problem(rng)
+    question, a, b, thing = sum_in_words(rng)
     asked = f"\n\nHuman: {question}\n\nAssistant:"
     wrong = a + b + int(rng.integers(1, 4))
     return {"chosen": f"{asked} There are {a + b} {thing}.", "rejected": f"{asked} {wrong}"}
+
+
+def multiple_choice(rng: np.random.Generator) -> dict[str, Any]:
+    question, a, b, _ = sum_in_words(rng)
+    right = int(rng.integers(4))
+    texts = [str(a + b + at - right) for at in range(4)]
+    return {
+        "question": question,
+        "choices": {"text": texts, "label": list("ABCD")},
+        "answerKey": "ABCD"[right],
+        "type": "mcq-4-choices",
+        "domain": "Chemistry",
+        "details": {"level": "L3"},
+    }
 
 
 def write_hub(work: Path, model: str) -> None:
@@ -281,9 +319,10 @@ def write_hub(work: Path, model: str) -> None:
         "HuggingFaceH4/no_robots": conversation,
         "openai/gsm8k": gsm8k,
         "Anthropic/hh-rlhf": preference,
+        "hicai-zju/SciKnowEval": multiple_choice,
     }
     for name, row in data.items():
-        for split, num in (("train", ROWS), ("test", 64)):
+        for split, num in (("train", ROWS), ("test", TEST_ROWS)):
             write_rows(work / name / f"{split}.jsonl", [row(rng) for _ in range(num)])
     (work / "openai/gsm8k/README.md").write_text(GSM8K_CARD)
 
@@ -291,6 +330,12 @@ def write_hub(work: Path, model: str) -> None:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def latest(results: Path) -> dict[str, list[float]]:
+    """The measure by step of each recipe's last run that went well."""
+    rows = {row["case"]: row["values"] for row in read_jsonl(results) if row["outcome"] == "ok"}
+    return {name: rows[name] for name in RECIPES if name in rows}
 
 
 def draw(curves: Mapping[str, list[float]], path: Path) -> None:
@@ -301,9 +346,9 @@ def draw(curves: Mapping[str, list[float]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        1, len(curves), figsize=(2.6 * len(curves), 2.4), layout="constrained"
+        1, len(curves), figsize=(2.4 * len(curves), 2.4), layout="constrained", squeeze=False
     )
-    for panel, (name, values) in zip(panels, curves.items(), strict=True):
+    for panel, (name, values) in zip(panels[0], curves.items(), strict=True):
         panel.plot(values)
         panel.set_title(name, fontsize=10)
         panel.set_ylabel(RECIPES[name].measure, fontsize=8)

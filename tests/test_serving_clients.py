@@ -120,7 +120,7 @@ def test_recipes_find_the_hubs_data_and_tokenizer_in_their_folder(
     cookbook.write_hub(tmp_path / "work", model)
     monkeypatch.chdir(tmp_path / "work")
     rows = cast(Any, datasets.load_dataset("openai/gsm8k", "main", cache_dir=str(tmp_path / "c")))
-    assert (len(rows["train"]), len(rows["test"])) == (32, 64)
+    assert (len(rows["train"]), len(rows["test"])) == (32, cookbook.TEST_ROWS)
     assert rows["train"]["answer"][0].rpartition("#### ")[2].isdigit()
     chats = cast(
         Any, datasets.load_dataset("HuggingFaceH4/no_robots", cache_dir=str(tmp_path / "c"))
@@ -130,11 +130,29 @@ def test_recipes_find_the_hubs_data_and_tokenizer_in_their_folder(
 
 
 def test_a_recipe_that_fails_says_why(cookbook: Any, tmp_path: Path) -> None:
-    recipe = cookbook.Recipe("none_such", {}, "loss")
-    told, metrics = cookbook.run_recipe(
-        recipe, Path(sys.executable), tmp_path, tmp_path / "log", "http://127.0.0.1:9", "tml-x"
-    )
+    recipe = cookbook.Recipe("none_such", {"batch_size": 4}, "loss", steps=3)
+    command = cookbook.command_of(recipe, Path(sys.executable), tmp_path / "log")
+    assert command[3:] == [
+        *("batch_size=4", "behavior_if_log_dir_exists=raise", "max_steps=3"),
+        f"log_path={tmp_path / 'log'}",
+    ]
+    told, metrics = cookbook.run_recipe(command, tmp_path, tmp_path / "log", dict(os.environ))
     assert "No module named" in told and metrics == []
+
+
+def test_a_recipe_has_to_improve(cookbook: Any, load_benchmark: Load) -> None:
+    report = load_benchmark("common").Report("made_up", cookbook.Config(quick=True))
+
+    def is_well(name: str, *values: float, problem: str | None = None) -> bool:
+        measure = cookbook.RECIPES[name].measure
+        metrics = [{measure: value} for value in values]
+        return cookbook.add_row(report, name, [], problem, [*metrics, {"other": 1.0}])
+
+    assert is_well("sl_loop", 2.0, 1.0) and not is_well("sl_loop", 1.0, 2.0)
+    assert is_well("rl_loop", 0.1, 0.3) and not is_well("rl_loop", 0.3, 0.1)
+    assert not is_well("rl_loop", 0.1, 0.3, problem="it ended")
+    assert not is_well("sl_loop") and not is_well("sdft")
+    assert is_well("sdft", 1.0, 2.0)
 
 
 def test_ends_of_a_curve(cookbook: Any) -> None:

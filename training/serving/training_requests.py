@@ -212,5 +212,6 @@ def _step_metrics(
     before = model.num_steps
     model.num_steps = getattr(client, "num_steps", before + 1)
     had_gradient = float(model.num_steps > before)
-    own = {"step": float(model.num_steps), "had_gradient": had_gradient}
+    # not "step": recipes log these beside their own number of that name
+    own = {"num_steps": float(model.num_steps), "had_gradient": had_gradient}
     return {"metrics": {**(done.metrics or {}), **own}}

@@ -68,7 +68,7 @@ def test_a_run_through_the_host_is_the_run_in_process(host, service, folder):
         output = twin.forward_backward(data_of(i), "cross_entropy").result()
         assert results[2 * i].metrics == output.metrics
         metrics = twin.optim_step(STEP).result().metrics
-        assert results[2 * i + 1] == {"metrics": {**metrics, "step": i + 1, "had_gradient": 1.0}}
+        assert results[2 * i + 1] == {"metrics": {**metrics, "num_steps": i + 1, "had_gradient": 1.0}}
     assert np.array_equal(weights, twin._adapter.flat.numpy())
     alone = twin.save_weights_and_get_sampling_client().result()
     params = SamplingParams(max_tokens=8, seed=3, stop=[])
@@ -185,8 +185,8 @@ def test_a_loaded_model_goes_on_bit_by_bit(host):
             assert (run.lora.rank, run.lora.train_mlp, run.base_model) == (3, False, "an/alias")
             assert np.array_equal(weights_of(host, one), weights_of(host, model))
         metrics = [await client.step(one) for one in (model, loaded, fresh)]
-        assert metrics[0] == metrics[1] and metrics[0]["step"] == 2.0
-        assert metrics[2] == {"grad_norm": 0.0, "step": 0.0, "had_gradient": 0.0}
+        assert metrics[0] == metrics[1] and metrics[0]["num_steps"] == 2.0
+        assert metrics[2] == {"grad_norm": 0.0, "num_steps": 0.0, "had_gradient": 0.0}
         assert np.array_equal(weights_of(host, loaded), weights_of(host, model))
         assert not np.array_equal(weights_of(host, fresh), weights_of(host, model))
 

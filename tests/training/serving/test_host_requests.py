@@ -133,7 +133,7 @@ def test_a_step_without_a_gradient_says_so(hosts):
         model = await client.create()
         before = weights_of(host, model)
         metrics = await client.step(model, AdamParams(weight_decay=0.5))
-        assert metrics == {"grad_norm": 0.0, "step": 0.0, "had_gradient": 0.0}
+        assert metrics == {"grad_norm": 0.0, "num_steps": 0.0, "had_gradient": 0.0}
         assert np.array_equal(weights_of(host, model), before)
         await client.train(model, data_of(0))
         assert (await client.step(model))["had_gradient"] == 1.0
@@ -158,7 +158,7 @@ def test_a_step_that_is_sent_again_is_taken_once(hosts, service, folder):
         metrics = await client.result(first)
         third = await client.post_step(model, seq=2)
         assert third.request_id == first.request_id
-        assert await client.result(third) == metrics and metrics["metrics"]["step"] == 1.0
+        assert await client.result(third) == metrics and metrics["metrics"]["num_steps"] == 1.0
         trained = await client.post_train(model, data_of(1), seq=3)
         assert (await client.post_train(model, data_of(1), seq=3)) is trained
         await client.result(trained)

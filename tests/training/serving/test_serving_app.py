@@ -170,7 +170,7 @@ def test_a_repeated_request_is_carried_out_once(ann: Caller) -> None:
         for _ in range(3)
     ]
     assert len({reply.json()["request_id"] for reply in steps}) == 1
-    assert ann.done(steps[0])["metrics"]["step"] == 1
+    assert ann.done(steps[0])["metrics"]["num_steps"] == 1
     other = ann.post("/optim_step", model_id=model, seq_id=2, adam_params={"learning_rate": 0.2})
     assert other.status_code == 400 and "seq_id" in other.json()["detail"]
     fetch = {"request_id": first.json()["request_id"]}
