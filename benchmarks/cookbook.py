@@ -4,12 +4,11 @@
     uv run benchmarks/cookbook.py recipes='["sl_loop","rl_loop"]'
 
 Makes an environment with tinker-cookbook (uv, from its cache or the index), starts the server with
-the recipes' default model name as an alias of the model, and runs each recipe by its command line.
-What they load from the hub lies in the directory where they run, under the hub's names: the
-tokenizer of the model, and data made here (sums in words), because datasets and transformers take
-a folder of that name first. Appends to benchmarks/results/cookbook.jsonl and draws the last run of
-each recipe into docs/cookbook.png; ends with status 1 where a recipe fails or its measure does not
-improve.
+a model name that the cookbook knows as an alias, and runs each recipe by its command line. What
+they load from the hub lies in the directory where they run, under the hub's names: the tokenizer of
+the model, and data made here (sums in words), because datasets and transformers take a folder of
+that name first. Appends to benchmarks/results/cookbook.jsonl and draws the last run of each recipe
+into docs/cookbook.png; ends with status 1 where a recipe fails or its measure does not improve.
 """
 
 import json
@@ -37,7 +36,7 @@ logger = logging.getLogger(__name__)
 COOKBOOK = "0.6.1"
 # it asks for a tml-renderers that no index has; none of these recipes' models is rendered by it
 OVERRIDES = "tml-renderers>=0.0.1\n"
-# the recipes' own default; the cookbook renders it as role_colon, which any tokenizer can
+# a name that the cookbook knows, and renders as role_colon, which any tokenizer can
 ALIAS = "Qwen/Qwen3.5-9B-Base"
 TOKENIZER = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
 GSM8K_CARD = """---
@@ -94,7 +93,9 @@ RECIPES = {
         "dpo_loss",
     ),
     "sdft": Recipe("sdft.train", SDFT, "sdft/mean_teacher_entropy", improves="?", steps=6),
-    "sdft reverse": Recipe("sdft.train", {**SDFT, "reverse": True}, "sdft/reverse_kl_mean"),
+    "sdft reverse": Recipe(
+        "sdft.train", {**SDFT, "reverse": True}, "sdft/reverse_kl_mean", steps=6
+    ),
     "math_rl": Recipe(
         "math_rl.train",
         {
@@ -103,12 +104,13 @@ RECIPES = {
             "loss_fn": "importance_sampling",
             "groups_per_batch": 16,
             "group_size": 8,
+            # the sum and the text that ends a turn
+            "max_tokens": 8,
             "learning_rate": 3e-4,
             "eval_every": 0,
         },
         "env/all/reward/total",
         improves="up",
-        steps=24,
     ),
     "rl_loop": Recipe(
         "rl_loop",
@@ -116,12 +118,11 @@ RECIPES = {
             "loss_fn": "importance_sampling",
             "batch_size": 8,
             "group_size": 8,
-            "max_tokens": 48,
+            "max_tokens": 16,
             "learning_rate": 3e-4,
         },
         "reward/total",
         improves="up",
-        steps=24,
         of_all={},
     ),
 }
@@ -184,7 +185,13 @@ def cookbook_environment(folder: Path) -> Path:
 
 
 def command_of(recipe: Recipe, python: Path, log: Path) -> list[str]:
-    settings = {**recipe.settings, **recipe.of_all, "max_steps": recipe.steps, "log_path": log}
+    settings = {
+        "model_name": ALIAS,
+        **recipe.settings,
+        **recipe.of_all,
+        "max_steps": recipe.steps,
+        "log_path": log,
+    }
     module = f"tinker_cookbook.recipes.{recipe.module}"
     return [str(python), "-m", module, *(f"{name}={value}" for name, value in settings.items())]
 
@@ -258,11 +265,11 @@ def is_improved(recipe: Recipe, first: float, last: float) -> bool:
 # ------------------------------------------------------------------------------------------- data
 
 
-def sum_in_words(rng: np.random.Generator) -> tuple[str, int, int, str]:
-    """A sum in words."""
+def sum_in_words(rng: np.random.Generator, most: int = 9) -> tuple[str, int, int, str]:
+    """The question, the two numbers, what is counted."""
     name = rng.choice(["Ann", "Ben", "Cleo", "Dan", "Eva"])
     thing = rng.choice(["apples", "books", "coins", "shells", "stamps"])
-    a, b = rng.integers(1, 10, 2).tolist()
+    a, b = rng.integers(1, most + 1, 2).tolist()
     return f"{name} has {a} {thing} and gets {b} more. How many {thing} are there?", a, b, thing
 
 
@@ -279,7 +286,8 @@ def conversation(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def gsm8k(rng: np.random.Generator) -> dict[str, Any]:
-    question, a, b, _ = sum_in_words(rng)
+    """So small that a small model is right sometimes: without a reward there is nothing to learn."""
+    question, a, b, _ = sum_in_words(rng, most=3)
     return {"question": question, "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b}"}
 
 

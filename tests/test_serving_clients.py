@@ -133,7 +133,12 @@ def test_a_recipe_that_fails_says_why(cookbook: Any, tmp_path: Path) -> None:
     recipe = cookbook.Recipe("none_such", {"batch_size": 4}, "loss", steps=3)
     command = cookbook.command_of(recipe, Path(sys.executable), tmp_path / "log")
     assert command[3:] == [
-        *("batch_size=4", "behavior_if_log_dir_exists=raise", "max_steps=3"),
+        *(
+            f"model_name={cookbook.ALIAS}",
+            "batch_size=4",
+            "behavior_if_log_dir_exists=raise",
+            "max_steps=3",
+        ),
         f"log_path={tmp_path / 'log'}",
     ]
     told, metrics = cookbook.run_recipe(command, tmp_path, tmp_path / "log", dict(os.environ))
