@@ -13,6 +13,9 @@ from environments import environment, variables
 
 SUMS = [(2, 3), (4, 4), (11, 5), (17, 8), (12, 9), (23, 4), (28, 14), (21, 21)]
 MAX_TOKENS = 12
+OPENAI, INSPECT, LM_EVAL = "openai==3.57.0", "inspect-ai==0.3.285", "lm-eval[api]==0.4.13"
+# for lm-eval's tokenizer
+TRANSFORMERS = "transformers==5.24.0"
 CLIENT_SECONDS = 900
 LM_EVAL_TASK = """
 task: {name}
@@ -88,7 +91,7 @@ def ask_openai(served: Served, place: Path) -> dict[str, Told]:
     (place / "tasks.json").write_text(json.dumps(tasks))
     script = Path(__file__).parent / "ask_openai.py"
     said = in_environment(
-        ["openai"],
+        [OPENAI],
         ["python", str(script), served.url, served.key, served.model, str(place / "tasks.json")],
         place,
     )
@@ -98,7 +101,7 @@ def ask_openai(served: Served, place: Path) -> dict[str, Told]:
 def ask_inspect(served: Served, place: Path) -> dict[str, Told]:
     (place / "sums.py").write_text(INSPECT_TASK)
     in_environment(
-        ["inspect-ai", "openai"],
+        [INSPECT, OPENAI],
         [
             *("inspect", "eval", "sums.py", "--model", f"openai-api/served/{served.model}"),
             *("--log-format", "json", "--log-dir", str(place / "logs"), "--display", "plain"),
@@ -154,7 +157,7 @@ def run_lm_eval(
 ) -> None:
     given = {"model": served.model, "max_retries": "1", **options}
     in_environment(
-        ["lm-eval[api]", "transformers"],
+        [LM_EVAL, TRANSFORMERS],
         [
             *("lm_eval", "--model", kind),
             *("--model_args", ",".join(f"{name}={value}" for name, value in given.items())),
@@ -184,6 +187,7 @@ def told_by_lm_eval(place: Path, task: str) -> Told:
     return Told([sample["resps"][0][0] for sample in samples], found["exact_match,number"])
 
 
+CLIENTS = {"openai": OPENAI, "inspect_ai": INSPECT, "lm-eval": LM_EVAL}
 ASK: dict[str, Callable[[Served, Path], dict[str, Told]]] = {
     "openai": ask_openai,
     "inspect_ai": ask_inspect,

@@ -286,7 +286,7 @@ def conversation(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def gsm8k(rng: np.random.Generator) -> dict[str, Any]:
-    """So small that a small model is right sometimes: without a reward there is nothing to learn."""
+    """So small that a small model is right sometimes; it would learn nothing otherwise."""
     question, a, b, _ = sum_in_words(rng, most=3)
     return {"question": question, "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b}"}
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import chz
 import numpy as np
-from asked_sums import ASK, MAX_TOKENS, SUMS, Served, Told, beginning, endings, question
+from asked_sums import ASK, CLIENTS, MAX_TOKENS, SUMS, Served, Told, beginning, endings, question
 from common import Report, Settings, local_service, prepare
 from environments import served
 
@@ -197,7 +197,7 @@ def compare(
             apart = difference(answers, wanted[who][task])
             report.add(
                 task,
-                client,
+                CLIENTS[client],
                 model=who,
                 **{"through the client": through, "in process": here, "difference": apart},
             )

@@ -97,7 +97,7 @@ def test_reads_what_lm_eval_writes(asked: Any, tmp_path: Path) -> None:
 def test_the_openai_client_tells_what_this_process_does(
     clients: Any, asked: Any, load_benchmark: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = save_chat_model(tmp_path / "model", favourites="0123456789")
+    model = save_chat_model(tmp_path / "model")
     monkeypatch.delenv("PYTEST_VERSION")
     monkeypatch.setattr(asked, "environment", lambda _packages: [])
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
