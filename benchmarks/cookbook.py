@@ -26,7 +26,8 @@ from typing import Any, Literal
 import chz
 import numpy as np
 from common import RESULTS, Report, Settings, prepare
-from environments import ROOT, served, variables
+from environments import variables
+from server_process import ROOT, served
 
 from training.models import resolve_model
 from utils.runs.files import read_jsonl
@@ -154,12 +155,14 @@ def main(config: Config) -> None:
         work = place / "work"
         write_hub(work, config.model)
         aliases = f"aliases={json.dumps({ALIAS: config.model})}"
-        with served(config.model, place, f"device={config.device}", aliases) as (url, key):
-            variables_of_sdk = variables(TINKER_BASE_URL=url, TINKER_API_KEY=key)
+        with served(
+            config.model, f"device={config.device}", aliases, threads=config.threads
+        ) as server:
+            of_sdk = variables(TINKER_BASE_URL=server.url, TINKER_API_KEY=server.key)
             for at, name in enumerate(config.recipes):
                 log = place / f"log {at}"
                 command = command_of(RECIPES[name], python, log)
-                problem, metrics = run_recipe(command, work, log, variables_of_sdk)
+                problem, metrics = run_recipe(command, work, log, of_sdk)
                 if not add_row(report, name, command[1:-1], problem, metrics):
                     failed.append(name)
     report.note("first and last quarter: the mean of the measure over that part of the steps")

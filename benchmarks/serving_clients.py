@@ -25,7 +25,7 @@ import chz
 import numpy as np
 from asked_sums import ASK, CLIENTS, MAX_TOKENS, SUMS, Served, Told, beginning, endings, question
 from common import Report, Settings, local_service, prepare
-from environments import served
+from server_process import Server, served
 
 from training.adapt import mean_weighted
 from training.api import Datum, ModelInput, SamplingParams
@@ -65,14 +65,16 @@ def main(config: Config) -> None:
     report = Report("serving_clients", config)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        with served(config.model, place, f"device={config.device}") as (url, key):
-            path = trained(config, url, key, place / "adapter")
+        device = f"device={config.device}"
+        with served(config.model, device, threads=config.threads) as server:
+            path = trained(config, server, place / "adapter")
             told = {}
             for client in config.clients:
                 for who, name in ((BASE, config.model), (ADAPTER, path)):
                     work = place / f"{client} {who}".replace(" ", "_")
                     work.mkdir()
-                    model = Served(url, key, name, str(resolve_model(config.model)))
+                    tokenizer = str(resolve_model(config.model))
+                    model = Served(server.url, server.key, name, tokenizer)
                     told[client, who] = ASK[client](model, work)
         with local_service(config) as service:
             base = service.create_sampling_client(base_model=config.model)
@@ -88,14 +90,14 @@ def main(config: Config) -> None:
         sys.exit(1)
 
 
-def trained(config: Config, url: str, key: str, folder: Path) -> str:
+def trained(config: Config, server: Server, folder: Path) -> str:
     """The path of an adapter that was taught sums, other than those asked; its files as the server
     gives them out go to `folder`."""
     import tinker
 
     tokenizer = load_tokenizer(config.model)
     rng = np.random.default_rng(0)
-    service = tinker.ServiceClient(base_url=url, api_key=key)
+    service = tinker.ServiceClient(base_url=server.url, api_key=server.key)
     trainer = service.create_lora_training_client(config.model, rank=RANK, seed=0).result()
     for step in range(STEPS):
         data = mean_weighted([datum for _ in range(BATCH // 2) for datum in taught(tokenizer, rng)])
@@ -104,7 +106,7 @@ def trained(config: Config, url: str, key: str, folder: Path) -> str:
         logger.info("step %d: loss %.3f", step, output.result().metrics["loss:sum"])
     path = trainer.save_weights_for_sampler("sums").result().path
     exported = trainer.save_weights_external("sums").result().path
-    rest = tinker.RestClient(base_url=url, api_key=key)
+    rest = tinker.RestClient(base_url=server.url, api_key=server.key)
     folder.mkdir()
     for name, address in rest.get_external_weights_urls(exported).result().urls.items():
         with urllib.request.urlopen(address) as reply:

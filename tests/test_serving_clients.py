@@ -98,11 +98,10 @@ def test_the_openai_client_tells_what_this_process_does(
     clients: Any, asked: Any, load_benchmark: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save_chat_model(tmp_path / "model")
-    monkeypatch.delenv("PYTEST_VERSION")
     monkeypatch.setattr(asked, "environment", lambda _packages: [])
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    with load_benchmark("environments").served(model, tmp_path, "device=cpu") as (url, key):
-        told = asked.ask_openai(asked.Served(url, key, model, model), tmp_path)
+    with load_benchmark("server_process").served(model, "device=cpu") as server:
+        told = asked.ask_openai(asked.Served(server.url, server.key, model, model), tmp_path)
     with cast(Any, connect("local", checkpoint_dir=tmp_path / "own", device="cpu")) as service:
         wanted = clients.in_process(service.create_sampling_client(base_model=model))
     for task, (answers, _) in told.items():
