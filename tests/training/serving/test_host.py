@@ -68,7 +68,9 @@ def test_a_run_through_the_host_is_the_run_in_process(host, service, folder):
         output = twin.forward_backward(data_of(i), "cross_entropy").result()
         assert results[2 * i].metrics == output.metrics
         metrics = twin.optim_step(STEP).result().metrics
-        assert results[2 * i + 1] == {"metrics": {**metrics, "num_steps": i + 1, "had_gradient": 1.0}}
+        assert results[2 * i + 1] == {
+            "metrics": {**metrics, "num_steps": i + 1, "had_gradient": 1.0}
+        }
     assert np.array_equal(weights, twin._adapter.flat.numpy())
     alone = twin.save_weights_and_get_sampling_client().result()
     params = SamplingParams(max_tokens=8, seed=3, stop=[])
