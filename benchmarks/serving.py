@@ -71,7 +71,7 @@ class Config(Settings):
     prompts: int = chz.field(default=2, doc="that a client samples from after each step")
     num_samples: int = chz.field(default=2, doc="of each prompt")
     max_tokens: int = chz.field(default=16, doc="of each sample")
-    rank: int = chz.field(default=16, doc="LoRA rank")
+    rank: int = chz.field(default=8, doc="LoRA rank")
     open_samples: int = chz.field(default=2000, doc="of one token each, asked for at once")
     chats: int = chz.field(default=40, doc="completions of 8 tokens, one after the other")
     chats_beside_training: int = chz.field(default=16, doc="as many beside a client that trains")

@@ -37,8 +37,8 @@ def test_every_method_does_what_the_table_says(
     model = tmp_path / "model"
     save_chat_model(model)
     matrix = load_benchmark("sdk_matrix")
-    with matrix.served(str(model), tmp_path) as (url, key):
-        arguments = [url, key, str(model)]
+    with load_benchmark("server_process").served(str(model)) as server:
+        arguments = [server.url, server.key, str(model)]
         done = subprocess.run(
             [sys.executable, str(ROOT / "benchmarks/sdk_methods.py"), *arguments],
             env={**os.environ, "TINKER_TELEMETRY": "0", "HF_HUB_OFFLINE": "1"},
