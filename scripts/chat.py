@@ -36,6 +36,7 @@ from utils.config.entrypoint import (
     raise_problems,
 )
 from utils.config.help import SAMPLING, WHAT, group
+from utils.devices import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +65,9 @@ class Config:
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    dtype: Dtype | None = chz.field(
+        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
     )
 
     temperature: float = chz.field(
@@ -95,7 +99,12 @@ def main(config: Config) -> None:
     path = config.checkpoint_path
     opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     with held_log(), as_config_errors():
-        service = connect(config.backend, base_url=config.base_url, device=config.device)
+        service = connect(
+            config.backend,
+            base_url=config.base_url,
+            device=config.device,
+            dtype=config.dtype,
+        )
         if path is not None:
             path = checkpoint_folder(path)
         # the model is what the checkpoint says, where there is one and nothing else is asked for

@@ -125,7 +125,9 @@ def main(config: Config) -> None:
                 )
                 print(f"{plan}\n\nNothing was written.")
                 return
-            service = connect_for_run(log_path, "local", base_url=None, device=config.device)
+            service = connect_for_run(
+                log_path, "local", base_url=None, device=config.device, dtype=config.dtype
+            )
             stack.enter_context(contextlib.closing(service))
             passages = [dataclasses.asdict(p) for p in (*drawn.learned, *drawn.untouched)]
             opened = RunDir.open(
@@ -139,7 +141,7 @@ def main(config: Config) -> None:
             run = stack.enter_context(opened)
             stack.enter_context(exit_on_interrupt(run, "steps that are done are kept"))
             require_models(run, service, {"model_name": config.model_name})
-            endpoints = stack.enter_context(Endpoints(device=config.device))
+            endpoints = stack.enter_context(Endpoints(device=config.device, dtype=config.dtype))
             edits.require_models(run, endpoints)
             judge = stack.enter_context(
                 open_judge(

@@ -84,7 +84,9 @@ def main(config: Config) -> None:
             opened = RunDir.open("eval", plan.log_path, config, resume_fields_ignored=MAY_CHANGE)
             run = stack.enter_context(opened)
             stack.enter_context(exit_unfinished(run.path))
-            endpoints = stack.enter_context(Endpoints(device=config.device, run_path=run.path))
+            endpoints = stack.enter_context(
+                Endpoints(device=config.device, dtype=config.dtype, run_path=run.path)
+            )
             describe_roles(*(target.role for target in plan.targets[:1]), *plan.judges)
             roles = {f"{role.name}.model": role for role in plan.judges}
             if plan.targets:

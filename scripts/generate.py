@@ -49,6 +49,7 @@ from utils.config.entrypoint import (
     to_plain,
 )
 from utils.config.help import OUTPUT, WHAT, group
+from utils.devices import Dtype
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
 from utils.llm.live_calls import LiveCalls
@@ -101,6 +102,7 @@ class Config:
         default=None, doc="checks labels; default: the generator's model and how that is called"
     )
     device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
+    dtype: Dtype | None = chz.field(default=None, doc="of local models: float32, bfloat16 or auto")
     max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
     max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
 
@@ -144,7 +146,10 @@ def main(config: Config) -> None:
     from training.endpoints import Endpoints
 
     started = time.perf_counter()
-    with Endpoints(device=config.device) as endpoints, contextlib.ExitStack() as stack:
+    with (
+        Endpoints(device=config.device, dtype=config.dtype) as endpoints,
+        contextlib.ExitStack() as stack,
+    ):
         # what only the loaded models tell comes last
         with held_log():
             task = check(config, endpoints)

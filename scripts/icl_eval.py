@@ -175,7 +175,8 @@ def evaluate_untrained(config: Config, argv: Sequence[str]) -> None:
     if isinstance(config.model, LLM):
         items = choose_words(config.model, config.setting)
     with as_config_errors():
-        service = connect("local", device=config.device)
+        dtype = config.model.dtype if isinstance(config.model, LLM) else None
+        service = connect("local", device=config.device, dtype=dtype)
     folder = config.log_path or config.experiment_dir / untrained_folder(config.model, argv)
     done = (folder / METRICS).is_file()
     if done and not config.overwrite:

@@ -73,13 +73,20 @@ def main(config: Config) -> None:
     )
     started = time.perf_counter()
     log_path = config.log_path or new_run_path("knowledge", about=config.setting)
-    with Endpoints(device=config.device) as endpoints, contextlib.ExitStack() as stack:
+    with (
+        Endpoints(device=config.device, dtype=config.dtype) as endpoints,
+        contextlib.ExitStack() as stack,
+    ):
         # what only the loaded models tell comes last
         with held_log():
             with as_config_errors():
                 task = check(config, endpoints)
                 service = connect_for_run(
-                    log_path, config.backend, base_url=config.base_url, device=config.device
+                    log_path,
+                    config.backend,
+                    base_url=config.base_url,
+                    device=config.device,
+                    dtype=config.dtype,
                 )
             stack.enter_context(contextlib.closing(service))
             counter = InnerLoop(

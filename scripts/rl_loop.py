@@ -57,6 +57,7 @@ from utils.config.entrypoint import (
     raise_problems,
 )
 from utils.config.help import EVALUATION, MODEL, OUTPUT, SAMPLING, WHAT
+from utils.devices import Dtype
 from utils.interrupts import uninterrupted
 from utils.runs.files import shown_path
 from utils.runs.live_report import LiveReport
@@ -86,6 +87,9 @@ class Config:
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    dtype: Dtype | None = chz.field(
+        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
     )
     algorithm: Literal["grpo", "rest_em"] | None = chz.field(
         default=None, doc="grpo, or rest_em (imitate the successes); default: the domain's"
@@ -183,7 +187,11 @@ def main(config: Any) -> None:
         with held_log():
             with as_config_errors():
                 service = connect_for_run(
-                    log_path, config.backend, base_url=config.base_url, device=config.device
+                    log_path,
+                    config.backend,
+                    base_url=config.base_url,
+                    device=config.device,
+                    dtype=config.dtype,
                 )
                 stack.enter_context(contextlib.closing(service))
                 domain = make_domain(config.domain, config, service)

@@ -30,6 +30,7 @@ from training.rl.policy import Policy
 from training.rl.problems import PromptLimit, choose_problems
 from utils.config.entrypoint import ConfigError, as_config_errors, config_entrypoint, held_log
 from utils.config.help import MODEL, SAMPLING, WHAT
+from utils.devices import Dtype
 from utils.runs.tables import text_table
 from utils.runs.terminal_grids import side_by_side, terminal_grid
 
@@ -48,6 +49,9 @@ class Config(ArcConfig):
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    dtype: Dtype | None = chz.field(
+        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
     )
 
     temperature: float = chz.field(
@@ -109,7 +113,12 @@ def main(config: Config) -> None:
     )
     with contextlib.ExitStack() as stack:
         with held_log(), as_config_errors():
-            service = connect(config.backend, base_url=config.base_url, device=config.device)
+            service = connect(
+                config.backend,
+                base_url=config.base_url,
+                device=config.device,
+                dtype=config.dtype,
+            )
             stack.enter_context(contextlib.closing(service))
             [task] = load_tasks([config.task_id])
             domain = ArcDomain(config, service)

@@ -26,6 +26,7 @@ from training.models import resolve_model
 from training.serving.keys import Keys
 from utils.config.entrypoint import as_config_errors, config_entrypoint, held_log, raise_problems
 from utils.config.help import MODEL, OUTPUT, WHAT, group
+from utils.devices import Dtype
 from utils.interrupts import STOPPING, exit_when_stopped
 from utils.runs.files import expanded, shown_path
 from utils.terminal import command, shell_word
@@ -69,6 +70,9 @@ class Config:
 
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one", metadata=MODEL
+    )
+    dtype: Dtype | None = chz.field(
+        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
     )
     adapters_dir: Path | None = chz.field(
         default=None,
@@ -184,6 +188,7 @@ def loaded(config: Config, keys: Keys) -> "App":
     service = connect(
         "local",
         device=config.device,
+        dtype=config.dtype,
         # on the disk of the store, which takes what is written there in
         checkpoint_dir=store.staging,
         max_rows=options.engine_rows + options.reserved_rows,

@@ -41,6 +41,7 @@ from utils.config.entrypoint import (
     raise_problems,
 )
 from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
+from utils.devices import Dtype
 from utils.interrupts import uninterrupted
 from utils.runs.files import expanded, read_jsonl, shown_path
 from utils.runs.inputs import MUST_EXIST
@@ -86,6 +87,9 @@ class Config:
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    dtype: Dtype | None = chz.field(
+        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
     )
     num_epochs: int = chz.field(default=2, doc="passes over the examples")
     batch_size: int | None = chz.field(default=None, doc="examples per step; default: 8")
@@ -157,7 +161,11 @@ def main(config: Config) -> None:
         with held_log():
             with as_config_errors():
                 service = connect_for_run(
-                    log_path, config.backend, base_url=config.base_url, device=config.device
+                    log_path,
+                    config.backend,
+                    base_url=config.base_url,
+                    device=config.device,
+                    dtype=config.dtype,
                 )
                 stack.enter_context(contextlib.closing(service))
                 if started_from is not None:

@@ -35,6 +35,7 @@ from utils.config.entrypoint import (
     held_log,
 )
 from utils.config.help import MODEL, OUTPUT, WHAT
+from utils.devices import Dtype
 from utils.runs.files import expanded
 from utils.runs.run_dir import RunDir, new_run_path
 
@@ -55,6 +56,9 @@ class Config:
     )
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    dtype: Dtype | None = chz.field(
+        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
     )
     max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
 
@@ -80,7 +84,7 @@ def main(config: Any) -> None:
         with held_log():
             work = make_ttt(config.domain, config)
             with as_config_errors():
-                service = connect("local", device=config.device)
+                service = connect("local", device=config.device, dtype=config.dtype)
             stack.enter_context(contextlib.closing(service))
             if config.dry_run:
                 print(work.plan())

@@ -15,12 +15,14 @@ def connect(
     base_url: str | None = None,
     checkpoint_dir: str | Path | None = None,
     device: str | None = None,
+    dtype: str | None = None,
     **engine_options: Any,
 ) -> ServiceClient:
     """A service client of the named backend; nothing heavy is loaded before the first client.
 
-    `base_url` belongs to "tinker"; `checkpoint_dir`, `device` and `engine_options` (see
-    training.backends.local.engine.EngineOptions) belong to "local". Raises ValueError otherwise.
+    `base_url` belongs to "tinker"; `checkpoint_dir`, `device`, `dtype` (see
+    utils.devices) and `engine_options` (training.backends.local.engine.EngineOptions) belong to
+    "local". Raises ValueError otherwise.
     """
     if backend == "local":
         if base_url is not None:
@@ -29,9 +31,16 @@ def connect(
         bound_spinning()
         from training.backends.local.service import LocalServiceClient
 
-        return LocalServiceClient(checkpoint_dir=checkpoint_dir, device=device, **engine_options)
+        return LocalServiceClient(
+            checkpoint_dir=checkpoint_dir, device=device, dtype=dtype, **engine_options
+        )
     if backend == "tinker":
-        given = {"checkpoint_dir": checkpoint_dir, "device": device, **engine_options}
+        given = {
+            "checkpoint_dir": checkpoint_dir,
+            "device": device,
+            "dtype": dtype,
+            **engine_options,
+        }
         local_only = [f"{name}={v!r}" for name, v in sorted(given.items()) if v is not None]
         if local_only:
             raise ValueError(

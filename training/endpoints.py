@@ -74,8 +74,15 @@ class Endpoints:
     loaded on the first use. Roles of one model share it; use it with `with`.
     Proofs that adapters are in use are stored in `run_path`."""
 
-    def __init__(self, *, device: str | None = None, run_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        run_path: Path | None = None,
+    ) -> None:
         self._device = device
+        self._dtype = dtype
         self._service: ServiceClient | None = None
         self._samplers: dict[tuple[str, str | None], SamplingClient] = {}
         self._proofs: dict[str, AdapterProof] = {}
@@ -141,7 +148,7 @@ class Endpoints:
 
     def _connected(self) -> ServiceClient:
         if self._service is None:
-            self._service = connect("local", device=self._device)
+            self._service = connect("local", device=self._device, dtype=self._dtype)
         return self._service
 
     def close(self) -> None:

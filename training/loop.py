@@ -28,11 +28,18 @@ T = TypeVar("T")
 
 
 def connect_for_run(
-    log_path: Path, backend: str, *, base_url: str | None, device: str | None
+    log_path: Path,
+    backend: str,
+    *,
+    base_url: str | None,
+    device: str | None,
+    dtype: str | None = None,
 ) -> ServiceClient:
     """connect(), where the local backend keeps its checkpoints inside the run."""
     checkpoint_dir = log_path.resolve() / "checkpoints" if backend == "local" else None
-    return connect(backend, base_url=base_url, device=device, checkpoint_dir=checkpoint_dir)
+    return connect(
+        backend, base_url=base_url, device=device, dtype=dtype, checkpoint_dir=checkpoint_dir
+    )
 
 
 def require_models(

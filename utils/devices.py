@@ -1,10 +1,17 @@
-"""Which device a run computes on, and how much memory it has left."""
+"""Which device a run computes on, with which numbers, and how much memory it has left."""
 
+import logging
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
+
+# of the base model's weights and products; adapters, head and losses are float32 always
+Dtype = Literal["float32", "bfloat16", "auto"]
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -24,6 +31,51 @@ def choose_device(device: str | None) -> str:
             f"device={device!r} is not available; allowed here: {', '.join(available)}"
         )
     return device
+
+
+def choose_dtype(dtype: str | None, device_type: str) -> str:
+    """float32 on a CPU and bfloat16 on a GPU, unless told; auto is bfloat16 wherever the device
+    multiplies it faster than float32. ValueError for others."""
+    if dtype is None:
+        return "float32" if device_type == "cpu" else "bfloat16"
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype={dtype!r}: allowed are {', '.join(get_args(Dtype))}")
+    is_native = device_type != "cpu" or has_native_bfloat16()
+    if dtype == "auto":
+        chosen = "bfloat16" if is_native else "float32"
+        has = "has" if is_native else "has no"
+        logger.info("dtype=auto: %s, since this %s %s bfloat16", chosen, device_type, has)
+        return chosen
+    if dtype == "bfloat16" and not is_native:
+        logger.warning(
+            "dtype=bfloat16: this processor has no bfloat16 of its own; a matrix product takes "
+            "%.1f times as long as in float32",
+            _bfloat16_slowdown(),
+        )
+    return dtype
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 (AVX-512 BF16, AMX)."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _bfloat16_slowdown() -> float:
+    """Of a product of the size of a small model's, measured."""
+    import torch
+
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            x @ weight
+            times.append(time.perf_counter() - start)
+        seconds.append(min(times))
+    return seconds[1] / seconds[0]
 
 
 def free_memory(device: "torch.device") -> int | None:

@@ -25,6 +25,7 @@ from training.checkpoint_folders import checkpoint_folder
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
 from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group
+from utils.devices import Dtype
 from utils.llm.api import Role
 from utils.llm.roles import RoleConfig
 from utils.runs.inputs import INPUT
@@ -67,6 +68,9 @@ class Config:
     )
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
+    )
+    dtype: Dtype | None = chz.field(
+        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
     )
 
     num_samples: int = chz.field(default=1, doc="answers to each prompt", metadata=SAMPLING)
@@ -144,7 +148,7 @@ def make_plan(config: Config) -> Plan:
             max_tokens=config.max_tokens,
             seed=config.seed,
         )
-    with Endpoints(device=config.device) as endpoints:
+    with Endpoints(device=config.device, dtype=config.dtype) as endpoints:
         # the checkpoints' own models are the base model
         for role in [*(target.role for target in targets[:1]), *judges]:
             problems += endpoints.check([role])

@@ -68,9 +68,10 @@ def test_only_the_local_backend_saves_into_the_run(
     with contextlib.closing(connect_for_run(tmp_path, "tinker", base_url=url, device=None)):
         pass
     monkeypatch.setattr("training.loop.connect", lambda backend, **options: options)
-    options: Any = connect_for_run(tmp_path, "local", base_url=None, device="cpu")
+    options: Any = connect_for_run(tmp_path, "local", base_url=None, device="cpu", dtype="auto")
     assert options == {
         "base_url": None,
         "device": "cpu",
+        "dtype": "auto",
         "checkpoint_dir": tmp_path.resolve() / "checkpoints",
     }

@@ -35,7 +35,8 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 @dataclass(frozen=True)
 class State:
     """What a folder says about itself; `fingerprint` is None for foreign ones, `base_model` for
-    those that name none, and `revision` is what foreign ones say of their base model's.
+    those that name none, and `revision` is what foreign ones say of their base model's. `dtype` is
+    what the base model was computed in, where the folder says so.
 
     `seed` is 0 where the folder has none: dropout after loading must not be left to chance.
     `frozen_rank`: how many ranks are those of the adapter below, see AdapterConfig.
@@ -47,6 +48,7 @@ class State:
     revision: str | None = None
     seed: int = 0
     frozen_rank: int = 0
+    dtype: str | None = None
 
 
 def read_state(path: str | Path) -> State:
@@ -67,6 +69,7 @@ def read_state(path: str | Path) -> State:
         state["fingerprint"],
         seed=state.get("seed") or 0,
         frozen_rank=state.get("frozen_rank", 0),
+        dtype=state.get("dtype"),
     )
 
 
@@ -105,6 +108,7 @@ def save_adapter(
     state = {
         "base_model": base_model,
         "fingerprint": decoder.fingerprint,
+        "dtype": decoder.dtype_name,
         "seed": config.seed,
         "has_optimizer": optimizer is not None,
     }
@@ -185,6 +189,12 @@ def load_adapter(state: State, decoder: Decoder, *, with_optimizer: bool) -> Ada
     adapter = Adapter(config, decoder)
     fill_layers(adapter.layers, tensors)
     if with_optimizer:
+        if state.dtype not in (None, decoder.dtype_name):
+            raise ValueError(
+                f"dtype={decoder.dtype_name}: {state.folder} was trained with dtype={state.dtype}, "
+                f"and goes on with its own alone; pass dtype={state.dtype}, or begin anew from its "
+                "weights (create_training_client_from_state, checkpoint_path=)"
+            )
         file = state.folder / OPTIMIZER_FILE
         if not file.is_file():
             raise FileNotFoundError(

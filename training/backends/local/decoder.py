@@ -35,6 +35,7 @@ from training.backends.local.loading import BaseModel, note_comparison, open_mod
 from training.backends.local.notes import Note
 from training.backends.local.peft_names import takes_adapters
 from training.backends.local.rotary import Rotaries, frequency_switches
+from utils.devices import choose_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,16 @@ class LayerInfo:
 class Decoder:
     """hidden(): packed tokens to final hidden states; head_*(): hidden states to logprobs."""
 
-    def __init__(self, model_path: str | Path, device: torch.device) -> None:
+    def __init__(
+        self, model_path: str | Path, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
+        """`dtype` of the base model; default: float32 on a CPU, else bfloat16."""
         self.model_path = str(model_path)
         self.device = device
-        self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.dtype = dtype or getattr(torch, choose_dtype(None, device.type))
+        # of the engine's own body: a GPU computes and keeps bfloat16 in half the time and memory, a
+        # CPU has slower kernels for it
+        self.activations = torch.float32 if device.type == "cpu" else self.dtype
         model = open_model(model_path, device, self.dtype)
         self.config = model.config
         self.body_name, self.head_name = model.body_name, model.head_name
@@ -91,12 +98,16 @@ class Decoder:
 
     # ------------------------------------------------------------------------------- construction
 
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
     def _prepare_body(self, model: BaseModel) -> None:
         self._body: Body | None = None
         # a text model inside of another one (GOT-OCR2) has its layers elsewhere
         if self.config.model_type in LLAMA_SHAPED and hasattr(model.body, "embed_tokens"):
             kinds = [model.kinds[i] for i in range(len(model.kinds))]
-            self._body = llama = LlamaBody(model.body, self.holder, kinds)
+            self._body = llama = LlamaBody(model.body, self.holder, kinds, self.activations)
             linears = llama.linears
         else:
             linears = _replace_linears(model.body, self.holder, self.config.model_type)

@@ -31,6 +31,7 @@ class LlamaBody:
     """Embedding, layers and last norm of a Hugging Face body, whose linear layers it takes over.
 
     `kinds` [layer] is what each layer's attention does, as the model's own code asked for it.
+    `activations` is the type of everything but the products with frozen weights.
     """
 
     shares_prefixes = True
@@ -38,11 +39,14 @@ class LlamaBody:
     def new_cache(self) -> PackedCache:
         return PackedCache()
 
-    def __init__(self, body: Any, holder: PassHolder, kinds: list[Kind]) -> None:
+    def __init__(
+        self, body: Any, holder: PassHolder, kinds: list[Kind], activations: torch.dtype
+    ) -> None:
+        self._activations = activations
         self._embed = body.embed_tokens
         self._rotaries = Rotaries(body)
         self._rotary = body.rotary_emb
-        self._norm = _Norm(body.norm)
+        self._norm = _Norm(body.norm, activations)
         self.linears: list[tuple[LoraLinear, list[str]]] = []
         self._layers = []
         for number, layer in enumerate(body.layers):
@@ -53,7 +57,7 @@ class LlamaBody:
                 linear = LoraLinear(paths[0], [getattr(parent, name) for name in names], holder)
                 linears.append(linear)
                 self.linears.append((linear, paths))
-            self._layers.append(_Layer(layer, number, linears, kinds[number]))
+            self._layers.append(_Layer(layer, number, linears, kinds[number], activations))
         # their weights live on in the grouped products
         body.layers = nn.ModuleList()
 
@@ -61,7 +65,7 @@ class LlamaBody:
         self, tokens_T: torch.Tensor, positions_T: torch.Tensor, plan: AttentionPlan
     ) -> torch.Tensor:
         """[T, hidden], after the last norm."""
-        x = self._embed(tokens_T)
+        x = self._embed(tokens_T).to(self._activations)
         with self._rotaries.choosing(positions_T, plan):
             cos, sin = self._rotary(x.unsqueeze(0), position_ids=positions_T.unsqueeze(0))
         half = cos.shape[-1] // 2
@@ -74,8 +78,8 @@ class LlamaBody:
 
 
 class _Norm:
-    def __init__(self, norm: Any) -> None:
-        self._weight = norm.weight
+    def __init__(self, norm: Any, activations: torch.dtype) -> None:
+        self._weight = norm.weight.to(activations)
         self._eps = norm.variance_epsilon
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -85,9 +89,10 @@ class _Norm:
 class _HeadNorm:
     """Qwen3's norms of queries and keys as one, over [T, heads + kv_heads, head_dim]."""
 
-    def __init__(self, attention: Any, heads: int, kv_heads: int) -> None:
+    def __init__(self, attention: Any, heads: int, kv_heads: int, activations: torch.dtype) -> None:
         q, k = attention.q_norm, attention.k_norm
-        self._weight = torch.cat([q.weight.expand(heads, -1), k.weight.expand(kv_heads, -1)])
+        weight = torch.cat([q.weight.expand(heads, -1), k.weight.expand(kv_heads, -1)])
+        self._weight = weight.to(activations)
         self._eps = q.variance_epsilon
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -95,20 +100,27 @@ class _HeadNorm:
 
 
 class _Layer:
-    def __init__(self, layer: Any, number: int, linears: list[LoraLinear], kind: Kind) -> None:
+    def __init__(
+        self,
+        layer: Any,
+        number: int,
+        linears: list[LoraLinear],
+        kind: Kind,
+        activations: torch.dtype,
+    ) -> None:
         attention = layer.self_attn
         self._number = number
         self._kind = kind
         self._qkv, self._o, self._gate_up, self._down = linears
-        self._input_norm = _Norm(layer.input_layernorm)
-        self._mlp_norm = _Norm(layer.post_attention_layernorm)
+        self._input_norm = _Norm(layer.input_layernorm, activations)
+        self._mlp_norm = _Norm(layer.post_attention_layernorm, activations)
         self._activation = layer.mlp.act_fn
         self._head_dim = attention.head_dim
         q, k, _ = self._qkv.columns
         self._heads = (q.stop - q.start) // self._head_dim
         self._kv_heads = (k.stop - k.start) // self._head_dim
         self._head_norm = (
-            _HeadNorm(attention, self._heads, self._kv_heads)
+            _HeadNorm(attention, self._heads, self._kv_heads, activations)
             if hasattr(attention, "q_norm")
             else None
         )

@@ -55,6 +55,7 @@ class BaseModel:
     """
 
     config: Any
+    dtype: torch.dtype
     architecture: str
     body: Any
     body_name: str
@@ -70,16 +71,16 @@ class BaseModel:
     file_state: list[int] | None
 
 
-def loads_with_transformers(path: str | Path) -> bool:
+def loads_with_transformers(path: str | Path, dtype: torch.dtype) -> bool:
     """Whether open_model() imports transformers' models, unless the weights were changed."""
     folder = Path(path)
-    return not is_embedded_dir(folder) or _read_compared(folder) is None
+    return not is_embedded_dir(folder) or _read_compared(folder, dtype) is None
 
 
 def open_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
     """Raises ValueError where the model cannot be run at all."""
     folder = Path(path)
-    if is_embedded_dir(folder) and (compared := _read_compared(folder)) is not None:
+    if is_embedded_dir(folder) and (compared := _read_compared(folder, dtype)) is not None:
         model = _open_files(folder, device, dtype, compared)
         if model.weights_digest == compared.weights:
             return model
@@ -90,7 +91,7 @@ def note_comparison(path: str | Path, model: BaseModel, note: Note) -> None:
     """To be called once the engine's logits were seen to equal the model's own."""
     folder = Path(path)
     if is_embedded_dir(folder):
-        _write_compared(folder, _Compared(model.weights_digest, model.file_state))
+        _write_compared(folder, model.dtype, _Compared(model.weights_digest, model.file_state))
     else:
         write_note(model.key, note)
 
@@ -102,17 +103,22 @@ class _Compared(NamedTuple):
     file_state: list[int] | None
 
 
-def _read_compared(folder: Path) -> _Compared | None:
+def _compared_file(folder: Path, dtype: torch.dtype) -> Path:
+    suffix = "" if dtype == torch.float32 else f"_in_{str(dtype).removeprefix('torch.')}"
+    return folder / COMPARED_FILE.replace(".json", f"{suffix}.json")
+
+
+def _read_compared(folder: Path, dtype: torch.dtype) -> _Compared | None:
     """With the same versions of what computes; others are compared again."""
-    file = folder / COMPARED_FILE
+    file = _compared_file(folder, dtype)
     match read_json(file) if file.is_file() else None:
         case {"weights": str(weights), "file_state": state, "versions": found}:
             return _Compared(weights, state) if found == versions() else None
     return None
 
 
-def _write_compared(folder: Path, compared: _Compared) -> None:
-    file = folder / COMPARED_FILE
+def _write_compared(folder: Path, dtype: torch.dtype, compared: _Compared) -> None:
+    file = _compared_file(folder, dtype)
     try:
         atomic_write_text(file, json.dumps({"versions": versions(), **compared._asdict()}))
     except OSError as error:
@@ -209,6 +215,7 @@ def _open_transformers(path: str | Path, device: torch.device, dtype: torch.dtyp
     eos = getattr(model.generation_config, "eos_token_id", None)
     return BaseModel(
         config=text_config,
+        dtype=dtype,
         architecture=architecture,
         body=model.base_model,
         body_name=str(model.base_model_prefix),
@@ -267,7 +274,7 @@ def _open_files(
     else:
         digest = weights_digest(weights.values())
         if digest == compared.weights and state is not None:
-            _write_compared(folder, _Compared(digest, state))
+            _write_compared(folder, dtype, _Compared(digest, state))
 
     def linear(name: str) -> SimpleNamespace:
         return SimpleNamespace(weight=weights[f"{name}.weight"], bias=weights.get(f"{name}.bias"))
@@ -293,6 +300,7 @@ def _open_files(
     numbers = range(config.num_hidden_layers)
     return BaseModel(
         config=config,
+        dtype=dtype,
         architecture=config.architectures[0],
         body=SimpleNamespace(
             embed_tokens=lambda tokens: F.embedding(tokens, embedding),

@@ -63,7 +63,7 @@ from training.backends.local.stops import StopStrings
 from training.backends.local.trainer import TrainJob
 from training.checks import check_values, flag, optional, real, whole
 from training.models import EMBEDDED, lacks_tokenizer, model_files, resolve_model
-from utils.devices import choose_device, free_memory
+from utils.devices import choose_device, choose_dtype, free_memory
 from utils.runs.inputs import Input, data_input
 
 logger = logging.getLogger(__name__)
@@ -97,10 +97,12 @@ class LocalServiceClient:
         *,
         checkpoint_dir: str | Path | None = None,
         device: str | None = None,
+        dtype: str | None = None,
         **engine_options: Any,
     ) -> None:
         self._checkpoint_dir = Path(checkpoint_dir or DEFAULT_CHECKPOINT_DIR)
         self._device = torch.device(choose_device(device))
+        self._dtype: torch.dtype = getattr(torch, choose_dtype(dtype, self._device.type))
         self._options = EngineOptions(**engine_options)
         self._engines: dict[str, Engine] = {}
         self._told: set[str] = set()
@@ -120,10 +122,10 @@ class LocalServiceClient:
             if base_model not in self._engines:
                 source = resolve_model(base_model)
                 self._engines[base_model] = Engine(
-                    lambda: Decoder(source, self._device),
+                    lambda: Decoder(source, self._device, self._dtype),
                     base_model,
                     self._options,
-                    loads_with_transformers=loads_with_transformers(source),
+                    loads_with_transformers=loads_with_transformers(source, self._dtype),
                 )
             return self._engines[base_model]
 
@@ -702,7 +704,7 @@ class LocalSamplingClient(_Ready):
     @property
     def dtype(self) -> str:
         """Local extension: of the base model's weights, float32 or bfloat16."""
-        return str(self._engine.decoder.dtype).removeprefix("torch.")
+        return self._engine.decoder.dtype_name
 
     def get_tokenizer(self) -> Any:
         return self._engine.tokenizer

@@ -140,7 +140,9 @@ def check_edits(config: ContinualConfig) -> None:
     if kind != "template":
         problems += problems_of(lambda: check_form(form))
     if kind == "generator":
-        problems += Endpoints(device=config.device).check([generator_role(config)])
+        problems += Endpoints(device=config.device, dtype=config.dtype).check(
+            [generator_role(config)]
+        )
     elif config.generator != RoleConfig():
         problems.append("generator: edits=generator asks it; leave generator.... out, or set that")
     raise_problems(problems)

@@ -111,9 +111,9 @@ def test_the_tokenizer_is_loaded_while_the_weights_are(
         is_loaded.set()
         raise ValueError("told to who asks")
 
-    def opened(source: Path, device: torch.device) -> Decoder:
+    def opened(source: Path, device: torch.device, dtype: torch.dtype) -> Decoder:
         seen.append(is_loaded.wait(WAIT_SECONDS[len(seen)]))
-        return Decoder(source, device)
+        return Decoder(source, device, dtype)
 
     seen: list[bool] = []
     monkeypatch.setattr(engine, "load_tokenizer", load)
@@ -205,7 +205,7 @@ def test_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     path = resolve_model("embedded")
     first = Decoder(path, CPU)
-    monkeypatch.setattr(loading, "_read_compared", lambda _folder: None)
+    monkeypatch.setattr(loading, "_read_compared", lambda *_: None)
     assert_same(first, Decoder(path, CPU))
 
 
