@@ -18,9 +18,9 @@ from typing import Any
 import chz
 import numpy as np
 from common import (
+    DtypeSettings,
     PeakMemory,
     Report,
-    Settings,
     base_model,
     local_service,
     prepare,
@@ -32,11 +32,11 @@ from training.api import AdamParams, Datum, ModelInput, SamplingParams
 
 ADAM = AdamParams(learning_rate=1e-4)
 # Largest relative difference of an adapter's loss between the two ways.
-TOLERANCES = {"cpu": 1e-5, "cuda": 2e-2}
+TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
 @chz.chz(typecheck=True)
-class Config(Settings):
+class Config(DtypeSettings):
     num_adapters: list[int] = chz.field(
         default_factory=lambda: [1, 4, 16], doc="numbers of adapters, one after the other"
     )
@@ -72,10 +72,10 @@ def main(config: Config) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     config = prepare(config, QUICK)
-    assert config.device is not None
+    assert config.device is not None and config.dtype is not None
     report = Report("adapters", config)
     worst = 0.0
-    with base_model(config) as name, local_service(config) as service:
+    with base_model(config) as name, local_service(config, dtype=config.dtype) as service:
         for count in config.num_adapters:
             totals: dict[str, Totals] = {}
             for start in range(0, count, config.at_once):
@@ -89,7 +89,7 @@ def main(config: Config) -> None:
     report.note("peak MiB: base model and adapters included")
     report.note(f"Losses together and one by one: {worst:.2g} apart (relative)")
     report.finish()
-    if worst > TOLERANCES[config.device]:
+    if worst > TOLERANCES[config.dtype]:
         raise SystemExit(f"losses differ by {worst:.3g}, relative: adapters disturb each other")
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from training.models import resolve_model
 from utils.config.entrypoint import to_plain
+from utils.devices import Dtype, choose_dtype
 from utils.runs.files import append_jsonl
 from utils.runs.progress import progress
 from utils.runs.provenance import PACKAGES, package_versions, run_meta
@@ -82,6 +83,15 @@ class Settings:
             )
 
 
+@chz.chz(typecheck=True)
+class DtypeSettings(Settings):
+    """Of benchmarks whose contenders all compute in one dtype that can be chosen."""
+
+    dtype: Dtype | None = chz.field(
+        default=None, doc="of all contenders; default: float32 on a CPU, else bfloat16"
+    )
+
+
 def prepare(config: S, quick: Mapping[str, Any]) -> S:
     """Fills in the device's defaults and, with quick=true, the sizes in `quick`."""
     import torch
@@ -90,6 +100,8 @@ def prepare(config: S, quick: Mapping[str, Any]) -> S:
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     threads = config.threads or (2 if device == "cpu" else torch.get_num_threads())
     sizes = {"repeats": 1, **quick} if config.quick else {}
+    if isinstance(config, DtypeSettings):
+        sizes["dtype"] = choose_dtype(config.dtype, device)
     config = chz.replace(config, device=device, threads=threads, **sizes)
     torch.set_num_threads(threads)
     return config
@@ -243,24 +255,27 @@ def on_worker(service: "LocalServiceClient", name: str, call: Callable[[], T]) -
     return engine.submit_call(engine.new_queue(), call).result()
 
 
-def load_hf(name: str, device: str | None) -> Any:
-    """The same model as the engine has, as a user of transformers would load it for speed."""
+def load_hf(name: str, device: str | None, dtype: str | None = None) -> Any:
+    """The same model as the engine has, as a user of transformers would load it for speed. `dtype`:
+    the device's own, unless told."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(
         resolve_model(name),
-        dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+        dtype=getattr(torch, choose_dtype(dtype, device or "cpu")),
         attn_implementation="sdpa",
     )
     return model.requires_grad_(False).eval().to(device)
 
 
-def load_peft(name: str, adapter_folder: str, device: str | None) -> Any:
+def load_peft(name: str, adapter_folder: str, device: str | None, dtype: str | None = None) -> Any:
     """A trainable PEFT model with the adapter of `adapter_folder`; nothing drops out."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_hf(name, device), adapter_folder, is_trainable=True)
+    model = PeftModel.from_pretrained(
+        load_hf(name, device, dtype), adapter_folder, is_trainable=True
+    )
     return model.eval()
 
 

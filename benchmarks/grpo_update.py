@@ -24,8 +24,8 @@ import chz
 import numpy as np
 from common import (
     ALPHA,
+    DtypeSettings,
     Report,
-    Settings,
     base_model,
     flat_gradient,
     importable,
@@ -50,7 +50,7 @@ LEARNING_RATE = 1e-5
 # TRL's defaults, as far as the engine has the setting
 ADAM = AdamParams(learning_rate=LEARNING_RATE, beta2=0.999, eps=1e-8, grad_clip_norm=1.0)
 # Largest difference of the gradients over the largest gradient; bf16 rounds each layer's output.
-TOLERANCES = {"cpu": 1e-4, "cuda": 5e-2}
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 TEXT = (
     "A grid of coloured cells is given, and the rule that changes it must be found. "
     "Row {0} has {1} blue cells, {2} red cells and {3} that stay empty. "
@@ -58,7 +58,7 @@ TEXT = (
 
 
 @chz.chz(typecheck=True)
-class Config(Settings):
+class Config(DtypeSettings):
     prompt_tokens: int = chz.field(default=256, doc="length of the prompt")
     group_size: int = chz.field(default=8, doc="answers to it")
     max_tokens: int = chz.field(default=64, doc="length of every answer")
@@ -74,14 +74,14 @@ def main(config: Config) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     config = prepare(config, QUICK)
-    assert config.device is not None
+    assert config.device is not None and config.dtype is not None
     report = Report("grpo_update", config)
     with base_model(config) as name:
         worst = update_rows(report, name, config)
         step_rows(report, name, config)
     report.note(f"Gradients with and without sharing: {worst:.2g} of the largest apart")
     report.finish()
-    if worst > TOLERANCES[config.device]:
+    if worst > TOLERANCES[config.dtype]:
         raise SystemExit(f"gradients differ by {worst:.3g} of the largest")
 
 
@@ -91,8 +91,8 @@ def main(config: Config) -> None:
 def update_rows(report: Report, name: str, config: Config) -> float:
     """Times the update alone; the largest difference of the gradients over the largest gradient."""
     with (
-        local_service(config, share_prompts=True) as shared,
-        local_service(config, share_prompts=False) as plain,
+        local_service(config, dtype=config.dtype, share_prompts=True) as shared,
+        local_service(config, dtype=config.dtype, share_prompts=False) as plain,
     ):
         clients = {
             contender: service.create_lora_training_client(
@@ -179,7 +179,7 @@ def step_rows(report: Report, name: str, config: Config) -> None:
         reason = "it is not installed (uv run --with 'trl>=1.16' ...)"
     elif not has_tokenizer(name):
         reason = f"it needs a tokenizer, which {config.model} has not"
-    with local_service(config) as service:
+    with local_service(config, dtype=config.dtype) as service:
         client = service.create_lora_training_client(
             name, rank=config.rank, seed=0, train_unembed=False
         )
@@ -295,12 +295,12 @@ def run_trl(turns: "Connection", text: str, name: str, adapter: Path, config: Co
     targets = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
     with tempfile.TemporaryDirectory(prefix="trl-") as folder:
         trainer = GRPOTrainer(
-            model=load_hf(name, config.device),
+            model=load_hf(name, config.device, config.dtype),
             reward_funcs=reward,
             args=GRPOConfig(
                 output_dir=folder,
                 use_cpu=on_cpu,
-                bf16=not on_cpu,
+                bf16=config.dtype == "bfloat16",
                 per_device_train_batch_size=config.group_size,
                 num_generations=config.group_size,
                 max_completion_length=config.max_tokens,

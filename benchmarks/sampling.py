@@ -18,8 +18,8 @@ from typing import Any
 import chz
 import numpy as np
 from common import (
+    DtypeSettings,
     Report,
-    Settings,
     base_model,
     importable,
     load_hf,
@@ -35,12 +35,12 @@ from training.models import resolve_model
 
 # Nats between the engine's and transformers' logprobs of a sampled token: the largest in float32,
 # the root mean square in bf16.
-TOLERANCES = {"cpu": 1e-3, "cuda": 5e-2}
+TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 GOAL = 4.0
 
 
 @chz.chz(typecheck=True)
-class Config(Settings):
+class Config(DtypeSettings):
     prompt_tokens: int = chz.field(default=256, doc="length of the prompt")
     num_samples: int = chz.field(default=16, doc="answers to it")
     max_tokens: int = chz.field(default=64, doc="length of every answer")
@@ -55,12 +55,12 @@ def main(config: Config) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     config = prepare(config, QUICK)
-    assert config.device is not None
+    assert config.device is not None and config.dtype is not None
     report = Report("sampling", config)
-    with base_model(config) as name, local_service(config) as service:
+    with base_model(config) as name, local_service(config, dtype=config.dtype) as service:
         client = service.create_sampling_client(base_model=name)
         decoder = service.engine(name).decoder
-        model = on_worker(service, name, lambda: load_hf(name, config.device))
+        model = on_worker(service, name, lambda: load_hf(name, config.device, config.dtype))
         rng = np.random.default_rng(0)
         prompts = [
             random_tokens(rng, config.prompt_tokens, decoder.vocab_size)
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
     report.note("ratio: seconds of the row over the engine's.")
     report.note(f"Sampled tokens' logprobs, engine and transformers: {difference:.2g} nats apart")
     report.finish()
-    if difference > TOLERANCES[config.device]:
+    if difference > TOLERANCES[config.dtype]:
         raise SystemExit(f"logprobs differ by {difference:.3g} nats: not the same distribution")
 
 
@@ -134,7 +134,7 @@ def make_vllm(name: str, config: Config) -> Callable[[list[int]], None]:
 
     llm = vllm.LLM(
         model=str(resolve_model(name)),
-        dtype="bfloat16" if config.device == "cuda" else "float32",
+        dtype=config.dtype,
         max_model_len=config.prompt_tokens + config.max_tokens,
         max_num_seqs=config.num_samples,
         gpu_memory_utilization=0.5,

@@ -21,9 +21,9 @@ import chz
 import numpy as np
 from common import (
     ALPHA,
+    DtypeSettings,
     PeakMemory,
     Report,
-    Settings,
     base_model,
     in_own_process,
     load_hf,
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.999, eps=1e-8)
 # Both sides add up in another order; bf16 rounds each layer's output.
-TOLERANCES = {"cpu": 1e-3, "cuda": 5e-2}
+TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 @chz.chz(typecheck=True)
-class Config(Settings):
+class Config(DtypeSettings):
     batch_size: int = chz.field(default=8, doc="sequences per step")
     min_tokens: int = chz.field(default=100, doc="shortest sequence")
     max_tokens: int = chz.field(default=300, doc="longest sequence")
@@ -212,9 +212,9 @@ def _plain(weight: "torch.Tensor") -> tuple[Callable[..., Any], Callable[..., An
 def peak_memory(config: Config, contender: str) -> dict[str, float]:
     """MiB of this process with the model loaded, and at most during two steps."""
     config = prepare(config, {})
-    assert config.device is not None
+    assert config.device is not None and config.dtype is not None
     memory = PeakMemory(config.device)
-    with base_model(config) as name, local_service(config) as service:
+    with base_model(config) as name, local_service(config, dtype=config.dtype) as service:
         step: Callable[[list[Example]], float]
         if contender == "engine":
             client = _client(service, name, config)
@@ -241,7 +241,7 @@ def _fresh_peft(name: str, config: Config) -> Any:
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=config.rank, lora_alpha=int(ALPHA), target_modules="all-linear")
-    return get_peft_model(load_hf(name, config.device), lora).eval()
+    return get_peft_model(load_hf(name, config.device, config.dtype), lora).eval()
 
 
 def main(config: Config) -> None:
@@ -249,17 +249,19 @@ def main(config: Config) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     config = prepare(config, QUICK)
-    assert config.device is not None
+    assert config.device is not None and config.dtype is not None
     report = Report("training_speed", config)
     losses: dict[str, list[float]] = {"engine": [], "HF + PEFT": [], "HF + PEFT, few logits": []}
-    with base_model(config) as name, local_service(config) as service:
+    with base_model(config) as name, local_service(config, dtype=config.dtype) as service:
         client = _client(service, name, config)
         decoder = service.engine(name).decoder
         batches = make_batches(config, decoder.vocab_size)
         folder = client.save_weights_for_sampler("start").result().path
         steps: dict[str, Callable[[list[Example]], float]] = {}
         for contender in ("HF + PEFT", "HF + PEFT, few logits"):
-            model = on_worker(service, name, lambda: load_peft(name, folder, config.device))
+            model = on_worker(
+                service, name, lambda: load_peft(name, folder, config.device, config.dtype)
+            )
             steps[contender] = PeftStep(model, config.device, cut_logits="few" in contender)
         products = {"frozen products, torch": Products(decoder, packed=False)}
         if config.device == "cpu":
@@ -299,7 +301,7 @@ def main(config: Config) -> None:
     report.note("ratio: seconds of the row over the engine's; for products, the engine's share.")
     report.note(f"Largest difference of a round's losses: {worst:.2g}")
     report.finish()
-    if worst > TOLERANCES[config.device]:
+    if worst > TOLERANCES[config.dtype]:
         raise SystemExit(f"losses differ by {worst:.3g}: the sides did not do the same work")
 
 

@@ -1,5 +1,6 @@
 """Every benchmark in its quick size on a tiny random model, in this process."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,47 @@ def test_architectures(
     assert "Of 2 architectures: 1 right, 1 not built." in page and "## Right (1)" in page
     with pytest.raises(ValueError, match="only=\\['lama'\\]: allowed are afmoe, "):
         load_benchmark("architectures").Config(only=["lama"])
+
+
+@pytest.mark.slow
+def test_gpu_suite(load_benchmark: Any, tmp_path: Path) -> None:
+    """Whole, in tiny sizes and on the CPU."""
+    suite = load_benchmark("gpu_suite")
+    out = tmp_path / "all.json"
+    chz.nested_entrypoint(suite.main, argv=[f"out={out}", "quick=true", "device=cpu"])
+    told = json.loads(out.read_text())
+    assert told["steps"].keys() == suite.STEPS.keys()
+    assert {step["ended"] for step in told["steps"].values()} == {"finished"}
+    assert "passed" in told["steps"]["tests"]["last lines"][-1]
+    for name in ("training", "sampling", "grpo", "adapters"):
+        rows = told["steps"][name]["rows"]
+        assert len(rows) >= 2 and all("contender" in row and "machine" not in row for row in rows)
+    assert told["machine"]["cores"] and told["run"]
+
+
+def test_gpu_suite_tells_what_did_not_finish(
+    load_benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    suite = load_benchmark("gpu_suite")
+    assert sum(step.seconds for step in suite.STEPS.values()) < 9 * 60
+    steps = {
+        "slow": suite.Step("adapters", (), 0),
+        "wrong": suite.Step("adapters", ("no_such=1",), 60),
+    }
+    monkeypatch.setattr(suite, "STEPS", steps)
+    out = tmp_path / "some.json"
+    with pytest.raises(SystemExit) as caught:
+        chz.nested_entrypoint(suite.main, argv=[f"out={out}", "device=cpu"])
+    assert caught.value.code == 1
+    told = json.loads(out.read_text())["steps"]
+    assert told["slow"]["ended"] == "stopped at its limit of 0 s"
+    assert told["wrong"]["ended"].startswith("failed (")
+    assert any("no_such" in line for line in told["wrong"]["last lines"])
+    assert "wrong: failed" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="exists; choose another name"):
+        suite.Config(out=out)
+    with pytest.raises(ValueError, match=r"steps=\['none'\]: allowed are slow, wrong"):
+        suite.Config(out=tmp_path / "new", steps=["none"])
 
 
 @pytest.mark.slow
