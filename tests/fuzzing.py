@@ -60,6 +60,11 @@ OPENAI_BODIES: dict[str, list[dict[str, Any]]] = {
             },
         },
     ],
+    "/v1/load_lora_adapter": [
+        {"lora_name": "mine", "lora_path": "a"},
+        {"lora_name": "mine", "lora_path": "a", "load_inplace": True},
+    ],
+    "/v1/unload_lora_adapter": [{"lora_name": "mine"}],
     "/v1/completions": [
         {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 2, "echo": True, "logprobs": 2},
         {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 1, "n": 2, "seed": 3, "stream": True},
@@ -184,7 +189,7 @@ def request_to(
     elif kind < 0.11:
         body, headers[b"content-encoding"] = packed(rng, body)
     elif kind < 0.13:
-        headers[b"accept"] = rng.choice([b"", b"application/json", b"\xff", b"*/*;q=x"])
+        headers[b"accept"] = rng.choice([b"", b"application/json", b"\xff", b"x" * 5000])
     elif kind < 0.14:
         headers[b"x-sdk-version"] = rng.choice([b"\n", b"\xe2" * 500, b"0.38"])
     return Asked(route, method, f"{path}?{query}" if query else path, list(headers.items()), body)

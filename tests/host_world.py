@@ -51,7 +51,7 @@ def make_host(
     **options: Any,
 ) -> Host:
     bases = BaseModels([folder], {"an/alias": folder})
-    given = {} if clock is None else {"clock": clock}
+    given: dict[str, Any] = {} if clock is None else {"clock": clock}
     return Host(service, store, bases, HostOptions(**options), **given)
 
 

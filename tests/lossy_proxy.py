@@ -107,11 +107,10 @@ class LossyProxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: "_Server"
 
     def _pass(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        # the same host, or the server would not be asked by its name
+        assert isinstance(self.server, _Server)
         answer, is_whole = self.server.proxy.answer(
             Asked(self.command, self.path, dict(self.headers.items()), body)
         )

@@ -2,8 +2,8 @@
 
     python tests/serve_forks.py SETTINGS...
 
-For each line on stdin it waits until the last server has ended and starts another; what that one
-prints comes after a line with its process id.
+Reads lines: "start" starts one, whose output comes after a line with its process id; "wait" is
+answered with "ended" when it has.
 """
 
 import os
@@ -42,10 +42,12 @@ def child(settings: list[str]) -> None:
 
 def main(settings: list[str]) -> None:
     torch.set_num_threads(1)
-    last = None
-    for _ in sys.stdin:
-        if last is not None:
+    last = 0
+    for line in sys.stdin:
+        if line == "wait\n":
             os.waitpid(last, 0)
+            print("ended", flush=True)
+            continue
         last = os.fork()
         if last == 0:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -47,17 +47,26 @@ class RequestLog:
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
+        is_closed = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_closed
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
+            try:
+                await send(message)
+            except Exception:
+                is_closed = True
+                raise
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
+        except Exception as error:
+            if is_closed:
+                # nobody is left to answer: what came after it was no HTTP, say, and was told so
+                logger.warning("request %s: its reply cannot be sent: %s", request_id, error)
+                return
             # whatever it is, it must not be another request's fault, and is to be found again
             logger.exception("request %s failed", request_id)
             if not status:

@@ -108,7 +108,7 @@ class NamedAdapters:
                 f"lora_name: {name!r} is taken; unload it first, or choose another name",
                 param="lora_name",
             )
-        if sum(1 for _ in self.of(owner)) >= _MOST:
+        if sum(known != name for known, _ in self.of(owner)) >= _MOST:
             raise bad_request(
                 f"{_MOST} adapters of this key are loaded, the most that is allowed; unload one"
             )

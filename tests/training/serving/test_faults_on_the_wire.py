@@ -211,7 +211,7 @@ def test_a_chat_is_answered_while_a_training_pass_runs(
 
             thread = threading.Thread(target=ask)
             thread.start()
-            while host.status()["running"] < 2:
+            while host.status()["running"] < 2 and thread.is_alive():
                 thread.join(0.01)
             asked.set()
             thread.join()

@@ -195,7 +195,7 @@ def test_a_loaded_model_goes_on_bit_by_bit(host):
     serve(host, scenario)
 
 
-def already_gone(_row: Any) -> Any:
+def already_gone(row: Any) -> Any:
     raise not_found("gone by now")
 
 

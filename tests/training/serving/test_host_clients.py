@@ -26,6 +26,7 @@ from tiny_chat import save_chat_model
 from training.api import ModelInput, SamplingParams
 from training.serving.errors import ServingError
 from training.serving.host import Host
+from training.serving.names import TinkerPath
 
 LONG = SamplingParams(max_tokens=3000, seed=1, stop=[])
 SHORT = SamplingParams(max_tokens=3, seed=1, stop=[])
@@ -282,6 +283,50 @@ def test_what_a_silent_client_holds_is_freed(hosts, service, folder):
         await alive.train(own, data_of(0))
 
     serve(hosts(clock=clock), scenario)
+
+
+def test_a_sampler_never_answers_with_weights_that_came_later(hosts):
+    """Nor where the server has to look them up again."""
+    clock = Clock()
+
+    async def scenario(host: Host) -> None:
+        silent, other = Client(host), Client(host)
+        model = await other.create()
+        path = await other.save(model, "s", "sampler_weights")
+        sampler = await silent.sampler(model_path=path)
+        for last_heard in (0.0, 301.0):
+            await silent.sample(sampler, PROMPT, 1, SHORT)
+            clock.now = last_heard + 299.0
+            host.heartbeat(OWNER, other.session_id)
+            clock.now = last_heard + 301.0
+            host.sweep()
+            assert host.status()["samplers"] == 0 and host.status()["models"] == 1
+        host.delete_checkpoint(OWNER, TinkerPath.parse(path))
+        assert await other.save(model, "s", "sampler_weights") == path
+        error = await refusal(silent.post_sample(sampler))
+        assert error.status == 410 and "overwritten" in error.message
+
+    serve(hosts(clock=clock), scenario)
+
+
+def test_a_client_that_asks_for_results_is_alive(hosts):
+    clock = Clock()
+
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        model = await client.create()
+        promise = await client.post_train(model, data_of(0))
+        await asyncio.wait([promise.done])
+        for clock.now in (200.0, 400.0, 600.0):
+            await host.wait(OWNER, promise.request_id, 0)
+            host.sweep()
+            assert host.status()["models"] == 1
+        clock.now = 901.0
+        host.sweep()
+        assert host.status()["models"] == 0
+
+    # its results stay for longer than it is silent
+    serve(hosts(clock=clock, result_seconds=5000.0), scenario)
 
 
 def test_a_stream_that_is_closed_frees_its_row(hosts, service, folder):

@@ -1,6 +1,7 @@
 """Requests to the host: in order, once, refused where they are made, answered as often as asked."""
 
 import asyncio
+import datetime
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from tiny_chat import save_chat_model
 from training.api import AdamParams, Datum, LoraConfig, ModelInput, SamplingParams
 from training.serving.errors import ServingError
 from training.serving.host import Host
+from training.serving.storage.rows import utc_now
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +229,61 @@ def test_a_sample_that_is_sent_again_is_drawn_once(hosts):
 
 
 # ----------------------------------------------------------------------------------------- refused
+
+
+def test_what_was_promised_a_day_ago_is_forgotten(hosts, monkeypatch):
+    clock = Clock()
+
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        model = await client.create()
+        await client.train(model, data_of(0))
+
+        def num_noted() -> int:
+            return host.store.futures._database.read("SELECT count(*) FROM futures")[0][0]
+
+        assert num_noted() == 2
+        clock.now = 3601.0
+        host.heartbeat(OWNER, client.session_id)
+        host.sweep()
+        assert num_noted() == 2
+        later = utc_now() + datetime.timedelta(days=1, seconds=1)
+        monkeypatch.setattr("training.serving.host.utc_now", lambda: later)
+        # looked for once an hour
+        host.sweep()
+        assert num_noted() == 2
+        clock.now = 7202.0
+        host.sweep()
+        assert num_noted() == 0
+
+    serve(hosts(clock=clock), scenario)
+
+
+def test_samples_can_be_cancelled_and_training_goes_on(hosts, service, folder):
+    """What was asked after a pass counts on it."""
+
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        model = await client.create()
+        sampler = await client.sampler(base_model=folder)
+        await client.sample(sampler)
+        with stopped_engine(service, folder):
+            # more than the engine is given at once, so that some wait
+            trained = [await client.post_train(model, data_of(at)) for at in range(6)]
+            drawn = await client.post_sample(sampler)
+            for promise in (*trained, drawn):
+                host.cancel(OWNER, promise.request_id)
+            for owner, request_id in (("bob", drawn.request_id), (OWNER, "none")):
+                with pytest.raises(ServingError) as caught:
+                    host.cancel(owner, request_id)
+                assert caught.value.status == 404
+        for promise in trained:
+            await client.result(promise)
+        assert (await client.step(model))["had_gradient"] == 1.0
+        outcome = await client.outcome(drawn)
+        assert outcome.state == "error" and "nobody waits" in outcome.message
+
+    serve(hosts(), scenario)
 
 
 def test_what_cannot_be_is_refused_where_it_is_made(hosts, folder):

@@ -3,6 +3,7 @@
 uv run pytest tests/training/serving/test_middleware.py
 """
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message, Scope
 
 from training.serving.errors import ServingError
 from training.serving.keys import Keys
@@ -120,6 +122,26 @@ def test_a_fault_is_told_by_its_number_alone(
     assert "secret" not in reply.text
     [record] = [r for r in caplog.records if r.exc_info]
     assert number in record.getMessage()
+
+
+def test_a_reply_that_cannot_be_sent_is_no_fault_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As where a client sends what is no HTTP while it waits."""
+    tried = []
+
+    async def send(message: Message) -> None:
+        tried.append(message)
+        raise RuntimeError("the connection must close")
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    asyncio.run(RequestLog(PlainTextResponse("a"), render)(scope, receive, send))
+    assert len(tried) == 1
+    [record] = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert record.exc_info is None and "the connection must close" in record.getMessage()
 
 
 def test_the_log_tells_who_asked_what_and_no_secret(

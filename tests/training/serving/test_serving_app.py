@@ -255,8 +255,78 @@ def test_a_signed_link_opens_one_file(ann: Caller, client: TestClient, tmp_path:
     ):
         assert client.get(wrong).status_code in (401, 404), wrong
         assert token not in client.get(wrong).text
+    # another one of that name is not what was signed for
+    assert ann.ask("DELETE", f"/training_runs/{model}/checkpoints/external_weights/out").is_success
+    assert client.get(url).status_code == 401
+    ann.done(ann.post("/save_weights_external", model_id=model, seq_id=2, path="out"))
+    assert client.get(url).status_code == 401
     bare = ann.ask("DELETE", f"/training_runs/{model}/checkpoints/out")
     assert bare.status_code == 400 and "weights/out" in bare.json()["detail"]
+
+
+def test_a_session_is_finished_as_its_client_says(ann: Caller, client: TestClient) -> None:
+    app: Any = client.app
+    for body, reason in (
+        ({"reason": {"type": "errored"}, "detail": "a\nb"}, "errored"),
+        ({"reason": {"type": "interrupted"}}, "interrupted"),
+        ({}, "success"),
+    ):
+        session = ann.session()
+        for _ in range(2):
+            assert ann.post(f"/sessions/{session}/finish", **body).status_code == 200
+        assert app.state.store.sessions.get("ann", session).finish_reason == reason
+        late = ann.post("/session_heartbeat", session_id=session)
+        assert late.status_code == 410 and "finished" in late.json()["detail"]
+    wrong = ann.post(f"/sessions/{ann.session()}/finish", reason={"type": "zap"})
+    assert wrong.status_code == 400 and "reason.type" in wrong.json()["detail"]
+
+
+def test_a_sampler_tells_what_it_was_made_from(ann: Caller) -> None:
+    session = ann.session()
+    model = ann.model(session)
+    saved = ann.post("/save_weights_for_sampler", model_id=model, seq_id=1, path="s")
+    path = ann.done(saved)["path"]
+    for number, what in enumerate(({"base_model": "tiny"}, {"model_path": path})):
+        made = ann.post(
+            "/create_sampling_session", session_id=session, sampling_session_seq_id=number, **what
+        ).json()["sampling_session_id"]
+        told = ann.ask("GET", f"/samplers/{made}").json()
+        assert told["sampler_id"] == made and told["base_model"]
+        assert told.get("model_path") == what.get("model_path")
+
+
+def test_saves_are_what_was_asked_for_or_refused(ann: Caller) -> None:
+    model = ann.model(ann.session())
+    for at, (route, more, word) in enumerate(
+        (
+            ("/save_weights_for_sampler", {"path": "a", "kind": "inflight"}, "'inflight'"),
+            ("/save_weights_for_sampler", {}, "exactly one of path"),
+            ("/save_weights_external", {"path": "a", "age_encryption_recipients": ["x"]}, "age_"),
+            ("/save_weights", {"path": "a", "ttl_seconds": 5}, "ttl_seconds"),
+        ),
+        1,
+    ):
+        reply = ann.post(route, model_id=model, seq_id=at, **more)
+        assert reply.status_code == 400 and word in reply.json()["detail"], reply.text
+    for seq_id, overwrite, status in ((11, False, 200), (12, False, 400), (13, True, 200)):
+        body = {"path": "a", "overwrite": overwrite}
+        reply = ann.post("/save_weights", model_id=model, seq_id=seq_id, **body)
+        assert reply.status_code == status, reply.text
+        if status == 200:
+            assert "path" in ann.done(reply)
+    listed = ann.ask("GET", f"/training_runs/{model}/checkpoints").json()["checkpoints"]
+    assert [c["checkpoint_id"] for c in listed] == ["weights/a"]
+
+
+def test_only_ones_own_requests_can_be_cancelled(ann: Caller, bob: Caller) -> None:
+    model = ann.model(ann.session())
+    work = ann.train(model, 1).json()["request_id"]
+    assert ann.post("/cancel_future", request_id=work).status_code == 204
+    # a training request goes on
+    told = ann.ask("POST", "/retrieve_future", json={"request_id": work}, headers=PROTO)
+    assert told.status_code == 200 and told.headers["content-type"] == PROTOBUF
+    for caller, request_id in ((bob, work), (ann, "none")):
+        assert caller.post("/cancel_future", request_id=request_id).status_code == 404
 
 
 def test_an_archive_has_a_checkpoints_files(ann: Caller, bob: Caller, client: TestClient) -> None:

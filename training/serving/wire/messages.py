@@ -118,7 +118,7 @@ class SaveForSampler(OfModel):
 
     path: Name | None = None
     sampling_session_seq_id: Number | None = None
-    kind: str = "snapshot"
+    kind: Name = "snapshot"
     ttl_seconds: Seconds | None = None
     user_metadata: Metadata | None = None
 

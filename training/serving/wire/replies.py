@@ -11,6 +11,7 @@ from training.serving.promises import Outcome, Promise
 from training.serving.samplers import Sampled
 from training.serving.wire.bodies import PROTOBUF
 from training.serving.wire.codec import encode_output, encode_sample
+from training.serving.wire.received import shown
 
 
 def error_reply(error: ServingError) -> Response:
@@ -42,7 +43,9 @@ async def outcome_reply(outcome: Outcome, accept: str) -> Response:
     if not isinstance(value, ForwardBackwardOutput | Sampled):
         return JSONResponse(value)
     if PROTOBUF not in accept and "*/*" not in accept:
-        raise bad_request(f"accept: got {accept!r}; {PROTOBUF} is the only form of this result")
+        raise bad_request(
+            f"accept: got {shown(accept)}; {PROTOBUF} is the only form of this result"
+        )
     return Response(await anyio.to_thread.run_sync(_encoded, value), media_type=PROTOBUF)
 
 

@@ -67,7 +67,10 @@ def download_routes(host: Host, links: Links) -> APIRouter:
         links.check(token, _parts(row, file))
         files = store.checkpoints.files(row)
         if file == ARCHIVE:
-            tar = Archive(files)
+            try:
+                tar = Archive(files)
+            except OSError as error:
+                raise store.disk_fault(error) from error
             length = {"Content-Length": str(tar.num_bytes)}
             return StreamingResponse(iter(tar), media_type="application/x-tar", headers=length)
         found = files.get(file)

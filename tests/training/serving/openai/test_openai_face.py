@@ -125,7 +125,36 @@ def test_other_names_of_a_checkpoint(world: World, client: Any) -> None:
         assert told.model == other
         assert told.choices[0].message.content == wanted.choices[0].message.content
         assert told.system_fingerprint == wanted.system_fingerprint
-        assert client.models.retrieve(other).to_dict()["root"] == path
+        found = client.models.retrieve(other).to_dict()
+        assert (found["id"], found["root"]) == (other, path)
+    error = refused(
+        lambda: client.chat.completions.create(model=f"nothere;{path}", messages=HELLO, **GREEDY)
+    )
+    assert error.status_code == 400 and error.param == "model" and "not from nothere" in str(error)
+
+
+def test_a_stream_has_the_answers_to_every_prompt(client: Any) -> None:
+    """O14: choices by prompt, then n."""
+    asked: Any = {
+        "model": BASE,
+        "prompt": ["Hello", "you", "there"],
+        "n": 2,
+        "seed": 5,
+        "temperature": 1.5,
+        "max_tokens": 12,
+        "logprobs": 1,
+    }
+    whole = client.completions.create(**asked)
+    texts = [""] * 6
+    reasons: dict[int, str] = {}
+    for chunk in client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+    assert texts == [choice.text for choice in whole.choices]
+    assert len(set(texts)) == 6
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
 
 
 def test_model_list(world: World, client: Any) -> None:

@@ -51,7 +51,7 @@ def test_malformed_bodies_are_never_the_servers_fault(world: World) -> None:
 
             before = await answer()
             for _ in range(NUM_BODIES):
-                path = rng.choice(list(OPENAI_BODIES))
+                path = rng.choice([p for p in OPENAI_BODIES if p.endswith("completions")])
                 body = json_body(rng.choice(OPENAI_BODIES[path]), rng)
                 try:
                     reply = await asyncio.wait_for(client.post(path, content=body), 600)

@@ -17,8 +17,9 @@ from tiny_chat import chat_tokenizer, sentencepiece_tokenizer
 from training.api import SampledSequence
 from training.chat import decode, render_prompt
 from training.models import load_tokenizer
-from training.serving.errors import ServingError
+from training.serving.errors import ServingError, bad_request, busy, server_fault
 from training.serving.openai.answers import AnswerForm, RunningAnswer, joined, whole_answer
+from training.serving.openai.errors import error_reply
 from training.serving.openai.messages import chat_prompt
 from training.serving.openai.requests import chat_request, completion_request
 from training.serving.openai.schemas import check_schema
@@ -420,3 +421,17 @@ def test_schemas_nested_too_deep_are_refused() -> None:
     for _ in range(3000):
         schema = {"items": schema}
     refusal(lambda: check_schema(schema))
+
+
+# ----------------------------------------------------------------------------------------- errors
+
+
+def test_clients_are_told_whether_to_try_again() -> None:
+    """O22: openai's client sends a request again after 429 and 5xx, unless it is told not to."""
+    fault = error_reply(server_fault("the disk is full"))
+    assert fault.status_code == 500 and fault.headers["x-should-retry"] == "false"
+    later = error_reply(busy("later", retry_after=2.4))
+    assert later.status_code == 429 and later.headers["retry-after"] == "2"
+    assert "x-should-retry" not in later.headers
+    mistake = error_reply(bad_request("no"))
+    assert not {"retry-after", "x-should-retry"} & set(mistake.headers)

@@ -10,6 +10,7 @@ import pytest
 from host_world import open_store
 from page_site import KEY, Site
 from starlette.testclient import TestClient
+from wire_caller import KEYS
 
 from training.connect import connect
 from training.serving.app import make_app
@@ -56,4 +57,18 @@ def test_the_app_has_it(tmp_path: Path) -> None:
     status = client.get("/page/status", headers={"Authorization": f"Bearer {keys.shown}"}).json()
     assert status["base_models"] == ["embedded"] and status["sessions"] == 0
     assert status["your_clients"] == [] and status["your_open_requests"] == 0
+    store.close()
+
+
+def test_clients_are_shown_to_their_owner_alone(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    (tmp_path / "keys").write_text("".join(f"{name}:{key}\n" for name, key in KEYS.items()))
+    host = Host(connect("local", device="cpu"), store, BaseModels(["embedded"]))
+    client = TestClient(make_app(host, Keys.from_file(tmp_path / "keys"), Links()))
+    session = host.create_session("ann", display_name="of ann")
+    for owner, wanted in (("ann", [session]), ("bob", [])):
+        status = client.get("/page/status", headers={"X-API-Key": KEYS[owner]}).json()
+        assert [shown["session_id"] for shown in status["your_clients"]] == wanted
+        # numbers are of all
+        assert status["sessions"] == 1 and ("of ann" in str(status)) == bool(wanted)
     store.close()
