@@ -3,6 +3,8 @@
     uv run benchmarks/knowledge_evidence.py part=sweep   # settings of preset=small, few passages
     uv run benchmarks/knowledge_evidence.py part=d1      # question-and-answer edits, controls
     uv run benchmarks/knowledge_evidence.py part=d2      # reliability of the reward
+    uv run benchmarks/knowledge_evidence.py part=d3      # two rounds of ReST-EM against chance
+    uv run benchmarks/knowledge_evidence.py part=d4      # what is kept with kl_weight
 
 Made passages, edits by their generator (training wordings), questions in evaluation wordings, the
 embedded model, rule judge. Every inner run is stored in benchmarks/results/knowledge_evidence.jsonl
@@ -11,7 +13,10 @@ as it is done; the same command goes on where it stopped, then prints its table.
 sweep: passage only against statements and questions, for settings on each axis. d1: edits of
 questions with answers against the passage alone and against another passage's adapter; 24 passages,
 3 seeds of edits and adapters. d2: reliability of the reward between forms of edits, and between
-edits of one form that cover a half of the facts each, as drafts of one model do.
+edits of one form that cover a half of the facts each, as drafts of one model do. d3
+(knowledge_rounds.py): held-out reward before and after rounds that imitate the best edits, and
+edits by chance. d4: general questions that the base model answers right (knowledge_probe.py), asked
+again of adapters that are held to the base model on questions about other things, by kl_weight.
 """
 
 import dataclasses
@@ -19,18 +24,31 @@ import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 import chz
+from knowledge_probe import PROBE
+from knowledge_rounds import Rounds, carry_out_rounds
+from knowledge_runs import (
+    ARM_HEADERS,
+    BASE,
+    OTHER,
+    PASSAGE,
+    Record,
+    Run,
+    arm_rows,
+    by_passage,
+    carry_out,
+    setting_name,
+    share,
+    stored,
+)
 
 from evaluation.stats import paired_difference
 from training.connect import connect
 from training.domains.knowledge.grading import RuleJudge
 from training.domains.knowledge.inner import (
-    InnerJob,
     InnerLoop,
     InnerOutcome,
     InnerSettings,
@@ -40,25 +58,27 @@ from training.domains.knowledge.passages import Passage
 from training.domains.knowledge.reliability import REWARDS, reliability, reward, spearman_brown
 from training.domains.knowledge.sources import Source, open_source
 from training.models import context_length, load_tokenizer
-from utils.runs.files import append_jsonl, read_jsonl
 from utils.runs.tables import text_table
+from utils.student_t import student_t
 from utils.terminal import print_anything
 
 logger = logging.getLogger(__name__)
 
-RESULTS = Path(__file__).parent / "results" / "knowledge_evidence.jsonl"
-BASE, PASSAGE, OTHER = "no training", "passage only", "another's adapter"
 # template forms joined by +; "half qa 3" is the fourth draft of half the lines
 DRAFTS = 4
+D4_FORM = "qa"
 D2_FORMS = ("statements", "cloze", "qa", "reverse", "qa+reverse")
 
 
 @chz.chz(typecheck=True)
 class Config:
-    part: Literal["sweep", "d1", "d2"] = chz.field(default="d1", doc="what is measured")
-    passages: int = chz.field(default=24, doc="made passages; sweep takes 6 of them, d2 8")
+    part: Literal["sweep", "d1", "d2", "d3", "d4"] = chz.field(default="d1", doc="what is measured")
+    passages: int = chz.field(default=24, doc="made passages; sweep takes 6 of them, d2 and d4 8")
     seeds: int = chz.field(default=3, doc="seeds of edits and adapters; repeats of d2")
     edit: str = chz.field(default="qa+reverse", doc="forms of d1's edits")
+    kl_weights: list[float] = chz.field(
+        default_factory=lambda: [0.0, 0.3, 1.0], doc="of d4; 0 is what others are compared with"
+    )
     rank: int | None = chz.field(default=None, doc="of the adapter; default: preset=small's")
     learning_rate: float | None = chz.field(default=None, doc="default: preset=small's")
     epochs: int | None = chz.field(default=None, doc="default: preset=small's")
@@ -72,18 +92,7 @@ class Config:
     at_once: int = chz.field(default=6, doc="adapters that train together")
     choices: bool = chz.field(default=False, doc="4-way choices too, which takes longer")
     max_minutes: float = chz.field(default=1e9, doc="stop after this time; run again to go on")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One inner run to do. `asked_too`: another passage whose questions this adapter gets as well,
-    noted under OTHER."""
-
-    arm: str
-    passage: Passage
-    edit: str | None
-    seed: int
-    asked_too: Passage | None = None
+    d3: Rounds = chz.field(default_factory=Rounds, doc="of part=d3")
 
 
 def settings_of(
@@ -108,13 +117,6 @@ def settings_of(
         ),
         learning_rate=learning_rate or config.learning_rate or small.learning_rate,
         num_epochs=epochs or config.epochs or small.num_epochs,
-    )
-
-
-def setting_name(settings: InnerSettings) -> str:
-    return (
-        f"r{settings.adapt.lora['rank']} lr{settings.learning_rate:g} e{settings.num_epochs} "
-        f"b{settings.adapt.batch_size}"
     )
 
 
@@ -179,120 +181,30 @@ def d2_runs(config: Config, source: Source) -> Iterator[tuple[InnerSettings, lis
     yield settings_of(config), runs
 
 
-PARTS = {"sweep": sweep_runs, "d1": d1_runs, "d2": d2_runs}
-
-
-def record_of(
-    name: str, run: Run, passage: Passage, arm: str, part: InnerOutcome
-) -> dict[str, Any]:
-    kinds = [question.kind for question in passage.questions]
-    return {
-        "setting": name,
-        "arm": arm,
-        "passage": passage.id,
-        "trained_on": run.passage.id,
-        "seed": run.seed,
-        "kinds": kinds,
-        **asdict(part),
-    }
-
-
-def cut(outcome: InnerOutcome, start: int, stop: int) -> InnerOutcome:
-    """The outcome of some of the questions."""
-    return dataclasses.replace(
-        outcome,
-        answers_Q=outcome.answers_Q[start:stop],
-        correct_Q=outcome.correct_Q[start:stop],
-        logprobs_Q=outcome.logprobs_Q[start:stop],
-        choices_Q=outcome.choices_Q[start:stop],
-    )
-
-
-def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[key] for key in ("setting", "arm", "passage", "seed"))
-
-
-def stored() -> dict[tuple[Any, ...], dict[str, Any]]:
-    records = read_jsonl(RESULTS) if RESULTS.exists() else []
-    return {key_of(record): record for record in records}
-
-
-def carry_out(loop: InnerLoop, runs: Sequence[Run], config: Config, deadline: float) -> None:
-    """Does the runs that are not stored yet, `at_once` at a time."""
-    name, done = setting_name(loop.settings), stored()
-    todo = [run for run in runs if (name, run.arm, run.passage.id, run.seed) not in done]
-    for start in range(0, len(todo), config.at_once):
-        if time.monotonic() > deadline:
-            logger.info("%s: %d runs are left for the next time", name, len(todo) - start)
-            return
-        chunk = todo[start : start + config.at_once]
-        jobs = [
-            InnerJob(
-                run.passage,
-                run.edit,
-                repeat=run.seed,
-                asked=(run.passage, *([run.asked_too] if run.asked_too else [])),
-            )
-            for run in chunk
-        ]
-        started = time.perf_counter()
-        outcomes = loop.run(jobs, desc=f"{name} {start + len(chunk)}/{len(todo)}")
-        seconds = (time.perf_counter() - started) / len(chunk)
-        for run, outcome in zip(chunk, outcomes, strict=True):
-            count = len(run.passage.questions)
-            parts = [(run.passage, run.arm, cut(outcome, 0, count))]
-            if run.asked_too is not None:
-                parts.append((run.asked_too, OTHER, cut(outcome, count, 2 * count)))
-            for passage, arm, part in parts:
-                record = record_of(name, run, passage, arm, part)
-                append_jsonl(RESULTS, {**record, "seconds": seconds})
-
-
-def share(records: Sequence[dict[str, Any]], kind: str | None = None, of: str = "correct_Q") -> Any:
-    """In percent, over all questions, or those of one kind."""
-    found = [
-        value
-        for record in records
-        for value, its_kind in zip(record[of], record["kinds"], strict=True)
-        if value is not None and kind in (None, its_kind)
-    ]
-    return 100 * fmean(found) if found else None
-
-
-def arm_rows(records: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    rows = []
-    for arm in dict.fromkeys(record["arm"] for record in records):
-        of_arm = [record for record in records if record["arm"] == arm]
-        logprobs = [lp for record in of_arm for lp in record["logprobs_Q"]]
-        rows.append(
-            (
-                *(of_arm[0]["setting"], arm, len(of_arm)),
-                *(share(of_arm, kind) for kind in (None, "direct", "reverse", "derived")),
-                *(share(of_arm, of="choices_Q"), fmean(logprobs) if logprobs else None),
-                fmean([record["trained_tokens"] for record in of_arm]),
-                fmean([record["seconds"] for record in of_arm]),
-                sum(record["failed"] is not None for record in of_arm),
-            )
+def d4_runs(config: Config, source: Source) -> Iterator[tuple[InnerSettings, list[Run]]]:
+    passages = source.passages("test")[:8]
+    yield settings_of(config), [Run(BASE, passage, None, 0) for passage in (PROBE, *passages)]
+    # things of no split
+    anchors = tuple(passage for passage, _ in source.example_edit("qa"))
+    for weight in config.kl_weights:
+        settings = settings_of(config)
+        yield (
+            dataclasses.replace(
+                settings,
+                adapt=dataclasses.replace(settings.adapt, anchor_weight=weight),
+                anchors=anchors,
+            ),
+            [
+                Run(D4_FORM, p, edit_text(source, p, D4_FORM, 0), 0, asked_too=PROBE)
+                for p in passages
+            ],
         )
-    return rows
 
 
-ARM_HEADERS = (
-    *("setting", "arm", "runs", "right %", "direct", "reverse", "derived", "4-way %"),
-    *("logprob", "tokens", "seconds", "failed"),
-)
+PARTS = {"sweep": sweep_runs, "d1": d1_runs, "d2": d2_runs, "d4": d4_runs}
 
 
-def by_passage(records: Sequence[dict[str, Any]], arm: str, kind: str | None) -> dict[str, float]:
-    """Means over seeds, in percent."""
-    passages = dict.fromkeys(record["passage"] for record in records if record["arm"] == arm)
-    return {
-        passage: share([r for r in records if r["arm"] == arm and r["passage"] == passage], kind)
-        for passage in passages
-    }
-
-
-def d1_report(records: Sequence[dict[str, Any]], config: Config) -> str:
+def d1_report(records: Sequence[Record], config: Config) -> str:
     rows = []
     for first, second in ((PASSAGE, config.edit), (BASE, config.edit), (BASE, OTHER)):
         for kind in (None, "direct"):
@@ -310,7 +222,7 @@ def d1_report(records: Sequence[dict[str, Any]], config: Config) -> str:
     return text_table(headers, rows)
 
 
-def d2_report(records: Sequence[dict[str, Any]], config: Config) -> str:
+def d2_report(records: Sequence[Record], config: Config) -> str:
     outcomes = {
         (record["arm"], record["passage"], record["seed"]): InnerOutcome(
             **{f.name: record[f.name] for f in dataclasses.fields(InnerOutcome) if f.name in record}
@@ -351,24 +263,57 @@ def d2_report(records: Sequence[dict[str, Any]], config: Config) -> str:
     return text_table(headers, rows)
 
 
+def d4_report(records: Sequence[Record]) -> str:
+    """Gain and what is kept, by setting, paired by passage with the first setting."""
+    known = next(r["correct_Q"] for r in records if (r["arm"], r["passage"]) == (BASE, PROBE.id))
+    before = {r["passage"]: fmean(r["logprobs_Q"]) for r in records if r["arm"] == BASE}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for record in records:
+        of_setting = found.setdefault(record["setting"], {"right": {}, "nats": {}, "kept": {}})
+        passage = record["trained_on"]
+        if record["arm"] == D4_FORM:
+            of_setting["right"][passage] = share([record])
+            of_setting["nats"][passage] = fmean(record["logprobs_Q"]) - before[passage]
+        elif record["arm"] == OTHER:
+            asked = zip(known, record["correct_Q"], strict=True)
+            of_setting["kept"][passage] = 100 * fmean(right for was, right in asked if was)
+    first = next(iter(found.values()))
+    rows = []
+    for setting, measures in found.items():
+        for measure, values in measures.items():
+            passages = [passage for passage in first[measure] if passage in values]
+            if len(passages) < 2:
+                continue
+            here = student_t([values[p] for p in passages])
+            row = [setting, measure, len(passages), here.mean, *here.interval]
+            if values is not first[measure]:
+                base, tuned = ([of[p] for p in passages] for of in (first[measure], values))
+                against = paired_difference(base, tuned, passages)
+                row += [against.difference, *(against.interval or (None, None)), against.p]
+            rows.append(row + [None] * (10 - len(row)))
+    headers = ("setting", "measure", "passages", "mean", "from", "to")
+    headers += ("against the first", "from", "to", "p")
+    table = text_table(headers, rows)
+    return f"{sum(known)} of {len(known)} general questions are right before.\n{table}"
+
+
 def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     print_anything()
+    if config.part == "d3":
+        carry_out_rounds(config.d3, connect())
+        return
     deadline = time.monotonic() + 60 * config.max_minutes
     source = open_source("made", num_train=0, num_test=config.passages)
     service, tokenizer = connect(), load_tokenizer("embedded")
     rows, records = [], []
     for settings, runs in PARTS[config.part](config, source):
         loop = InnerLoop(service, tokenizer, settings, RuleJudge(), source.shots)
-        carry_out(loop, runs, config, deadline)
+        carry_out(loop, runs, at_once=config.at_once, deadline=deadline)
         done, name = stored(), setting_name(settings)
-        keys = [(name, run.arm, run.passage.id, run.seed) for run in runs]
-        keys += [
-            (name, OTHER, run.asked_too.id, run.seed) for run in runs if run.asked_too is not None
-        ]
-        found = [done[key] for key in keys if key in done]
+        found = [done[key] for run in runs for key in run.keys(name) if key in done]
         rows += arm_rows(found)
         records += found
     print(text_table(ARM_HEADERS, rows))
@@ -376,6 +321,8 @@ def main(config: Config) -> None:
         print(f"\n{d1_report(records, config)}")
     elif config.part == "d2":
         print(f"\n{d2_report(records, config)}")
+    elif config.part == "d4":
+        print(f"\n{d4_report(records)}")
 
 
 if __name__ == "__main__":

@@ -61,3 +61,98 @@ def test_a_draft_is_half_the_lines(evidence: Any) -> None:
     first, again, second = (evidence.half(edit, draft) for draft in (0, 0, 1))
     assert first == again != second
     assert len(first.splitlines()) == 4 and set(first.splitlines()) < set("abcdefgh")
+
+
+@pytest.fixture
+def rounds(load_benchmark: Callable[[str], Any]) -> Any:
+    return load_benchmark("knowledge_rounds")
+
+
+def held_out(rounds: Any, policy: str, passage: str, reward: float, **changes: Any) -> Any:
+    values = {
+        **{"policy": policy, "when": "held out", "passage": passage, "form": "qa", "rate": 1e-3},
+        **{"lines": 3, "coverage": 0.5, "reward": reward, "note": "", "text": "Q: a? A: b"},
+    }
+    return rounds.Line(**(values | changes))
+
+
+def test_policies_are_compared_by_held_out_passage(rounds: Any) -> None:
+    """Passages differ by 10; the policy that imitates the best gains 1 or 2 on each of them."""
+    lines = [
+        held_out(rounds, policy, passage, level + gain)
+        for passage, level in (("p", 0.0), ("q", 10.0))
+        for policy, gains in (
+            ("untrained", (0.0, 0.0)),
+            ("best", (1.0, 1.0) if passage == "p" else (2.0, 2.0)),
+            ("random", (0.5, -0.5)),
+        )
+        for gain in gains
+    ]
+    # what is trained on counts for nothing here
+    lines.append(held_out(rounds, "best", "p", 99.0, when="train 1"))
+    rows = [line.split() for line in rounds.differences_table(lines).splitlines()[2:]]
+    assert [row[:3] for row in rows] == [["best", "-", "untrained"], ["random", "-", "untrained"],
+                                         ["best", "-", "random"]]  # fmt: skip
+    assert [float(row[4]) for row in rows] == [1.5, 0.0, 1.5]
+    assert rows[0][3] == "2"
+
+
+def test_what_moved_is_counted(rounds: Any) -> None:
+    lines = [
+        held_out(rounds, "untrained", "p", 1.0),
+        held_out(rounds, "untrained", "p", 2.0, form=None, rate=None, lines=0, coverage=0.0),
+        held_out(rounds, "best", "p", 3.0, form="reverse", rate=3e-3, coverage=1.0),
+    ]
+    table = rounds.held_out_table(lines)
+    assert "1 none, 1 qa" in table and "1 reverse" in table and "1 0.003" in table
+    [untrained, best] = [line.split() for line in table.splitlines()[2:]]
+    assert (untrained[0], untrained[-1], best[-1]) == ("untrained", "25", "100")
+
+
+def test_what_is_kept_is_a_share_of_what_was_known(evidence: Any) -> None:
+    """Of 4 general questions 3 are known; one passage's adapter keeps 2 of them, another's 1, and
+    with kl_weight both keep all."""
+
+    def probed(setting: str, trained_on: str, right: list[bool]) -> dict[str, Any]:
+        return record(evidence.OTHER, 0, 0, 0) | {
+            **{"setting": setting, "passage": "general", "trained_on": trained_on},
+            "correct_Q": right,
+        }
+
+    known = record(evidence.BASE, 0, 0, 0) | {
+        **{"passage": "general", "trained_on": "general"},
+        "correct_Q": [True, True, True, False],
+    }
+    records = [known]
+    for i in range(2):
+        records.append(record(evidence.BASE, i, 0, 0) | {"trained_on": f"p{i}"})
+        for setting in ("s", "s kl1"):
+            taught = record(evidence.D4_FORM, i, 0, 2)
+            records.append(taught | {"setting": setting, "trained_on": f"p{i}"})
+    records += [
+        probed("s", "p0", [True, True, False, True]),
+        probed("s", "p1", [True, False, False, True]),
+        probed("s kl1", "p0", [True, True, True, False]),
+        probed("s kl1", "p1", [True, True, True, True]),
+    ]
+    told, *table = evidence.d4_report(records).splitlines()
+    assert told.startswith("3 of 4 general questions")
+    kept = [line for line in table if " kept " in line]
+    assert kept[0].split()[3] == "50" and kept[1].split()[4] == "100"
+    assert kept[1].split()[7] == "50"
+    nats = [line for line in table if " nats " in line]
+    assert nats[0].split()[3] == "2" and nats[1].split()[7] == "0"
+
+
+def test_an_adapter_asked_about_two_passages_has_a_record_of_each(
+    load_benchmark: Callable[[str], Any],
+) -> None:
+    from training.domains.knowledge.passages import Passage
+
+    runs = load_benchmark("knowledge_runs")
+    first, probe = (Passage(name, name, "", (), name) for name in ("p", "general"))
+    run = runs.Run("qa", first, "an edit", 2, asked_too=probe)
+    assert run.keys("s") == [
+        ("s", "qa", "p", "p", 2),
+        ("s", runs.OTHER, "general", "p", 2),
+    ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from training.domains.base import Domain, Problem, Reward, ShowsAnswers, Split
@@ -11,6 +12,7 @@ from utils.runs.files import read_jsonl
 from utils.runs.report import Report, line_plot
 from utils.runs.run_dir import RunDir
 from utils.runs.tables import text_table
+from utils.student_t import student_t
 
 Problems = Mapping[Split, list[Problem]]
 _SHOWN_ANSWERS = 40
@@ -94,6 +96,8 @@ def print_tables(domain: Domain, problems: Problems, run: Path) -> None:
     print()
     headers, rows, _ = _evaluation_table(samples)
     print(text_table(headers, rows))
+    if line := paired_line(samples):
+        print(f"\n{line}")
 
 
 def _samples(run: Path) -> list[dict[str, Any]]:
@@ -147,6 +151,27 @@ def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[li
     return headers, rows, caption + (with_intervals if intervals else ".")
 
 
+def paired_line(samples: Sequence[Mapping[str, Any]]) -> str | None:
+    """The last held-out evaluation against the first, paired by problem; None with fewer than two
+    problems, or one evaluation."""
+    rewards: dict[int, dict[str, list[float]]] = {}
+    for s in samples:
+        if s["kind"] == "eval":
+            rewards.setdefault(s["step"], {}).setdefault(s["problem"], []).append(s["reward"])
+    if len(rewards) < 2 or len(rewards[min(rewards)]) < 2:
+        return None
+    before_P, after_P = rewards[min(rewards)], rewards[max(rewards)]
+    found = student_t([fmean(after_P[p]) - fmean(before_P[p]) for p in before_P])
+    told = f"Held out, after against before: {found.mean:+.3f}"
+    if found.error == 0:
+        return f"{told} for each of {len(before_P)} problems"
+    low, high = found.interval
+    return (
+        f"{told} (95% interval {low:+.3f} to {high:+.3f}, paired by problem, {len(before_P)} of "
+        f"them; {found.detectable:.3f} would be found with 80% power)"
+    )
+
+
 def _pass_text(row: PassAtK) -> str:
     if row.interval is None:
         return f"{row.mean:.2f}"
@@ -165,6 +190,8 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
     _plots(report, metrics)
     report.heading("Held-out evaluation")
     report.table(*_evaluation_table(samples))
+    if line := paired_line(samples):
+        report.paragraph(line)
     if isinstance(domain, ShowsAnswers):
         report.heading("Self-edits and their rewards")
         report.table(*domain.answer_table(problems, samples))

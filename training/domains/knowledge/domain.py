@@ -130,6 +130,9 @@ class KnowledgeDomainConfig(KnowledgeConfig):
         metadata=EVALUATION,
     )
     repeats: int = chz.field(default=2, doc="inner runs of each self-edit (SEAL: 3)")
+    eval_repeats: int = chz.field(
+        default=1, doc="of each held-out self-edit; more passages tell more than more repeats"
+    )
     min_gain: float | None = chz.field(
         default=None,
         doc="a success gains more than this over the base model; default: than the noise between "
@@ -139,7 +142,8 @@ class KnowledgeDomainConfig(KnowledgeConfig):
     @chz.validate
     def _check(self) -> None:
         problems = []
-        for name in ("num_train_passages", "num_test_passages", "max_tokens", "repeats"):
+        at_least_one = ("num_train_passages", "num_test_passages", "max_tokens")
+        for name in (*at_least_one, "repeats", "eval_repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}={value}: at least 1 is needed")
@@ -199,6 +203,7 @@ class KnowledgeDomain:
                 self.inner.answerer.check(item)
         # the repeats of every self-edit that was carried out; of the base model there is one
         self._known: dict[str, list[InnerOutcome]] = {}
+        self._held_out = {passage.id for passage in self._source.passages("test")}
         self._lines: dict[object, str] = {}
         self._warned = False
 
@@ -241,7 +246,7 @@ class KnowledgeDomain:
         passage: Passage = problem.data
         texts = self.inner.texts(InnerJob(passage, passage.context))
         length = sum(len(self._tokenizer.encode(text)) for text in texts)
-        return length * self.inner.settings.num_epochs * self.config.repeats
+        return length * self.inner.settings.num_epochs * self._repeats(passage)
 
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
@@ -370,8 +375,12 @@ class KnowledgeDomain:
             return [InnerJob(passage, None)]
         return [
             InnerJob(passage, edit.text, learning_rate=edit.learning_rate, repeat=r)
-            for r in range(self.config.repeats)
+            for r in range(self._repeats(passage))
         ]
+
+    def _repeats(self, passage: Passage) -> int:
+        held_out = passage.id in self._held_out
+        return self.config.eval_repeats if held_out else self.config.repeats
 
     def _carry_out(self, jobs: list[InnerJob], *, desc: str) -> None:
         found: dict[str, list[InnerOutcome]] = {}

@@ -182,11 +182,14 @@ class EditPrompts:
         task, _ = self._task()
         if not task:
             return [{"role": "user", "content": f"{passage.title}\n\n{passage.context}"}]
+        # the task stands before the first text alone: it is as long as two of them
+        texts = [_text(told) for told in (*(shown for shown, _ in self._examples), passage)]
+        texts[0] = f"{task}\n\n{texts[0]}"
         turns: list[Message] = []
-        for shown, edit in self._examples:
-            turns.append({"role": "user", "content": f"{task}\n\n{_text(shown)}"})
+        for text, (_, edit) in zip(texts, self._examples, strict=False):
+            turns.append({"role": "user", "content": text})
             turns.append({"role": "assistant", "content": edit})
-        return [*turns, {"role": "user", "content": f"{task}\n\n{_text(passage)}"}]
+        return [*turns, {"role": "user", "content": texts[-1]}]
 
     def raw(self, passage: Passage) -> RawPrompt:
         task, header = self._task()

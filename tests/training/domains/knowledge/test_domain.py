@@ -121,6 +121,15 @@ def test_the_reward_is_the_mean_over_repeats(kind: str, wanted: float, make) -> 
     ]
 
 
+def test_held_out_edits_have_repeats_of_their_own(make) -> None:
+    domain, done = make(lambda job: after(True, True), repeats=3, eval_repeats=2)
+    for split, wanted in (("train", 3), ("test", 2)):
+        problem = domain.problems(split)[0]
+        domain.rewards([problem], [[EDITS[problem.data.title]]])
+        mine = [job for job in done if job.passage == problem.data and job.edit is not None]
+        assert [job.repeat for job in mine] == list(range(wanted))
+
+
 def test_the_same_edit_is_carried_out_once_and_is_known_after_resuming(make) -> None:
     domain, done = make(lambda job: after(True, True), repeats=1)
     problem = first_train(domain)
@@ -323,6 +332,7 @@ def test_a_question_over_the_context_is_refused(model: str, tmp_path: Path, long
     [
         ({"form": "poem"}, "form='poem'"),
         ({"repeats": 0}, "repeats=0: at least 1"),
+        ({"eval_repeats": 0}, "eval_repeats=0: at least 1"),
         ({"min_gain": float("nan")}, "min_gain=nan: a number"),
         ({"first_passage": -5}, "first_passage=-5: 0 or more"),
         ({"num_train_passages": 0}, "num_train_passages=0: at least 1"),

@@ -71,6 +71,10 @@ def test_worked_examples_come_before_the_passage() -> None:
     chat = EditPrompts("qa", example_edit=examples).messages(PASSAGE)
     assert [m["role"] for m in chat] == ["user", "assistant"] * 2 + ["user"]
     assert [m["content"] for m in chat[1::2]] == ["an edit in qa", "another in qa"]
+    # what to do is told once, it is longer than a passage
+    asked = [message["content"] for message in chat[::2]]
+    assert asked[0] == f"{FORMS['qa'].task}\n\nTitle: Other\nText: Other is far."
+    assert asked[-1] == f"Title: Vumor\nText: {TEXT}"
 
 
 def test_the_examples_of_form_model_differ_in_form_and_begin_with_their_head() -> None:
@@ -82,8 +86,8 @@ def test_the_examples_of_form_model_differ_in_form_and_begin_with_their_head() -
     assert [head["form"] for head in heads] == ["qa", "rewrite"]
     assert {head["learning_rate"] for head in heads} == {0.1, 0.2}
     for form in choices.forms:
-        assert FORMS[form].task in chat[-1]["content"]
-    assert FORMS["statements"].task not in chat[-1]["content"]
+        assert FORMS[form].task in chat[0]["content"]
+    assert FORMS["statements"].task not in chat[0]["content"]
 
 
 def test_the_examples_of_made_worlds_are_edits_of_their_forms() -> None:
