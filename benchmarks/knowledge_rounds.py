@@ -9,7 +9,7 @@ are paired by passage.
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,13 +19,13 @@ import chz
 import numpy as np
 
 from evaluation.stats import paired_difference
-from training.api import AdamParams, Datum, ModelInput, ServiceClient, TrainingClient
+from training.api import AdamParams, ServiceClient
 from training.domains.base import Problem, Reward
 from training.domains.knowledge.domain import LOOP, KnowledgeDomain, KnowledgeDomainConfig
 from training.domains.knowledge.edit_parsing import EditError, parse_edit
 from training.domains.knowledge.forms import MODEL
+from training.domains.knowledge.passages import Passage
 from training.domains.knowledge.shown import covered
-from training.models import load_tokenizer
 from training.rl.policy import Policy, texts
 from training.rl.updates import (
     RestEmSettings,
@@ -43,9 +43,10 @@ RESULTS = Path(__file__).parent / "results" / "knowledge_rounds.jsonl"
 # what was trained already, by edit: the same command with another setting finds it too
 STORE = Path("runs") / "knowledge_rounds"
 SMALL = LOOP["small"]
+ALL, KINDS = "all", ("direct", "reverse", "derived")
 UNTRAINED, BEST, RANDOM = "untrained", "best", "random"
 # passages whose adapters train together, and are stored together
-CHUNK = 4
+CHUNK = 6
 
 Arm = Literal["best", "random"]
 ARMS: tuple[Arm, ...] = (BEST, RANDOM)
@@ -54,9 +55,9 @@ ARMS: tuple[Arm, ...] = (BEST, RANDOM)
 @chz.chz(typecheck=True)
 class Rounds:
     rounds: int = chz.field(default=SMALL["num_steps"], doc="batches")
-    groups: int = chz.field(default=SMALL["groups_per_batch"], doc="passages of a round")
-    group_size: int = chz.field(default=SMALL["group_size"], doc="edits of each")
-    held_out: int = chz.field(default=12, doc="passages of before and after")
+    groups: int = chz.field(default=6, doc="passages of a round")
+    group_size: int = chz.field(default=4, doc="edits of each")
+    held_out: int = chz.field(default=18, doc="passages of before and after")
     held_out_size: int = chz.field(default=2, doc="edits of each")
     learning_rate: float = chz.field(default=SMALL["learning_rate"], doc="of the policy")
     epochs: int = chz.field(default=SMALL["rest_em_epochs"], doc="passes over imitated edits")
@@ -68,7 +69,8 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Line:
-    """One edit of one passage. `form` is None where it was none; `right` a share of answers."""
+    """One edit of one passage; `form` is None where it was none. `right` and `nats` are shares of
+    right answers, and gains of log-probability, by kind of question and of all."""
 
     policy: str
     when: str
@@ -78,7 +80,8 @@ class Line:
     lines: int
     coverage: float
     reward: float
-    note: str
+    right: dict[str, float]
+    nats: dict[str, float]
     text: str
 
 
@@ -102,7 +105,6 @@ class Experiment:
         if self._store.exists():
             self.domain.load_state(json.loads(self._store.read_text(encoding="utf-8")))
         self.lines: list[Line] = []
-        self.heads: dict[str, dict[str, float]] = {}
         self.updates: list[tuple[Any, ...]] = []
 
     def run(self) -> None:
@@ -118,7 +120,7 @@ class Experiment:
                 trainer, self.domain, enforce_schema=True, max_resamples=0, seed=config.seed
             )
             if arm == ARMS[0]:
-                self._ask(UNTRAINED, trainer, policy, held_out)
+                self._ask(UNTRAINED, policy, held_out)
             for step in range(config.rounds):
                 problems = problem_batch(
                     self.domain.problems("train"), step, config.groups, config.seed
@@ -140,15 +142,10 @@ class Experiment:
                 values = [update.metrics.get(name) for name in names]
                 self.updates.append((arm, step + 1, *values, update.num_tokens))
                 logger.info("%s, round %d: %s", arm, step + 1, update.metrics)
-            self._ask(arm, trainer, policy, held_out)
+            self._ask(arm, policy, held_out)
 
-    def _ask(
-        self, name: str, trainer: TrainingClient, policy: Policy, problems: list[Problem]
-    ) -> None:
+    def _ask(self, name: str, policy: Policy, problems: list[Problem]) -> None:
         """Edits of held-out passages and their rewards. All policies draw with the same seeds."""
-        if self.config.form == MODEL:
-            self.heads[name] = self._head_shares(trainer, policy, problems)
-            logger.info("%s: %s", name, self.heads[name])
         groups = policy.answers(
             problems, size=self.config.held_out_size, temperature=1.0, key=("eval",)
         )
@@ -173,22 +170,27 @@ class Experiment:
         groups: Sequence[Sequence[Trajectory]],
         rewards: Sequence[Sequence[Reward]],
     ) -> None:
+        known = self.domain.state()["known"]
         for problem, group, rewards_G in zip(problems, groups, rewards, strict=True):
+            passage: Passage = problem.data
+            [before] = known[json.dumps([passage.id, None, None])]
             for trajectory, reward in zip(group, rewards_G, strict=True):
                 form, rate, edit = self._parsed(trajectory.text)
-                asked = covered(problem.data, edit)
+                # an edit that is none leaves the base model as it is
+                outcomes_R = [before]
+                if form is not None:
+                    outcomes_R = known[json.dumps([passage.id, edit, rate])]
+                done_R = [outcome for outcome in outcomes_R if outcome["failed"] is None]
+                gains_R_Q = [np.subtract(o["logprobs_Q"], before["logprobs_Q"]) for o in done_R]
                 self.lines.append(
                     Line(
-                        policy,
-                        when,
-                        problem.id,
-                        form,
-                        rate,
-                        len(edit.splitlines()),
-                        fmean(asked),
-                        reward.value,
-                        reward.note,
-                        trajectory.text,
+                        **{"policy": policy, "when": when, "passage": passage.id},
+                        **{"form": form, "rate": rate, "lines": len(edit.splitlines())},
+                        coverage=fmean(covered(passage, edit)),
+                        reward=reward.value,
+                        right=by_kind(passage, [o["correct_Q"] for o in done_R]),
+                        nats=by_kind(passage, gains_R_Q),
+                        text=trajectory.text,
                     )
                 )
 
@@ -199,39 +201,15 @@ class Experiment:
             return None, None, ""
         return edit.form, edit.learning_rate, edit.text
 
-    def _head_shares(
-        self, trainer: TrainingClient, policy: Policy, problems: Sequence[Problem]
-    ) -> dict[str, float]:
-        """How likely each form and rate is, exactly: the head's probability among all heads."""
-        choices = self.domain.config.choices
-        heads = [(form, rate) for form in choices.forms for rate in choices.learning_rates]
-        tokenizer = load_tokenizer("embedded")
-        heads_H = [
-            tokenizer.encode(f"{choices.head(*head)}\n", add_special_tokens=False) for head in heads
-        ]
-        data = []
-        for problem in problems:
-            prompt = policy.prompt(problem)
-            for head in heads_H:
-                tokens = prompt + head
-                weights = np.array([0.0] * (len(prompt) - 1) + [1.0] * len(head), dtype=np.float32)
-                targets = np.array(tokens[1:], dtype=np.int64)
-                data.append(
-                    Datum(
-                        ModelInput.from_ints(tokens[:-1]),
-                        {"target_tokens": targets, "weights": weights},
-                    )
-                )
-        outputs = trainer.forward(data, "cross_entropy").result().loss_fn_outputs
-        logprobs_P_H = np.array([o["logprobs"].to_numpy().sum() for o in outputs])
-        logprobs_P_H = logprobs_P_H.reshape(len(problems), len(heads)).astype(np.float64)
-        shares_P_H = np.exp(logprobs_P_H - logprobs_P_H.max(axis=1, keepdims=True))
-        shares_H = (shares_P_H / shares_P_H.sum(axis=1, keepdims=True)).mean(axis=0)
-        shares: Counter[str] = Counter()
-        for (form, rate), share in zip(heads, shares_H, strict=True):
-            shares[form] += float(share)
-            shares[f"{rate:g}"] += float(share)
-        return dict(shares)
+
+def by_kind(passage: Passage, values_R_Q: Sequence[Sequence[Any]]) -> dict[str, float]:
+    """Means over repeats and questions, of each kind of question and of all; nothing of none."""
+    values: dict[str, list[float]] = {}
+    for values_Q in values_R_Q:
+        for question, value in zip(passage.questions, values_Q, strict=True):
+            for kind in (ALL, question.kind):
+                values.setdefault(kind, []).append(float(value))
+    return {kind: fmean(of_kind) for kind, of_kind in values.items()}
 
 
 def held_out_table(lines: Sequence[Line]) -> str:
@@ -240,16 +218,25 @@ def held_out_table(lines: Sequence[Line]) -> str:
     for policy in dict.fromkeys(line.policy for line in lines):
         mine = [line for line in lines if line.policy == policy and line.when == "held out"]
         mean, error = mean_and_error([line.reward for line in mine])
-        rates = [line.rate for line in mine if line.rate is not None]
+        right = mean_of(line.right.get(ALL) for line in mine)
         rows.append(
             (
                 *(policy, len(mine), mean, error),
-                *(_counted(line.form or "none" for line in mine), _counted(rates)),
-                *(fmean(line.lines for line in mine), 100 * fmean(line.coverage for line in mine)),
+                *(mean_of(line.nats.get(kind) for line in mine) for kind in KINDS),
+                None if right is None else 100 * right,
+                _counted(line.form or "none" for line in mine),
+                _counted(line.rate for line in mine if line.rate is not None),
+                fmean(line.lines for line in mine),
+                100 * fmean(line.coverage for line in mine),
             )
         )
-    headers = ("policy", "edits", "reward", "s.e.", "forms", "rates", "lines", "covered %")
-    return text_table(headers, rows)
+    headers = ("policy", "edits", "reward", "s.e.", *KINDS, "right %")
+    return text_table((*headers, "forms", "rates", "lines", "covered %"), rows)
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def differences_table(lines: Sequence[Line]) -> str:
@@ -297,11 +284,6 @@ def report(experiment: Experiment) -> Iterator[str]:
     yield trained_table(lines)
     headers = ("selection", "round", "imitated", "loss first", "loss last", "tokens")
     yield text_table(headers, experiment.updates)
-    if experiment.heads:
-        heads = experiment.heads
-        names = list(heads[UNTRAINED])
-        rows = [(policy, *(heads[policy][name] for name in names)) for policy in heads]
-        yield text_table(("probability of", *names), rows)
     yield held_out_table(lines)
     yield differences_table(lines)
     passage = next(line.passage for line in lines if line.when == "held out")

@@ -71,7 +71,8 @@ def rounds(load_benchmark: Callable[[str], Any]) -> Any:
 def held_out(rounds: Any, policy: str, passage: str, reward: float, **changes: Any) -> Any:
     values = {
         **{"policy": policy, "when": "held out", "passage": passage, "form": "qa", "rate": 1e-3},
-        **{"lines": 3, "coverage": 0.5, "reward": reward, "note": "", "text": "Q: a? A: b"},
+        **{"lines": 3, "coverage": 0.5, "reward": reward, "text": "Q: a? A: b"},
+        **{"right": {"all": 0.25}, "nats": {"all": reward, "direct": 1.0}},
     }
     return rounds.Line(**(values | changes))
 
