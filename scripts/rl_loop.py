@@ -3,7 +3,7 @@ reasoning-gym data set.
 
     uv run scripts/rl_loop.py domain=arc
     uv run scripts/rl_loop.py domain=gym task=chain_sum 'task_config={"max_terms": 2}' num_steps=30
-    uv run scripts/rl_loop.py domain=knowledge form=model
+    uv run scripts/rl_loop.py domain=knowledge
     uv run scripts/rl_loop.py domain=gsm8k data_path=path/to/gsm8k log_path=runs/mine dry_run=true
 
 Writes config.yaml, metrics.jsonl, samples.jsonl, checkpoints.jsonl and report.html under

@@ -29,7 +29,13 @@ from training.domains.knowledge.config import (
 )
 from training.domains.knowledge.edit_grammars import grammar_of
 from training.domains.knowledge.edit_parsing import EditError, ParsedEdit, parse_edit
-from training.domains.knowledge.forms import Choices, EditPrompts, PromptForm, check_form
+from training.domains.knowledge.forms import (
+    MODEL,
+    Choices,
+    EditPrompts,
+    PromptForm,
+    check_form,
+)
 from training.domains.knowledge.grading import Judge
 from training.domains.knowledge.inner import InnerJob, InnerLoop, InnerOutcome, Preset, items_of
 from training.domains.knowledge.llm_judge import log_asked_again, open_judge, rule_judge
@@ -70,7 +76,7 @@ LOOP: dict[Preset, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "lora_rank": 16,
         "rest_em_epochs": 2,
-        "rest_em_batch_size": 3,
+        "rest_em_batch_size": 2,
         "selection": "best",
         "eval_size": 5,
         "eval_group_size": 1,
@@ -109,7 +115,7 @@ class KnowledgeDomainConfig(KnowledgeConfig):
     form: str | None = chz.field(
         default=None,
         doc="of self-edits (docs/knowledge.md lists them); model: the model chooses it, and the "
-        "learning rate; default: qa with preset=small, else implications",
+        "learning rate; default: model with preset=small, else implications",
         metadata=SAMPLING,
     )
     edit_prompt: PromptForm | None = chz.field(
@@ -169,7 +175,7 @@ class KnowledgeDomain:
         self.max_tokens = config.max_tokens
         self.loop_defaults = LOOP[chosen_preset(config)]
         is_small = chosen_preset(config) == "small"
-        self.form = config.form or ("qa" if is_small else "implications")
+        self.form = config.form or (MODEL if is_small else "implications")
         self._source = source_of(
             config,
             num_train=config.num_train_passages or (8 if is_small else 100),

@@ -121,6 +121,18 @@ def test_the_reward_is_the_mean_over_repeats(kind: str, wanted: float, make) -> 
     ]
 
 
+def test_small_models_choose_form_and_rate_by_default(model: str) -> None:
+    service: Any = None
+    made = {"source": "made", "num_train_passages": 1, "num_test_passages": 1}
+    forms = {
+        name: KnowledgeDomain(
+            KnowledgeDomainConfig(model_name=model, preset=name, **made), service
+        ).form
+        for name in ("small", "seal")
+    }
+    assert forms == {"small": "model", "seal": "implications"}
+
+
 def test_held_out_edits_have_repeats_of_their_own(make) -> None:
     domain, done = make(lambda job: after(True, True), repeats=3, eval_repeats=2)
     for split, wanted in (("train", 3), ("test", 2)):
