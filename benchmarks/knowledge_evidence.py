@@ -77,7 +77,7 @@ class Config:
     seeds: int = chz.field(default=3, doc="seeds of edits and adapters; repeats of d2")
     edit: str = chz.field(default="qa+reverse", doc="forms of d1's edits")
     kl_weights: list[float] = chz.field(
-        default_factory=lambda: [0.0, 0.3, 1.0], doc="of d4; 0 is what others are compared with"
+        default_factory=lambda: [0.0, 1.0, 0.3], doc="of d4; 0 is what others are compared with"
     )
     rank: int | None = chz.field(default=None, doc="of the adapter; default: preset=small's")
     learning_rate: float | None = chz.field(default=None, doc="default: preset=small's")

@@ -34,7 +34,7 @@ from training.rl.updates import (
     problem_batch,
     rest_em_update,
 )
-from utils.runs.files import append_jsonl, atomic_write_text
+from utils.runs.files import atomic_write_text, read_jsonl
 from utils.runs.tables import text_table
 
 logger = logging.getLogger(__name__)
@@ -295,9 +295,16 @@ def report(experiment: Experiment) -> Iterator[str]:
 def carry_out_rounds(config: Rounds, service: ServiceClient) -> None:
     experiment = Experiment(config, service)
     experiment.run()
-    for line in experiment.lines:
-        append_jsonl(RESULTS, chz.asdict(config) | vars(line))
+    store(config, experiment.lines)
     print("\n\n".join(report(experiment)))
+
+
+def store(config: Rounds, lines: Sequence[Line]) -> None:
+    """Instead of the lines of an earlier run of the same settings."""
+    settings = chz.asdict(config)
+    others = [r for r in read_jsonl(RESULTS, missing_ok=True) if r["settings"] != settings]
+    rows = [*others, *({"settings": settings} | vars(line) for line in lines)]
+    atomic_write_text(RESULTS, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _counted(values: Any) -> str:

@@ -1,9 +1,12 @@
 """benchmarks/knowledge_evidence.py: the tables of its records, without any training."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from utils.runs.files import read_jsonl
 
 
 @pytest.fixture
@@ -157,3 +160,15 @@ def test_an_adapter_asked_about_two_passages_has_a_record_of_each(
         ("s", "qa", "p", "p", 2),
         ("s", runs.OTHER, "general", "p", 2),
     ]
+
+
+def test_a_run_that_is_done_again_is_stored_once(
+    rounds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "RESULTS", tmp_path / "rounds.jsonl")
+    first, other = rounds.Rounds(), rounds.Rounds(seed=1)
+    rounds.store(first, [held_out(rounds, "best", "p", 1.0)] * 2)
+    rounds.store(other, [held_out(rounds, "best", "q", 2.0)])
+    rounds.store(first, [held_out(rounds, "best", "p", 3.0)])
+    stored = [(row["settings"]["seed"], row["reward"]) for row in read_jsonl(rounds.RESULTS)]
+    assert stored == [(1, 2.0), (0, 3.0)]
