@@ -292,12 +292,11 @@ def requests_of(world: World, known: Known, theirs: Known, rng: random.Random) -
     return made
 
 
-async def fuzz(world: World, num: int, seed: int) -> Counter[str]:
+async def fuzz(world: World, theirs: Known, num: int, seed: int) -> Counter[str]:
     """Asserts of every reply that it is none of a fault; how many of each status, and which routes
     did what was asked."""
     rng = random.Random(seed)
     counted: Counter[str] = Counter()
-    theirs = await introduce(world, Client(world.host, "bob"))
     known: Known | None = None
     mine = Client(world.host)
     peak = 0
@@ -335,7 +334,8 @@ async def fuzz(world: World, num: int, seed: int) -> Counter[str]:
 
 
 class Bystander:
-    """Another owner's model, with a gradient that no step has used, and what it was."""
+    """Another owner's model, with a gradient that no step has used, and what it was. `known`: the
+    names of its things."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -346,19 +346,26 @@ class Bystander:
         self._model = await self._client.create("tiny", rank=4)
         await self._client.train(self._model, data_of(3))
         await self._client.step(self._model)
-        self._path = await self._client.save(self._model, "mine", "sampler_weights")
+        paths = [
+            await self._client.save(self._model, "a", kind)
+            for kind in ("weights", "sampler_weights")
+        ]
+        sampler = await self._client.sampler(model_path=paths[1])
+        self.known = Known(self._client.session_id, self._model, sampler, paths)
         await self._client.train(self._model, data_of(4))
         return await self.state()
 
     async def state(self) -> Any:
         trained: Any = self._world.host._trained._models[self._model].ready.result()
-        sampler = await self._client.sampler(model_path=self._path)
-        drawn = await self._client.sample(sampler)
-        row = self._world.host.checkpoints.to_sample("bob", self._path)
+        drawn = await self._client.sample(self.known.sampler)
+        store = self._world.host.store.checkpoints
         return (
             weights_of(self._world.host, self._model).tobytes(),
             {name: g.numpy().tobytes() for name, g in engine_gradients(trained).items()},
-            {n: f.read_bytes() for n, f in self._world.host.store.checkpoints.files(row).items()},
+            [
+                (row, [f.read_bytes() for f in store.files(row).values()])
+                for row in store.list("bob").rows
+            ],
             drawn.response.sequences[0].tokens,
         )
 
@@ -370,7 +377,7 @@ class Bystander:
 def test_no_request_is_the_servers_fault_or_harms_another(world: World, num: int) -> None:
     """O29, and the same of the Tinker face."""
     other = Bystander(world)
-    counted = world.server.run(fuzz(world, num, seed=num))
+    counted = world.server.run(fuzz(world, other.known, num, seed=num))
     other.check()
     assert counted["200"] > num / 20 and counted["400"] > num / 10 and counted["404"] > num / 50
     if num == MANY:
@@ -428,11 +435,10 @@ def bytes_of(asked: Asked, rng: random.Random) -> bytes:
 def test_a_socket_takes_whatever_comes(world: World, num: int) -> None:
     rng = random.Random(num)
     other = Bystander(world)
-    theirs = world.server.run(introduce(world, Client(world.host, "bob")))
     known = world.server.run(introduce(world, Client(world.host)))
     answered = 0
     for _ in range(int(num * SHARE_ON_SOCKET) // AT_ONCE):
-        for asked in requests_of(world, known, theirs, rng):
+        for asked in requests_of(world, known, other.known, rng):
             said = exchange(world.server.url, bytes_of(asked, rng))
             assert b"HTTP/1.1 5" not in said and b"Traceback" not in said, (asked, said)
             answered += said.startswith(b"HTTP/1.1 ")
