@@ -10,6 +10,7 @@ of each text in a line; "choice", the logprob of each text's end after that part
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import openai
 
@@ -18,10 +19,15 @@ def main(url: str, key: str, model: str, tasks_file: str) -> None:
     tasks = json.loads(Path(tasks_file).read_text(encoding="utf-8"))
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=key)
     limit = tasks["max_tokens"]
-    told: dict[str, list] = {"chat": [], "streamed": [], "written": [], "choice": []}
+    told: dict[str, list[Any]] = {"chat": [], "streamed": [], "written": [], "choice": []}
     for question in tasks["questions"]:
         messages = [{"role": "user", "content": question}]
-        shared = {"model": model, "messages": messages, "max_tokens": limit, "temperature": 0}
+        shared: dict[str, Any] = {
+            "model": model,
+            "messages": messages,
+            "max_tokens": limit,
+            "temperature": 0,
+        }
         reply = client.chat.completions.create(**shared)
         told["chat"].append(reply.choices[0].message.content)
         chunks = client.chat.completions.create(**shared, stream=True)
@@ -42,7 +48,7 @@ def main(url: str, key: str, model: str, tasks_file: str) -> None:
     print(json.dumps(told))
 
 
-def ending_logprob(logprobs: openai.types.completion_choice.Logprobs, start: int) -> float:
+def ending_logprob(logprobs: Any, start: int) -> float:
     """Of the tokens from that character on."""
     pairs = zip(logprobs.text_offset, logprobs.token_logprobs, strict=True)
     return sum(logprob for offset, logprob in pairs if offset >= start)

@@ -158,7 +158,10 @@ def main(config: Config) -> None:
         with served(
             config.model, f"device={config.device}", aliases, threads=config.threads
         ) as server:
-            of_sdk = variables(TINKER_BASE_URL=server.url, TINKER_API_KEY=server.key)
+            # datasets takes rows that it has kept for a name, whatever the folder holds now
+            of_sdk = variables(
+                TINKER_BASE_URL=server.url, TINKER_API_KEY=server.key, HF_HOME=str(place / "hf")
+            )
             for at, name in enumerate(config.recipes):
                 log = place / f"log {at}"
                 command = command_of(RECIPES[name], python, log)
