@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,14 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     # the standard library knows zstd from 3.14 on
     if sys.version_info >= (3, 14):
         import zipfile
+
+        from compression.zstd import ZstdError
     else:
-        from backports.zstd import zipfile
+        from backports.zstd import ZstdError, zipfile
+
+    # of a copy that was cut or damaged; an encrypted member is a RuntimeError, an unknown
+    # compression a NotImplementedError
+    damaged = (zipfile.BadZipFile, ZstdError, zlib.error, EOFError, RuntimeError)
 
     try:
         archive = zipfile.ZipFile(path)
@@ -72,7 +79,11 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             raise ValueError(f"{path}: no .eval log of inspect_ai (no header.json in it)")
 
         def read(member: str) -> Any:
-            return parse_json(archive.read(member), f"{path}, {member}")
+            try:
+                data = archive.read(member)
+            except damaged as error:
+                raise ValueError(f"{path}, {member}: cannot be unpacked ({error})") from error
+            return parse_json(data, f"{path}, {member}")
 
         header = read(name)
         samples = [

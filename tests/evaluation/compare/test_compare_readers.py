@@ -5,6 +5,7 @@ uv run pytest tests/evaluation/compare/test_compare_readers.py
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,27 @@ def change_log(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path
     path = tmp_path / "changed.json"
     path.write_text(json.dumps(log))
     return path
+
+
+@pytest.mark.parametrize("compression", ["zstd", "deflate", "encrypted"])
+def test_a_damaged_member_of_a_log_is_named(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "damaged.eval"
+    if compression == "zstd":
+        shutil.copy(LOGS / "base.eval", path)
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("header.json", json.dumps({"status": "success"}))
+    data = bytearray(path.read_bytes())
+    if compression == "encrypted":
+        # a flag of the member, in the list of members
+        data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    else:
+        start = data.index(b"PK\x03\x04") if compression == "deflate" else data.index(b"samples/")
+        body = slice(start + 45, start + 55)
+        data[body] = bytes(byte ^ 0xFF for byte in data[body])
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"^a: .*damaged.eval, .*json: cannot be unpacked"):
+        opened(path)
 
 
 def test_an_inspect_item_that_stands_twice(tmp_path: Path) -> None:
