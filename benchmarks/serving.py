@@ -61,6 +61,7 @@ LOOK_SECONDS = 0.1
 
 @chz.chz(typecheck=True)
 class Config(Settings):
+    repeats: int = chz.field(default=2, doc="timed rounds; tables show their median")
     parts: list[str] = chz.field(
         default_factory=lambda: list(PARTS), doc=f"what to measure, of {', '.join(PARTS)}"
     )
