@@ -73,7 +73,8 @@ class Config(Settings):
     num_samples: int = chz.field(default=2, doc="of each prompt")
     max_tokens: int = chz.field(default=16, doc="of each sample")
     rank: int = chz.field(default=8, doc="LoRA rank")
-    open_samples: int = chz.field(default=2000, doc="of one token each, asked for at once")
+    open_samples: int = chz.field(default=2000, doc="asked for at once")
+    open_tokens: int = chz.field(default=8, doc="of each of these")
     chats: int = chz.field(default=40, doc="completions of 8 tokens, one after the other")
     chats_beside_training: int = chz.field(default=16, doc="as many beside a client that trains")
     pass_tokens: int = chz.field(default=4096, doc="of each training pass beside them")
@@ -269,7 +270,7 @@ def _median(rounds: list[float], config: Config) -> float:
 def open_samples(report: Report, config: Config, name: str, server: Server, local: Any) -> None:
     """One prompt for all, so that nearly all of it is what a request costs."""
     prompt = ModelInput.from_ints(list(range(16, 32)))
-    params = SamplingParams(max_tokens=1, stop=[])
+    params = SamplingParams(max_tokens=config.open_tokens, stop=[])
     count = config.open_samples
 
     def ask(samplers: Sequence[Any]) -> list[Any]:

@@ -22,7 +22,7 @@ from training.api import (
 from training.serving.base_models import BaseModels
 from training.serving.host import Host, HostOptions
 from training.serving.promises import Outcome, Promise
-from training.serving.samplers import Sampled
+from training.serving.sampled import Sampled
 from training.serving.store import Store
 from training.serving.wire.codec import ForwardBackwardRequest, SampleRequest
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from training.api import ForwardBackwardOutput, SampleResponse
-from training.serving.samplers import Sampled
+from training.serving.sampled import Sampled
 
 WINDOW_SECONDS = 30.0
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from training.api import Datum, ForwardBackwardOutput, SampleResponse, TopkLogprobs
+from training.serving.sampled import Sampled
 
 # what an object costs beside its arrays
 OVERHEAD = 2_000
@@ -20,6 +21,8 @@ def data_bytes(data: Sequence[Datum]) -> int:
 
 def result_bytes(value: Any) -> int:
     """Bytes of a result's arrays."""
+    if isinstance(value, Sampled):
+        value = value.response
     if isinstance(value, ForwardBackwardOutput):
         tensors = [t for output in value.loss_fn_outputs for t in output.values()]
         return sum(_array_bytes(tensor.data) + 200 for tensor in tensors)

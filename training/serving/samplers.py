@@ -12,6 +12,7 @@ from training.serving.base_models import BaseModels
 from training.serving.checkpoint_access import CheckpointAccess
 from training.serving.errors import ServingError, bad_request, gone, not_found
 from training.serving.promises import SAMPLE, Promise, Promises
+from training.serving.sampled import Sampled
 from training.serving.sampler_weights import LoadedWeights, SamplerCache, SamplerWeights
 from training.serving.scheduler import Scheduler, Work, explain
 from training.serving.sessions import Sessions
@@ -34,14 +35,6 @@ class SamplerInfo:
     sampler_id: str
     base_model: str
     model_path: str | None
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A sample() result, and what its request says about how it is written."""
-
-    response: SampleResponse
-    prompt_logprobs_last_n: int | None = None
 
 
 class Samplers:

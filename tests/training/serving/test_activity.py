@@ -4,7 +4,7 @@ import numpy as np
 
 from training.api import ForwardBackwardOutput, SampledSequence, SampleResponse, TensorData
 from training.serving.activity import WINDOW_SECONDS, Activity
-from training.serving.samplers import Sampled
+from training.serving.sampled import Sampled
 
 
 class Clock:

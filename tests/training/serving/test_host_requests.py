@@ -28,6 +28,7 @@ from tiny_chat import save_chat_model
 from training.api import AdamParams, Datum, LoraConfig, ModelInput, SamplingParams
 from training.serving.errors import ServingError
 from training.serving.host import Host
+from training.serving.memory_sizes import OVERHEAD
 from training.serving.storage.rows import utc_now
 
 
@@ -434,6 +435,20 @@ def test_the_oldest_results_make_room(hosts):
         await client.result(promises[-1])
 
     serve(hosts(max_result_bytes=9_000), scenario)
+
+
+def test_a_result_counts_with_what_it_holds(hosts):
+    """Of a sample too, which comes with how it is to be written."""
+
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        sampler = await client.sampler(base_model="an/alias")
+        sampled = await client.sample(sampler, None, 4)
+        arrays = [s.tokens_np for s in sampled.response.sequences]
+        arrays += [s.logprobs_np for s in sampled.response.sequences]
+        assert host.status()["result_bytes"] == OVERHEAD + sum(a.nbytes for a in arrays)
+
+    serve(hosts(), scenario)
 
 
 def test_thousands_wait_without_threads_and_one_may_give_up(hosts, service, folder):

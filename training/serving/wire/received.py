@@ -16,6 +16,7 @@ from training.serving.errors import bad_request
 from training.serving.wire.bodies import decompress
 from utils.json_files import half_pair, parse_json, texts_in
 
+D = TypeVar("D")
 T = TypeVar("T")
 M = TypeVar("M", bound="Message")
 
@@ -44,9 +45,9 @@ async def read_body(request: Request) -> bytes:
     return await anyio.to_thread.run_sync(decompress, body, encoding, request.state.body_cap)
 
 
-async def worked(function: Callable[[bytes], T], data: bytes) -> T:
+async def worked(function: Callable[[D], T], data: D, num_bytes: int) -> T:
     """function(data), in a thread where there is much of it."""
-    if len(data) < _HEAVY_BYTES:
+    if num_bytes < _HEAVY_BYTES:
         return function(data)
     return await anyio.to_thread.run_sync(function, data)
 
@@ -54,7 +55,7 @@ async def worked(function: Callable[[bytes], T], data: bytes) -> T:
 async def read_object(request: Request) -> tuple[dict[str, Any], str]:
     """The body's JSON object and a digest of it."""
     body = await read_body(request)
-    return await worked(lambda data: (json_object(data), digest_of(data)), body)
+    return await worked(lambda data: (json_object(data), digest_of(data)), body, len(body))
 
 
 async def read_message(request: Request, form: type[M]) -> tuple[M, str]:

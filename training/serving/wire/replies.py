@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import anyio.to_thread
 from starlette.responses import JSONResponse, Response
 
 from training.api import ForwardBackwardOutput
 from training.serving.errors import ServingError, bad_request
+from training.serving.memory_sizes import result_bytes
 from training.serving.promises import Outcome, Promise
-from training.serving.samplers import Sampled
+from training.serving.sampled import Sampled
 from training.serving.wire.bodies import PROTOBUF
 from training.serving.wire.codec import encode_output, encode_sample
-from training.serving.wire.received import shown
+from training.serving.wire.received import shown, worked
 
 
 def error_reply(error: ServingError) -> Response:
@@ -46,7 +46,8 @@ async def outcome_reply(outcome: Outcome, accept: str) -> Response:
         raise bad_request(
             f"accept: got {shown(accept)}; {PROTOBUF} is the only form of this result"
         )
-    return Response(await anyio.to_thread.run_sync(_encoded, value), media_type=PROTOBUF)
+    encoded = await worked(_encoded, value, result_bytes(value))
+    return Response(encoded, media_type=PROTOBUF)
 
 
 def _encoded(value: ForwardBackwardOutput | Sampled) -> bytes:

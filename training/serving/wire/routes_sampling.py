@@ -44,7 +44,7 @@ def sampling_routes(host: Host) -> APIRouter:
     async def asample(request: Request) -> Response:
         body = await read_body(request)
         decoded, digest = await worked(
-            lambda data: (decode_sample(json_object(data)), digest_of(data)), body
+            lambda data: (decode_sample(json_object(data)), digest_of(data)), body, len(body)
         )
         return promise_reply(await host.sample(owner_of(request), decoded, digest=digest))
 

@@ -110,7 +110,7 @@ def training_routes(host: Host) -> APIRouter:
         require_protobuf(request.headers.get("content-type"))
         body = await read_body(request)
         decoded, digest = await worked(
-            lambda data: (decode_forward_backward(data), digest_of(data)), body
+            lambda data: (decode_forward_backward(data), digest_of(data)), body, len(body)
         )
         return promise_reply(await host.forward_backward(owner_of(request), decoded, digest=digest))
 
