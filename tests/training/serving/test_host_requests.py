@@ -444,8 +444,9 @@ def test_a_result_counts_with_what_it_holds(hosts):
         client = Client(host)
         sampler = await client.sampler(base_model="an/alias")
         sampled = await client.sample(sampler, None, 4)
-        arrays = [s.tokens_np for s in sampled.response.sequences]
-        arrays += [s.logprobs_np for s in sampled.response.sequences]
+        pairs = [(s.tokens_np, s.logprobs_np) for s in sampled.response.sequences]
+        arrays = [array for pair in pairs for array in pair if array is not None]
+        assert len(arrays) == 8
         assert host.status()["result_bytes"] == OVERHEAD + sum(a.nbytes for a in arrays)
 
     serve(hosts(), scenario)
