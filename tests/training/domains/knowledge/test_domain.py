@@ -123,7 +123,7 @@ def test_the_reward_is_the_mean_over_repeats(kind: str, wanted: float, make) -> 
 
 def test_small_models_choose_form_and_rate_by_default(model: str) -> None:
     service: Any = None
-    made = {"source": "made", "num_train_passages": 1, "num_test_passages": 1}
+    made: dict[str, Any] = {"source": "made", "num_train_passages": 1, "num_test_passages": 1}
     forms = {
         name: KnowledgeDomain(
             KnowledgeDomainConfig(model_name=model, preset=name, **made), service
