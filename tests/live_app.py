@@ -27,7 +27,9 @@ class Live(NamedTuple):
 @contextlib.contextmanager
 def live(app: FastAPI) -> Iterator[Live]:
     """The app answers at `url` until the block ends."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    # a browser keeps its connections open
+    config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])))

@@ -1,15 +1,13 @@
 """The page of the real server, over a tiny model: what a browser sees is what was trained."""
 
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import uvicorn
 from browser import CHROMIUM, Browser
 from host_world import STEP, Client, data_of, open_store, serve
+from live_app import live
 from tiny_chat import save_chat_model
 
 from training.connect import connect
@@ -52,19 +50,9 @@ def served(tmp_path: Path) -> Iterator[Served]:
     service = connect("local", checkpoint_dir=store.staging, device="cpu")
     host = Host(service, store, BaseModels([folder], {"an/alias": folder}))
     app = make_app(host, Keys.from_file(keys_file), Links())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.01)
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}/", path)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
-        store.close()
+    with live(app) as running:
+        yield Served(f"{running.url}/", path)
+    store.close()
 
 
 def test_the_page_of_a_server(served: Served, tmp_path: Path) -> None:
