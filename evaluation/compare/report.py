@@ -158,7 +158,7 @@ def write_report(
         "show with 80% power.",
     )
     for row in rows:
-        _add_changes(report, a, b, matched, row.metric)
+        _add_changes(report, a, b, matched, row)
     path = folder / "report.html"
     report.write(path)
     return path
@@ -182,15 +182,15 @@ def difference_plot(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _add_changes(report: Report, a: Side, b: Side, matched: Matched, metric: str) -> None:
+def _add_changes(report: Report, a: Side, b: Side, matched: Matched, row: Row) -> None:
     """The items whose score changed most, with the question and both answers."""
-    changed = []
+    metric, changed = row.metric, []
     for id in matched.ids:
         before, after = a.items[id].scores.get(metric), b.items[id].scores.get(metric)
         if before is not None and after is not None and before != after:
             changed.append((after - before, id))
     changed.sort(key=lambda change: -abs(change[0]))
-    report.heading(f"{metric}: {len(changed)} of {len(matched.ids)} items changed")
+    report.heading(f"{metric}: {len(changed)} of {row.found.n_prompts} items changed")
     if len(changed) > SHOWN_CHANGES:
         report.paragraph(f"The {SHOWN_CHANGES} that changed most; all scores are in items.csv.")
     for difference, id in changed[:SHOWN_CHANGES]:

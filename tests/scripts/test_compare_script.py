@@ -75,6 +75,14 @@ def test_two_logs(capsys: pytest.CaptureFixture[str]) -> None:
     assert items["sum-28-14"]["style/even a"] == ""
 
 
+def test_changes_are_counted_among_the_items_of_their_metric() -> None:
+    run(f"a={LOGS / 'lm_eval_base'}", f"b={LOGS / 'lm_eval_tuned'}")
+    page = Path("runs/c/report.html").read_text()
+    # two tasks of 8 items each, and no metric that both have
+    assert "sums_choice/acc: 3 of 8 items changed" in page
+    assert "sums_written/exact_match,strict: 4 of 8 items changed" in page
+
+
 def answers(model: str, i: int) -> str:
     told = {"base": i % 3 == 0, "tuned": i % 4 != 1}[model]
     return f"Yes, {i}. Hope that helps!" if told else f"Yes, {i}."
