@@ -198,6 +198,8 @@ def _parse_argv(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         key, equals, value = argument.partition("=")
         if not equals or not key:
             problems.append(f"{argument!r}: arguments are written key=value")
+        elif key == "--help":
+            problems.append(f"{argument!r}: write --help {value}")
         elif key.startswith("-"):
             problems.append(f"{argument!r}: write {argument.lstrip('-')}, without dashes")
         elif key.endswith("@"):

@@ -779,6 +779,7 @@ def test_command_line(script: Path):
     ("argv", "words"),
     [
         (["foo"], ["'foo': arguments are written key=value"]),
+        (["--help=judge"], ["'--help=judge': write --help judge"]),
         (["stepz=3", "steps=x"], ["2 problems", "Did you mean 'steps'", "expected int, got 'x'"]),
         (["config_file=absent.yaml"], ["config_file=absent.yaml: no such file"]),
         (["steps=-1"], ["steps=-1: not below 0"]),
