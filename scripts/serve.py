@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # addresses that no other machine can reach, and the names that a server there is asked by
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+# connections that may wait to be accepted
+BACKLOG = 2048
 # a client that hears nothing for longer opens a new connection
 KEEP_ALIVE_SECONDS = 75
 # tokens that each sample gets between two micro-batches of a training pass
@@ -136,9 +138,8 @@ def main(config: Config) -> None:
 
 @contextlib.contextmanager
 def bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that has the address; nobody can connect before the server listens.
-
-    Raises ValueError where it cannot have it.
+    """A socket that listens at the address: who connects before the model is loaded waits for it,
+    and a second server finds the address taken at once. Raises ValueError where it is.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -149,6 +150,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
+            listener.listen(BACKLOG)
         except OSError as error:
             free = "; choose another, or 0 for any that is free" if port else ""
             raise ValueError(f"host={host!r}, port={port}: {error.strerror}{free}") from error

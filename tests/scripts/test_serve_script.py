@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import serve
 from places import ROOT
 from served import Served, served, server_environment
 from tiny_chat import save_chat_model
@@ -75,6 +76,18 @@ def test_a_port_in_use(folder: Path) -> None:
         port = taken.getsockname()[1]
         said = refused(folder, "model_name=model", f"port={port}")
     assert f"port={port}" in said and "in use" in said
+
+
+def test_a_server_that_still_loads_its_model_has_its_port() -> None:
+    with serve.bound("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with (
+            pytest.raises(ValueError, match=f"port={port}: .*in use; choose another"),
+            serve.bound("127.0.0.1", port),
+        ):
+            pass
+        # who comes meanwhile waits
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
 
 
 def test_settings_that_cannot_be(folder: Path) -> None:

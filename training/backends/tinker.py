@@ -6,6 +6,10 @@ backend has.
 """
 
 import concurrent.futures
+import http.client
+import os
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,13 +49,15 @@ T = TypeVar("T")
 PATH_SCHEME = "tinker://"
 # that of every adapter there, as far as is known: no request names it
 SERVICE_ALPHA = 32.0
+CONNECT_SECONDS = 20.0
 
 
 class RemoteServiceClient:
-    """Raises ImportError where the SDK is not installed.
+    """Raises ImportError where the SDK is not installed, and ValueError where nobody answers, or
+    the key is not taken: the SDK itself would try again and again.
 
-    The SDK itself takes TINKER_API_KEY and, without `base_url`, TINKER_BASE_URL from the
-    environment. `sdk_client` and `rest_client` stand in for the SDK's own clients.
+    The SDK takes TINKER_API_KEY and, without `base_url`, TINKER_BASE_URL from the environment.
+    `sdk_client` and `rest_client` stand in for the SDK's own clients.
     """
 
     def __init__(
@@ -63,7 +69,10 @@ class RemoteServiceClient:
     ) -> None:
         sdk = _import_sdk()
         self._base_url = base_url
-        self._client = sdk_client or sdk.ServiceClient(base_url=base_url)
+        if sdk_client is None:
+            _check_server(base_url or os.environ.get("TINKER_BASE_URL"))
+            sdk_client = sdk.ServiceClient(base_url=base_url)
+        self._client = sdk_client
         self._rest_client = rest_client
 
     def create_lora_training_client(
@@ -131,6 +140,36 @@ class RemoteServiceClient:
 
     def close(self) -> None:
         _chain(self._client.close("success"), lambda _: None).result()
+
+
+def _check_server(url: str | None) -> None:
+    """Asks once what the SDK would ask for; without a URL the hosted service is meant, which is
+    not asked."""
+    key = os.environ.get("TINKER_API_KEY")
+    if key is None and "TINKER_CREDENTIAL_CMD" not in os.environ:
+        raise ValueError(
+            "backend='tinker' needs TINKER_API_KEY in the environment or in .env; a server of "
+            "scripts/serve.py prints its key when it starts"
+        )
+    if url is None or key is None:
+        return
+    asked = f"{url.rstrip('/')}/api/v1/get_server_capabilities"
+    try:
+        request = urllib.request.Request(asked, headers={"X-API-Key": key})
+        urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        # what a server may say to this besides is its own matter
+        if error.code in (401, 403):
+            raise ValueError(
+                f"TINKER_API_KEY: {url} does not take it (HTTP {error.code}); a server of "
+                "scripts/serve.py prints its key when it starts"
+            ) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ValueError(
+            f"base_url={url!r}: nobody answers there ({reason}); start a server (uv run "
+            "scripts/serve.py), or correct the address"
+        ) from error
 
 
 class RemoteTrainingClient:

@@ -75,7 +75,7 @@ class TrainingRequests:
     async def optim_step(
         self, owner: str, model_id: str, seq_id: int | None, params: AdamParams, *, digest: str
     ) -> Promise:
-        """Its metrics tell the optimizer's `step`, and whether there was a gradient to use."""
+        """Its metrics tell the model's `num_steps`, and whether there was a gradient to use."""
         model = self._models.require(owner, model_id)
         promise, is_new = self._models.begin(owner, "OptimStep", model, seq_id, digest)
         if not is_new:

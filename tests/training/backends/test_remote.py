@@ -9,9 +9,11 @@ the installed SDK does not have fails here.
 import asyncio
 import concurrent.futures
 import dataclasses
+import http.server
 import inspect
 import subprocess
 import sys
+import threading
 import typing
 from typing import Any
 
@@ -386,8 +388,43 @@ def test_a_missing_sdk_names_the_install_command() -> None:
     assert "uv sync --extra tinker" in done.stderr
 
 
-def test_connect_makes_the_real_clients_without_a_request() -> None:
-    service = connect("tinker", base_url="http://127.0.0.1:9")
-    assert isinstance(service, remote.RemoteServiceClient)
+class Answers(http.server.BaseHTTPRequestHandler):
+    """With 401 to those without the key."""
+
+    def do_GET(self) -> None:
+        self.send_response(404 if self.headers["X-API-Key"] == "tml-right" else 401)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_who_does_not_answer_is_told_when_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK would ask again and again, and tell of a key by a traceback."""
+    monkeypatch.delenv("TINKER_BASE_URL", raising=False)
+    monkeypatch.delenv("TINKER_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="needs TINKER_API_KEY"):
+        connect("tinker", base_url="http://127.0.0.1:9")
+    monkeypatch.setenv("TINKER_API_KEY", "tml-wrong")
+    for url in ("http://127.0.0.1:9", "127.0.0.1:9", "http://["):
+        with pytest.raises(ValueError, match=r"base_url=.*: nobody answers there"):
+            connect("tinker", base_url=url)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}/"
+        with pytest.raises(ValueError, match=r"TINKER_API_KEY: .* does not take it \(HTTP 401\)"):
+            connect("tinker", base_url=url)
+        monkeypatch.setenv("TINKER_BASE_URL", url)
+        with pytest.raises(ValueError, match="TINKER_API_KEY: "):
+            connect("tinker")
+        # a server without that route is one
+        monkeypatch.setenv("TINKER_API_KEY", "tml-right")
+        assert isinstance(connect("tinker"), remote.RemoteServiceClient)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
     with pytest.raises(ValueError, match="checkpoint_dir"):
         connect("tinker", checkpoint_dir="runs")
