@@ -12,11 +12,13 @@ SIGTERM ends it; checkpoints and lists stay in store_dir, and the next start goe
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import chz
@@ -46,6 +48,7 @@ KEEP_ALIVE_SECONDS = 75
 DECODE_STEPS_WHILE_TRAINING = 16
 # what is not answered by then is cut off when the server ends
 GRACE_SECONDS = 3
+STOPS = "Stopping when the running computation is done; Ctrl-C again stops at once"
 # a client may hold thousands of requests open, each on a connection of its own
 OPEN_FILES = 65_536
 
@@ -226,10 +229,17 @@ def serve(app: "App", listener: socket.socket, ready: Callable[[], None]) -> Non
             app.polls.end()
             await super().shutdown(sockets)
 
+        def stop(self, number: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                # the store bears it at any moment
+                os._exit(128 + number)
+            print(STOPS, file=sys.stderr, flush=True)
+            self.handle_exit(number, frame)
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             # uvicorn's own raises them again at the end, as if the server had been cut off
-            before = {number: signal.signal(number, self.handle_exit) for number in STOPPING}
+            before = {number: signal.signal(number, self.stop) for number in STOPPING}
             try:
                 yield
             finally:

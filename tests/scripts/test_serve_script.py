@@ -68,6 +68,7 @@ def test_it_serves_says_how_and_ends(folder: Path) -> None:
             assert ask(server, "/api/v1/get_server_capabilities", wrong)[0] == 401
         assert server.end(signal.SIGINT) == 0
         log = server.log
+    assert serve.STOPS in log
     assert "Traceback" not in log and "tml-" not in log
 
 
