@@ -191,8 +191,8 @@ def load_adapter(state: State, decoder: Decoder, *, with_optimizer: bool) -> Ada
     if with_optimizer:
         if state.dtype not in (None, decoder.dtype_name):
             raise ValueError(
-                f"dtype={decoder.dtype_name}: {state.folder} was trained with dtype={state.dtype}, "
-                f"and goes on with its own alone; pass dtype={state.dtype}, or begin anew from its "
+                f"dtype={decoder.dtype_name}: {state.folder} was trained in {state.dtype}, and "
+                f"goes on in that alone; pass dtype={state.dtype}, or begin anew from its "
                 "weights (create_training_client_from_state, checkpoint_path=)"
             )
         file = state.folder / OPTIMIZER_FILE
