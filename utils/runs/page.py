@@ -78,7 +78,7 @@ p { max-width: 72ch; margin: .6em 0; white-space: pre-line; }
   grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 12px 14px; }
-.tile .label, .tile .note { color: var(--soft); font-size: .82rem; }
+.tile .label, .tile .note { color: var(--soft); font-size: .82rem; overflow-wrap: anywhere; }
 .tile .value { font-size: 1.4rem; line-height: 1.4; font-weight: 600; overflow-wrap: anywhere;
   font-variant-numeric: tabular-nums; }
 figure { margin: 18px 0; }
