@@ -27,6 +27,7 @@ from training.serving.wire.routes_sampling import sampling_routes
 from training.serving.wire.routes_session import session_routes
 from training.serving.wire.routes_training import training_routes
 from training.serving.wire.routes_unserved import unserved_routes
+from utils.runs.provenance import package_versions
 
 TINKER = "/api/v1"
 # what says nothing of anybody, and what a signature in the URL opens
@@ -80,6 +81,11 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        # clients of vLLM read this field
+        return {"version": package_versions(("autodidact",))["autodidact"]}
 
     @app.exception_handler(ServingError)
     async def refused(request: Request, error: ServingError) -> Response:

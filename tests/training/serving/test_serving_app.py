@@ -5,6 +5,7 @@ uv run pytest tests/training/serving/test_serving_app.py
 
 import datetime
 import gzip
+import importlib.metadata
 import io
 import re
 import tarfile
@@ -83,6 +84,12 @@ def test_no_route_answers_without_a_key(client: TestClient) -> None:
                 assert set(reply.json()) == {"detail"}
             asked += 1
     assert asked > 60
+
+
+def test_the_version_is_for_those_with_a_key(client: TestClient) -> None:
+    assert client.get("/version").status_code == 401
+    told = client.get("/version", headers={"Authorization": f"Bearer {KEYS['ann']}"})
+    assert told.json() == {"version": importlib.metadata.version("autodidact")}
 
 
 def test_what_one_key_made_does_not_exist_for_another(ann: Caller, bob: Caller) -> None:
