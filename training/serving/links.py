@@ -42,7 +42,11 @@ class Links:
         # also where the form is wrong, so that time tells nothing
         is_ours = hmac.compare_digest(given, self._signature(parts, expires))
         if found is None or not is_ours:
-            raise ServingError(401, "this link was not signed by the server for this file")
+            raise ServingError(
+                401,
+                "this link is not one that the server has signed for this file since it started; "
+                "ask for its links again",
+            )
         if self._now().timestamp() >= expires:
             raise gone("this link has expired; ask for the checkpoint's URLs again")
 
