@@ -40,19 +40,24 @@ def choose_dtype(dtype: str | None, device_type: str) -> str:
         return "float32" if device_type == "cpu" else "bfloat16"
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype={dtype!r}: allowed are {', '.join(get_args(Dtype))}")
-    is_native = device_type != "cpu" or has_native_bfloat16()
     if dtype == "auto":
+        is_native = device_type != "cpu" or has_native_bfloat16()
         chosen = "bfloat16" if is_native else "float32"
         has = "has" if is_native else "has no"
         logger.info("dtype=auto: %s, since this %s %s bfloat16", chosen, device_type, has)
         return chosen
-    if dtype == "bfloat16" and not is_native:
+    return dtype
+
+
+def warn_if_emulated(dtype: "torch.dtype", device_type: str) -> None:
+    """Says how much slower bfloat16 is where the processor has none. Computes with torch, which
+    belongs on the engine's worker."""
+    if str(dtype) == "torch.bfloat16" and device_type == "cpu" and not has_native_bfloat16():
         logger.warning(
             "dtype=bfloat16: this processor has no bfloat16 of its own; a matrix product takes "
             "%.1f times as long as in float32",
             _bfloat16_slowdown(),
         )
-    return dtype
 
 
 def has_native_bfloat16() -> bool:

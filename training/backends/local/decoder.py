@@ -35,7 +35,7 @@ from training.backends.local.loading import BaseModel, note_comparison, open_mod
 from training.backends.local.notes import Note
 from training.backends.local.peft_names import takes_adapters
 from training.backends.local.rotary import Rotaries, frequency_switches
-from utils.devices import choose_dtype
+from utils.devices import choose_dtype, warn_if_emulated
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Decoder:
         self.model_path = str(model_path)
         self.device = device
         self.dtype = dtype or getattr(torch, choose_dtype(None, device.type))
+        warn_if_emulated(self.dtype, device.type)
         # of the engine's own body: a GPU computes and keeps bfloat16 in half the time and memory, a
         # CPU has slower kernels for it
         self.activations = torch.float32 if device.type == "cpu" else self.dtype

@@ -29,7 +29,7 @@ from training.api import AdamParams, Datum, ModelInput, SamplingParams
 from training.backends.local.linear import PackedMatrix
 from training.connect import connect
 from utils import devices
-from utils.devices import choose_dtype
+from utils.devices import choose_dtype, warn_if_emulated
 
 FAMILIES = ("llama", "qwen3", "gemma2", "gpt2")
 
@@ -302,6 +302,7 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     assert not caplog.records
     monkeypatch.setattr(devices, "has_native_bfloat16", lambda: True)
     assert choose_dtype("bfloat16", "cpu") == "bfloat16"
+    warn_if_emulated(torch.bfloat16, "cpu")
     assert not caplog.records
     assert choose_dtype("auto", "cpu") == "bfloat16"
     assert "dtype=auto: bfloat16, since this cpu has bfloat16" in caplog.text
@@ -309,6 +310,10 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     assert [choose_dtype("auto", device) for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
     assert "dtype=auto: float32, since this cpu has no bfloat16" in caplog.text
     assert choose_dtype("bfloat16", "cpu") == "bfloat16"
+    for dtype, device in ((torch.float32, "cpu"), (torch.bfloat16, "cuda")):
+        warn_if_emulated(dtype, device)
+    assert caplog.records[-1].levelname == "INFO"
+    warn_if_emulated(torch.bfloat16, "cpu")
     assert caplog.records[-1].levelname == "WARNING"
     assert "times as long as in float32" in caplog.text
     with pytest.raises(ValueError, match=r"dtype='float16': allowed are float32, bfloat16, auto"):
