@@ -36,7 +36,7 @@ from utils.config.entrypoint import (
     raise_problems,
 )
 from utils.config.help import SAMPLING, WHAT, group
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,9 +66,7 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
 
     temperature: float = chz.field(
         default=0.7, doc="0: always the likeliest token", metadata=SAMPLING

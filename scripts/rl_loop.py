@@ -57,7 +57,7 @@ from utils.config.entrypoint import (
     raise_problems,
 )
 from utils.config.help import EVALUATION, MODEL, OUTPUT, SAMPLING, WHAT
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 from utils.interrupts import uninterrupted
 from utils.runs.files import shown_path
 from utils.runs.live_report import LiveReport
@@ -88,9 +88,7 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     algorithm: Literal["grpo", "rest_em"] | None = chz.field(
         default=None, doc="grpo, or rest_em (imitate the successes); default: the domain's"
     )

@@ -30,7 +30,7 @@ from training.rl.policy import Policy
 from training.rl.problems import PromptLimit, choose_problems
 from utils.config.entrypoint import ConfigError, as_config_errors, config_entrypoint, held_log
 from utils.config.help import MODEL, SAMPLING, WHAT
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 from utils.runs.tables import text_table
 from utils.runs.terminal_grids import side_by_side, terminal_grid
 
@@ -50,9 +50,7 @@ class Config(ArcConfig):
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
 
     temperature: float = chz.field(
         default=1.0, doc="of the self-edit that the model writes", metadata=SAMPLING

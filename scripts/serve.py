@@ -28,7 +28,7 @@ from training.models import resolve_model
 from training.serving.keys import Keys
 from utils.config.entrypoint import as_config_errors, config_entrypoint, held_log, raise_problems
 from utils.config.help import MODEL, OUTPUT, WHAT, group
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 from utils.interrupts import STOPPING, exit_when_stopped
 from utils.runs.files import expanded, shown_path
 from utils.terminal import command, shell_word
@@ -76,9 +76,7 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one", metadata=MODEL
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     adapters_dir: Path | None = chz.field(
         default=None,
         doc="clients may load PEFT folders below it by /v1/load_lora_adapter; default: none",

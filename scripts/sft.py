@@ -41,7 +41,7 @@ from utils.config.entrypoint import (
     raise_problems,
 )
 from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 from utils.interrupts import uninterrupted
 from utils.runs.files import expanded, read_jsonl, shown_path
 from utils.runs.inputs import MUST_EXIST
@@ -88,9 +88,7 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     num_epochs: int = chz.field(default=2, doc="passes over the examples")
     batch_size: int | None = chz.field(default=None, doc="examples per step; default: 8")
     batch_tokens: int | None = chz.field(default=None, doc="tokens per step, instead of batch_size")

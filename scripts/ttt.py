@@ -35,7 +35,7 @@ from utils.config.entrypoint import (
     held_log,
 )
 from utils.config.help import MODEL, OUTPUT, WHAT
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 from utils.runs.files import expanded
 from utils.runs.run_dir import RunDir, new_run_path
 
@@ -57,9 +57,7 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
 
     log_path: Path | None = chz.field(

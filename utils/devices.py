@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 # of the base model's weights and products; adapters, head and losses are float32 always
 Dtype = Literal["float32", "bfloat16", "auto"]
+# of the setting, in every script that has it
+DTYPE_DOC = "float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")

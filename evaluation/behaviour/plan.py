@@ -25,7 +25,7 @@ from training.checkpoint_folders import checkpoint_folder
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
 from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 from utils.llm.api import Role
 from utils.llm.roles import RoleConfig
 from utils.runs.inputs import INPUT
@@ -69,9 +69,7 @@ class Config:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
 
     num_samples: int = chz.field(default=1, doc="answers to each prompt", metadata=SAMPLING)
     max_tokens: int = chz.field(default=512, doc="of an answer; longer ones are judged as cut off")

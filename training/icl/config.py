@@ -12,7 +12,7 @@ import chz
 from training.icl.settings import BallsAndUrns, Setting
 from utils.config.entrypoint import raise_problems
 from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 from utils.sweeps.manifest import axis_labels
 
 # what a run's folder is named after; evaluation must not move it
@@ -115,9 +115,7 @@ class LLM(Model):
         default=None,
         doc="an adapter on model_name: a folder that sft.py, rl_loop.py or ttt.py saved",
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
 
 
 @chz.chz(typecheck=True)

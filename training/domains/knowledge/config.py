@@ -11,7 +11,7 @@ from training.domains.knowledge.llm_judge import JudgeKind, judge_problems
 from training.domains.knowledge.sources import Source, SourceName, open_source
 from utils.config.entrypoint import raise_problems
 from utils.config.help import EVALUATION, MODEL, WHAT, group
-from utils.devices import Dtype
+from utils.devices import DTYPE_DOC, Dtype
 from utils.llm.roles import RoleConfig
 from utils.runs.inputs import INPUT
 
@@ -45,9 +45,7 @@ class KnowledgeConfig:
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
-    dtype: Dtype | None = chz.field(
-        default=None, doc="float32, bfloat16 or auto; default: float32 on a CPU, else bfloat16"
-    )
+    dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
 
     preset: Preset | None = chz.field(
