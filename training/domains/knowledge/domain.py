@@ -78,7 +78,7 @@ LOOP: dict[Preset, dict[str, Any]] = {
         "rest_em_epochs": 2,
         "rest_em_batch_size": 2,
         "selection": "best",
-        "eval_size": 5,
+        "eval_size": 12,
         "eval_group_size": 1,
         "eval_temperature": 1.0,
     },
