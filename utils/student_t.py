@@ -1,5 +1,5 @@
-"""Student's t of a mean over independent values: its standard error, 95 % interval and p value,
-and what the test of it can find."""
+"""Student's t of a mean over independent values, or of a weighted sum of such means: its standard
+error, 95 % interval and p value, and what the test of it can find."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ POWER = 0.8
 
 
 class StudentT(NamedTuple):
-    """A mean of df + 1 values and its standard error."""
+    """A mean of df + 1 values and its standard error; of several means the degrees of freedom are
+    those of `weighted_means`."""
 
     mean: float
     error: float
-    df: int
+    df: float
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -46,6 +47,35 @@ def student_t(values: Sequence[float]) -> StudentT:
     mean = fmean(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     return StudentT(mean, math.sqrt(variance / n), n - 1)
+
+
+def weighted_means(groups: Sequence[Sequence[float]], weights: Sequence[float]) -> StudentT | None:
+    """The sum of the groups' means times their weights, where values are independent and each group
+    has a variance of its own: Welch's t, with Satterthwaite's degrees of freedom (1946, Biometrics
+    Bulletin 2:110). None where the values of no group differ. Groups have two values or more.
+    """
+    means, parts, dfs = [], [], []
+    for values, weight in zip(groups, weights, strict=True):
+        found = student_t(values)
+        means.append(weight * found.mean)
+        parts.append((weight * found.error) ** 2)
+        dfs.append(found.df)
+    variance = math.fsum(parts)
+    if variance == 0:
+        return None
+    df = variance**2 / math.fsum(part**2 / df for part, df in zip(parts, dfs, strict=True))
+    return StudentT(math.fsum(means), math.sqrt(variance), df)
+
+
+def values_needed(found: StudentT) -> int | None:
+    """How many values, which spread as these do, show a true mean as large as the one found with
+    80 % power; None above 9,999."""
+    spread = found.error * math.sqrt(found.df + 1)
+
+    def enough(n: int) -> bool:
+        return detectable_noncentrality(n - 1) * spread <= abs(found.mean) * math.sqrt(n)
+
+    return next((n for n in range(2, 10_000) if enough(n)), None)
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.student_t import detectable_noncentrality, student_t, t_critical, t_power
+from utils.student_t import (
+    detectable_noncentrality,
+    student_t,
+    t_critical,
+    t_power,
+    values_needed,
+    weighted_means,
+)
 
 
 def test_mean_and_interval_against_scipy() -> None:
@@ -58,3 +65,48 @@ def test_results_are_plain_numbers() -> None:
     found = student_t(list(np.array([1.0, 2, 3])))
     values = [*found, *found.interval, found.p, found.detectable, t_power(1, 3)]
     assert not [value for value in values if isinstance(value, np.generic)]
+
+
+def test_a_difference_of_two_means_is_welchs() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0, 1, 8).tolist(), rng.normal(0.5, 3, 5).tolist()
+    ours, theirs = weighted_means([a, b], [1, -1]), stats.ttest_ind(a, b, equal_var=False)
+    assert ours is not None
+    assert ours.df == pytest.approx(theirs.df, rel=1e-9)
+    assert ours.p == pytest.approx(theirs.pvalue, rel=1e-9)
+    assert ours.interval == pytest.approx(tuple(theirs.confidence_interval(0.95)), rel=1e-9)
+
+
+def test_a_sum_of_means_in_closed_form() -> None:
+    """Squared standard errors 1/8 and 1/4, times squared weights 4 and 1; groups that do not differ
+    add to the mean alone."""
+    found = weighted_means([[0.0, 0.0, 1.0, 1.0, 0.5], [1.0, 2.0], [7.0, 7.0]], [2, 1, -1])
+    assert found is not None
+    assert found.mean == 2 * 0.5 + 1.5 - 7
+    first, second = 4 * 0.25 / 5, 0.25
+    assert found.error == pytest.approx(math.sqrt(first + second), rel=1e-12)
+    assert found.df == pytest.approx((first + second) ** 2 / (first**2 / 4 + second**2), rel=1e-12)
+    assert weighted_means([[1.0, 1.0], [0.0, 0.0]], [1, -1]) is None
+
+
+def test_intervals_of_a_sum_of_means_hold_the_true_sum() -> None:
+    """95 % of the time, with five standard errors to spare."""
+    rng = np.random.default_rng(0)
+    spreads, n = np.array([0.5, 1.0, 2.0]), 2000
+    drawn = rng.normal(1.0, spreads[:, None], (n, 3, 8))
+    held = 0
+    for groups in drawn.tolist():
+        found = weighted_means(groups, [1 / 3] * 3)
+        assert found is not None
+        held += found.interval[0] <= 1.0 <= found.interval[1]
+    assert held / n == pytest.approx(0.95, abs=0.025)
+
+
+def test_values_needed() -> None:
+    # R: power.t.test(delta=0.5, sd=1, power=0.8, type="one.sample") gives n = 33.3671
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1, 12)
+    values = (values - values.mean()) / values.std(ddof=1) + 0.5
+    assert values_needed(student_t(values.tolist())) == 34
+    assert values_needed(student_t((-values).tolist())) == 34
+    assert values_needed(student_t([-1.0, 1.0, 0.001])) is None

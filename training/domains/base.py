@@ -185,3 +185,13 @@ class ShowsAnswers(Protocol):
     ) -> None:
         """Files in the formats that the domain's published code reads."""
         ...
+
+
+@runtime_checkable
+class ShowsChange(Protocol):
+    """What a domain may have besides whose answers can be told in a few features."""
+
+    def change_table(self, samples: Samples) -> Table:
+        """How often held-out answers had each feature before and after, and the reward of answers
+        that have it."""
+        ...

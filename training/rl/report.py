@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from training.domains.base import Domain, Problem, Reward, ShowsAnswers, Split
+from training.domains.base import (
+    Domain,
+    Problem,
+    Reward,
+    ShowsAnswers,
+    ShowsChange,
+    Split,
+    Table,
+)
+from training.rl.held_out import held_out, interval_table, problem_table, verdict
 from training.rl.updates import Trajectory, Update, entropy, mean_and_error, reward_metrics
 from utils.pass_at_k import PassAtK, pass_at_ks
 from utils.runs.files import read_jsonl
 from utils.runs.report import Report, line_plot
 from utils.runs.run_dir import RunDir
 from utils.runs.tables import text_table
-from utils.student_t import student_t
 
 Problems = Mapping[Split, list[Problem]]
 _SHOWN_ANSWERS = 40
@@ -89,15 +96,28 @@ def print_tables(domain: Domain, problems: Problems, run: Path) -> None:
     samples = _samples(run)
     print()
     if isinstance(domain, ShowsAnswers):
-        domain.look_up_base([*problems["train"], *problems["test"]])
+        tried = {sample["problem"] for sample in samples}
+        domain.look_up_base([p for split in problems for p in problems[split] if p.id in tried])
         print(text_table(*domain.answer_table(problems, samples), max_width=72))
         for line in domain.summary(problems, samples):
             print(f"\n{line}")
     print()
     headers, rows, _ = _evaluation_table(samples)
     print(text_table(headers, rows))
-    if line := paired_line(samples):
+    for table in _comparison_tables(domain, samples):
+        print(f"\n{text_table(*table)}")
+    if (found := held_out(samples)) and (line := verdict(found)):
         print(f"\n{line}")
+
+
+def _comparison_tables(domain: Domain, samples: Sequence[dict[str, Any]]) -> list[Table]:
+    """The last held-out evaluation beside the first, and what the answers came to be like."""
+    if (found := held_out(samples)) is None:
+        return []
+    tables = [problem_table(found), interval_table(found)]
+    if isinstance(domain, ShowsChange):
+        tables.append(domain.change_table(samples))
+    return [table for table in tables if table is not None]
 
 
 def _samples(run: Path) -> list[dict[str, Any]]:
@@ -151,27 +171,6 @@ def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[li
     return headers, rows, caption + (with_intervals if intervals else ".")
 
 
-def paired_line(samples: Sequence[Mapping[str, Any]]) -> str | None:
-    """The last held-out evaluation against the first, paired by problem; None with fewer than two
-    problems, or one evaluation."""
-    rewards: dict[int, dict[str, list[float]]] = {}
-    for s in samples:
-        if s["kind"] == "eval":
-            rewards.setdefault(s["step"], {}).setdefault(s["problem"], []).append(s["reward"])
-    if len(rewards) < 2 or len(rewards[min(rewards)]) < 2:
-        return None
-    before_P, after_P = rewards[min(rewards)], rewards[max(rewards)]
-    found = student_t([fmean(after_P[p]) - fmean(before_P[p]) for p in before_P])
-    told = f"Held out, after against before: {found.mean:+.3f}"
-    if found.error == 0:
-        return f"{told} for each of {len(before_P)} problems"
-    low, high = found.interval
-    return (
-        f"{told} (95% interval {low:+.3f} to {high:+.3f}, paired by problem, {len(before_P)} of "
-        f"them; {found.detectable:.3f} would be found with 80% power)"
-    )
-
-
 def _pass_text(row: PassAtK) -> str:
     if row.interval is None:
         return f"{row.mean:.2f}"
@@ -190,7 +189,9 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
     _plots(report, metrics)
     report.heading("Held-out evaluation")
     report.table(*_evaluation_table(samples))
-    if line := paired_line(samples):
+    for table in _comparison_tables(domain, samples):
+        report.table(*table)
+    if (found := held_out(samples)) and (line := verdict(found)):
         report.paragraph(line)
     if isinstance(domain, ShowsAnswers):
         report.heading("Self-edits and their rewards")

@@ -11,7 +11,6 @@ import pytest
 
 from training.api import AdamParams, SampledSequence
 from training.domains.base import Problem, Reward
-from training.rl.report import paired_line
 from training.rl.updates import (
     GrpoSettings,
     RestEmSettings,
@@ -136,28 +135,6 @@ def test_reward_metrics() -> None:
     assert metrics["eval/reward"] == pytest.approx(4 / 6)
     assert metrics["eval/solved"] == pytest.approx(3 / 6)
     assert metrics["eval/groups_with_spread"] == pytest.approx(1 / 3)
-
-
-def evaluated(step: int, problem: str, *rewards: float) -> list[dict[str, Any]]:
-    return [{"kind": "eval", "step": step, "problem": problem, "reward": r} for r in rewards]
-
-
-def test_held_out_rewards_are_compared_by_problem() -> None:
-    """Problems differ by 10, and each gains 1 or 2: unpaired, nothing could be seen."""
-    samples = [*evaluated(0, "a", 1.0, 3.0), *evaluated(0, "b", 12.0)]
-    assert paired_line(samples) is None
-    samples += [*evaluated(3, "a", 9.0), *evaluated(5, "b", 13.0), *evaluated(5, "a", 4.0)]
-    samples.append({"kind": "train", "step": 6, "problem": "a", "reward": 99.0})
-    line = paired_line(samples)
-    # the last against the first; t of one degree of freedom, standard error 0.5
-    assert line is not None and "+1.500 (95% interval -4.853 to +7.853" in line
-    assert "2 of them" in line
-
-
-def test_a_comparison_of_one_problem_or_of_equal_gains_has_no_interval() -> None:
-    assert paired_line([*evaluated(0, "a", 1.0), *evaluated(2, "a", 2.0)]) is None
-    same = [r for p in "ab" for step in (0, 2) for r in evaluated(step, p, float(step))]
-    assert paired_line(same) == "Held out, after against before: +2.000 for each of 2 problems"
 
 
 def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:

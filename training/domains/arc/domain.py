@@ -7,12 +7,14 @@ reward is then a fact about the task, and is looked up when the same self-edit c
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.api import ServiceClient
 from training.domains.arc.config import TASK_SETS, ArcConfig
+from training.domains.arc.features import change_table
 from training.domains.arc.inner import InnerLoop, Outcome
 from training.domains.arc.report import add_tasks, edit_summary, write_published_files
 from training.domains.arc.self_edit import (
@@ -131,11 +133,8 @@ class ArcDomain:
     def outcome(self, problem: Problem, answer: str | None) -> dict[str, Any] | None:
         """What a self-edit (None: no training) led to: solved, cell_accuracy, attempts, ...;
         None where it is invalid or was never carried out."""
-        try:
-            edit = None if answer is None else self._edit(answer)
-        except SelfEditError:
-            return None
-        return self._known.get(f"{problem.id} {edit}")
+        key = self._known_key(problem.id, answer)
+        return None if key is None else self._known[key]
 
     def invalid(self, answer: str) -> str | None:
         try:
@@ -162,6 +161,15 @@ class ArcDomain:
     def load_state(self, state: dict[str, Any]) -> None:
         self._known = dict(state.get("known", {}))
 
+    def _known_key(self, problem_id: str, answer: str | None) -> str | None:
+        """Under which its outcome is known, or None."""
+        try:
+            edit = None if answer is None else self._edit(answer)
+        except SelfEditError:
+            return None
+        key = f"{problem_id} {edit}"
+        return key if key in self._known else None
+
     def _edit(self, answer: str) -> SelfEdit | None:
         if self.config.mode == "baseline":
             return None
@@ -181,18 +189,20 @@ class ArcDomain:
     # ------------------------------------------------------------------------- what a run shows
 
     def answer_table(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> Table:
+        """Self-edits that look the same and came together stand in one row."""
         by_id = {p.id: p for split in problems for p in problems[split]}
-        rows = []
+        counts: Counter[tuple[str, ...]] = Counter()
         for sample in samples:
             if (problem := by_id.get(sample["problem"])) is None:
                 continue
             base = self.outcome(problem, None)
             solved = "-" if base is None else "yes" if base["solved"] else "no"
             edit = edit_summary(sample["answer"], self.bounds)
-            reward = f"{sample['reward']:.2f}"
-            rows.append([sample["problem"], solved, sample["when"], edit, reward, sample["note"]])
-        headers = ["task", "base solved?", "when", "self-edit", "reward", "training and result"]
-        return headers, rows
+            told = (edit, f"{sample['reward']:.2f}", sample["note"])
+            counts[sample["problem"], solved, sample["when"], *told] += 1
+        rows = [[*row[:3], count, *row[3:]] for row, count in counts.items()]
+        headers = ["task", "base solved?", "when", "times", "self-edit", "reward"]
+        return [*headers, "training and result"], rows
 
     def add_to_report(
         self, report: Report, problems: Mapping[Split, Sequence[Problem]], samples: Samples
@@ -204,7 +214,17 @@ class ArcDomain:
                 add_tasks(report, chosen, samples, self.outcome, self.bounds)
 
     def summary(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> list[str]:
-        return []
+        """How many self-edits were carried out."""
+        ids = {p.id for split in problems for p in problems[split]}
+        keys = [self._known_key(s["problem"], s["answer"]) for s in samples if s["problem"] in ids]
+        carried_out = [key for key in keys if key is not None]
+        return [
+            f"{len(keys)} self-edits, {len(keys) - len(carried_out)} of them refused; "
+            f"{len(set(carried_out))} carried out: equal ones of a task once."
+        ]
+
+    def change_table(self, samples: Samples) -> Table:
+        return change_table(samples, self.bounds)
 
     def write_files(
         self, folder: Path, problems: Mapping[Split, Sequence[Problem]], samples: Samples

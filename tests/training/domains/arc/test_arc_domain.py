@@ -343,6 +343,28 @@ def test_self_edits_of_one_reward_are_not_shown_as_best_and_worst(
     assert "the only self-edit: " in page(0.0) and "Held-out tasks" not in alike
 
 
+def test_equal_self_edits_stand_in_one_row_and_are_counted(make: Any) -> None:
+    domain, _ = make(max_inner_steps=7)
+    [problem, other] = domain.problems("train")
+    answers = [self_edit(), self_edit(indent=1), self_edit(epochs=1), self_edit(epochs=4), "bad"]
+    [group, _] = domain.rewards([problem, other], [answers, [self_edit()]])
+    domain.look_up_base([problem])
+    samples = [
+        {"problem": problem.id, "when": when, "answer": answer, "reward": r.value, "note": r.note}
+        for when in ("train, batch 1", "held out, after")
+        for answer, r in zip(answers, group, strict=True)
+    ]
+    problems: Any = {"train": [problem, other], "test": []}
+    headers, rows = domain.answer_table(problems, samples)
+    times = headers.index("times")
+    assert [row[times] for row in rows] == [2, 1, 1, 1] * 2
+    assert [row[2] for row in rows] == ["train, batch 1"] * 4 + ["held out, after"] * 4
+    # refused are one with 12 steps and one that is no JSON, each time
+    assert domain.summary(problems, samples) == [
+        "10 self-edits, 4 of them refused; 2 carried out: equal ones of a task once."
+    ]
+
+
 def test_published_files(make: Any, tmp_path: Path) -> None:
     domain, _ = make()
     samples = [
