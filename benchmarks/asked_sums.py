@@ -1,5 +1,6 @@
-"""Small sums as tasks of lm-evaluation-harness, inspect_ai and the openai client, and what came of
-them: each client's own form of a task, the command that runs it, and its answers and scores."""
+"""Small sums as tasks of lm-evaluation-harness, inspect_ai, verifiers and the openai client, and
+what came of them: each client's own form of a task, the command that runs it, its answers and
+scores."""
 
 import json
 import subprocess
@@ -14,6 +15,8 @@ from environments import environment, variables
 SUMS = [(2, 3), (4, 4), (11, 5), (17, 8), (12, 9), (23, 4), (28, 14), (21, 21)]
 MAX_TOKENS = 12
 OPENAI, INSPECT, LM_EVAL = "openai==3.57.0", "inspect-ai==0.3.285", "lm-eval[api]==0.4.13"
+# the last one whose vf-eval takes an environment of load_environment() and -b URL
+VERIFIERS = "verifiers==0.1.14"
 # for lm-eval's tokenizer
 TRANSFORMERS = "transformers==5.24.0"
 CLIENT_SECONDS = 900
@@ -48,6 +51,17 @@ def sums():
     samples = [Sample(f"{{a}} + {{b}} = ?", target=str(a + b)) for a, b in {SUMS}]
     config = GenerateConfig(temperature=0, max_tokens={MAX_TOKENS})
     return Task(samples, scorer=includes(), config=config)
+"""
+VERIFIERS_ENVIRONMENT = f"""
+import verifiers as vf
+from datasets import Dataset
+
+def has_sum(completion, answer):
+    return float(answer in completion[-1]["content"])
+
+def load_environment():
+    rows = [{{"question": f"{{a}} + {{b}} = ?", "answer": str(a + b)}} for a, b in {SUMS}]
+    return vf.SingleTurnEnv(dataset=Dataset.from_list(rows), rubric=vf.Rubric(funcs=[has_sum]))
 """
 
 
@@ -119,6 +133,33 @@ def ask_inspect(served: Served, place: Path) -> dict[str, Told]:
     return {"chat": Told(answers, score["metrics"]["accuracy"]["value"])}
 
 
+def ask_verifiers(served: Served, place: Path) -> dict[str, Told]:
+    (place / "sums.py").write_text(VERIFIERS_ENVIRONMENT)
+    in_environment(
+        [VERIFIERS, OPENAI],
+        [
+            *("vf-eval", "sums", "-m", served.model, "-b", f"{served.url}/v1"),
+            *("-k", "SERVED_API_KEY", "-n", str(len(SUMS)), "-r", "1"),
+            *("-T", "0", "-t", str(MAX_TOKENS), "-o", str(place / "out"), "--save-results"),
+            *("--disable-tui", "--disable-env-server"),
+        ],
+        place,
+        SERVED_API_KEY=served.key,
+        PYTHONPATH=str(place),
+    )
+    return told_by_verifiers(place / "out")
+
+
+def told_by_verifiers(out: Path) -> dict[str, Told]:
+    """From the rollouts and the summary that it writes."""
+    [path] = out.rglob("results.jsonl")
+    rollouts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rollouts.sort(key=lambda rollout: rollout["example_id"])
+    answers = [rollout["completion"][-1]["content"] for rollout in rollouts]
+    summary = json.loads((path.parent / "metadata.json").read_text(encoding="utf-8"))
+    return {"chat": Told(answers, summary["avg_reward"])}
+
+
 def ask_lm_eval(served: Served, place: Path) -> dict[str, Told]:
     """`local-completions` scores endings by logprob and goes on with texts;
     `local-chat-completions` answers questions."""
@@ -187,11 +228,17 @@ def told_by_lm_eval(place: Path, task: str) -> Told:
     return Told([sample["resps"][0][0] for sample in samples], found["exact_match,number"])
 
 
-CLIENTS = {"openai": OPENAI, "inspect_ai": INSPECT, "lm-eval": LM_EVAL}
+CLIENTS = {
+    "openai": OPENAI,
+    "inspect_ai": INSPECT,
+    "lm-eval": LM_EVAL,
+    "verifiers": VERIFIERS,
+}
 ASK: dict[str, Callable[[Served, Path], dict[str, Told]]] = {
     "openai": ask_openai,
     "inspect_ai": ask_inspect,
     "lm-eval": ask_lm_eval,
+    "verifiers": ask_verifiers,
 }
 
 

@@ -3,7 +3,8 @@ of open samples, how long a chat completion takes, adapters through one server a
 own, and what memory the server keeps.
 
     uv run benchmarks/serving.py
-    uv run benchmarks/serving.py clients=8 parts=clients
+    uv run benchmarks/serving.py parts=clients
+    uv run benchmarks/serving.py parts=memory clients=32 rounds=8 steps=1 max_tokens=4
     uv run benchmarks/serving.py quick=true
 
 A client makes an adapter, trains it, takes a sampler after each step and samples from it, in a
@@ -16,7 +17,6 @@ In "runs" the others are processes of their own, one after the other, and starts
 sides. Appends to benchmarks/results/serving.jsonl.
 """
 
-import concurrent.futures
 import contextlib
 import logging
 import os
@@ -24,7 +24,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import patch
@@ -41,12 +41,13 @@ from common import (
     race,
     random_tokens,
 )
+from open_samples import Asked, open_at_once
 from server_process import Server, served
 
 from training.api import AdamParams, Datum, ModelInput, SamplingParams, ServiceClient
 from training.connect import connect
 
-PARTS = ("start", "clients", "samples", "latency", "runs")
+PARTS = ("start", "clients", "samples", "memory", "latency", "runs")
 PROCESS, SERVER, RUNS = "in process", "one server", "one after the other"
 CLIENTS = "clients"
 ADAM = AdamParams(learning_rate=1e-3)
@@ -54,8 +55,10 @@ ADAM = AdamParams(learning_rate=1e-3)
 GOAL, GOAL_CLIENTS = 1.15, 8
 # Largest relative difference of a client's losses between the two ways.
 TOLERANCES = {"cpu": 1e-4, "cuda": 2e-2}
-# the SDK has a thousand samples of one client open at most
-OPEN_OF_ONE_CLIENT = 500
+# that the open samples come from
+OPEN_CLIENTS = 4
+# the server's, see HostOptions
+ENGINE_ROWS = 256
 LOOK_SECONDS = 0.1
 
 
@@ -74,7 +77,11 @@ class Config(Settings):
     max_tokens: int = chz.field(default=16, doc="of each sample")
     rank: int = chz.field(default=8, doc="LoRA rank")
     open_samples: int = chz.field(default=2000, doc="asked for at once")
-    open_tokens: int = chz.field(default=8, doc="of each of these")
+    open_tokens: int = chz.field(default=4, doc="of each of these")
+    first_tokens: int = chz.field(
+        default=96, doc=f"of the first {ENGINE_ROWS}, which the others wait for"
+    )
+    rounds: int = chz.field(default=6, doc="of as many clients as in the largest of `clients`")
     chats: int = chz.field(default=40, doc="completions of 8 tokens, one after the other")
     chats_beside_training: int = chz.field(default=16, doc="as many beside a client that trains")
     pass_tokens: int = chz.field(default=4096, doc="of each training pass beside them")
@@ -93,6 +100,8 @@ QUICK = {
     "max_tokens": 3,
     "rank": 4,
     "open_samples": 20,
+    "first_tokens": 6,
+    "rounds": 2,
     "chats": 2,
     "chats_beside_training": 2,
     "pass_tokens": 64,
@@ -119,6 +128,8 @@ def main(config: Config) -> None:
                     worst = max(worst, many_clients(report, config, name, server, local, count))
             if "samples" in config.parts:
                 open_samples(report, config, name, server, local)
+            if "memory" in config.parts:
+                memory(report, config, name, server, vocab_size)
             if "latency" in config.parts:
                 latency(report, config, name, server, vocab_size)
         if "runs" in config.parts:
@@ -268,42 +279,59 @@ def _median(rounds: list[float], config: Config) -> float:
 
 
 def open_samples(report: Report, config: Config, name: str, server: Server, local: Any) -> None:
-    """One prompt for all, so that nearly all of it is what a request costs."""
-    prompt = ModelInput.from_ints(list(range(16, 32)))
-    params = SamplingParams(max_tokens=config.open_tokens, stop=[])
+    """Prompts that differ in their end alone, so that nearly all of it is what a request costs. The
+    first ones, as many as the engine decodes at once, are long enough for the others to come."""
     count = config.open_samples
-
-    def ask(samplers: Sequence[Any]) -> list[Any]:
-        asked = [samplers[i % len(samplers)].sample(prompt, 1, params) for i in range(count)]
-        for future in asked:
-            future.start()
-        return [future.future() for future in asked]
-
+    rng = np.random.default_rng(0)
+    vocab_size = local.engine(name).decoder.vocab_size
+    ends = [random_tokens(rng, 3, vocab_size) for _ in range(count)]
+    asked = [
+        Asked(
+            [*range(16, 32), *end],
+            config.first_tokens if number < ENGINE_ROWS else config.open_tokens,
+        )
+        for number, end in enumerate(ends)
+    ]
+    sampler = local.create_sampling_client(base_model=name)
     started = time.perf_counter()
-    concurrent.futures.wait(ask([local.create_sampling_client(base_model=name)]))
+    futures = [
+        sampler.sample(
+            ModelInput.from_ints(sample.prompt),
+            1,
+            SamplingParams(max_tokens=sample.max_tokens, temperature=0.0, stop=[]),
+        )
+        for sample in asked
+    ]
+    wanted = [future.result().sequences[0].tokens for future in futures]
     seconds = time.perf_counter() - started
     case = f"{count} open samples"
     report.add(case, PROCESS, seconds=[seconds], against=[seconds])
+    before = server.num_threads()
+    opened = open_at_once(server, name, asked, OPEN_CLIENTS)
+    report.add(
+        case,
+        SERVER,
+        seconds=[opened.seconds],
+        against=[seconds],
+        **{
+            "threads before": before,
+            "threads": opened.most_threads,
+            "open": opened.most_open,
+            "accepted after s": round(opened.posted, 1),
+            "right": sum(a == w for a, w in zip(opened.answers, wanted, strict=True)),
+        },
+    )
 
-    with contextlib.ExitStack() as opened:
-        samplers = [
-            opened.enter_context(
-                contextlib.closing(connect("tinker", base_url=server.url))
-            ).create_sampling_client(base_model=name)
-            for _ in range(-(-count // OPEN_OF_ONE_CLIENT))
-        ]
-        before, most, num_open = server.num_threads(), 0, 0
-        started = time.perf_counter()
-        waiting = ask(samplers)
-        while concurrent.futures.wait(waiting, LOOK_SECONDS).not_done:
-            status = server.status()
-            num_open = max(num_open, status["waiting"] + status["running"])
-            most = max(most, server.num_threads())
-        through = time.perf_counter() - started
-        for future in waiting:
-            future.result()
-    threads = {"threads before": before, "threads": most, "open": num_open}
-    report.add(case, SERVER, seconds=[through], against=[seconds], **threads)
+
+def memory(report: Report, config: Config, name: str, server: Server, vocab_size: int) -> None:
+    """What stays of rounds of clients that come, work and go."""
+    count = max(config.clients)
+    kept = []
+    for _ in range(config.rounds):
+        at_once(lambda i: remote_work(server.url, name, i, config, vocab_size), count)
+        kept.append(server.resident_mib())
+    told = " ".join(f"{mib:.0f}" for mib in kept)
+    report.add(f"{config.rounds} rounds of {count} clients", SERVER, **{"server MiB": told})
 
 
 def latency(report: Report, config: Config, name: str, server: Server, vocab_size: int) -> None:

@@ -1,7 +1,8 @@
-"""The openai client, inspect_ai and lm-evaluation-harness against scripts/serve.py.
+"""The openai client, inspect_ai, lm-evaluation-harness, verifiers and the cookbook's capture proxy
+against scripts/serve.py.
 
     uv run benchmarks/serving_clients.py
-    uv run benchmarks/serving_clients.py clients='["lm-eval"]'
+    uv run benchmarks/serving_clients.py clients='["verifiers","capture proxy"]'
 
 Starts the server, trains an adapter on it by the tinker SDK, and asks the base model and the
 adapter, by its tinker:// path, small sums through each client, which runs unmodified in an
@@ -18,12 +19,16 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import chz
 import numpy as np
-from asked_sums import ASK, CLIENTS, MAX_TOKENS, SUMS, Served, Told, beginning, endings, question
+from asked_sums import ASK as ASK_DIRECTLY
+from asked_sums import CLIENTS as PACKAGES
+from asked_sums import MAX_TOKENS, SUMS, Served, Told, beginning, endings, question
+from capture_proxy import CAPTURE, ask_capture_proxy
 from common import Report, Settings, local_service, prepare
 from server_process import Server, served
 
@@ -44,6 +49,8 @@ from training.models import load_tokenizer, resolve_model
 
 logger = logging.getLogger(__name__)
 
+ASK = {**ASK_DIRECTLY, "capture proxy": ask_capture_proxy}
+CLIENTS = {**PACKAGES, "capture proxy": CAPTURE}
 BASE, ADAPTER = "base model", "adapter"
 TOLERANCE = 1e-4
 STEPS, BATCH, RATE, RANK = 20, 16, 2e-3, 8
@@ -135,24 +142,34 @@ def in_process(sampler: Any) -> dict[str, list[Any]]:
     """What each task comes to without a server. Lines are cut here, not by the sampler."""
     tokenizer = sampler.get_tokenizer()
     params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0, stop=stop_sequences(tokenizer))
-    chats, texts, scored = [], [], []
+    to_user = replace(params, stop=stop_sequences(tokenizer, "role_colon"))
+    chats, texts, scored, plain = [], [], [], []
     for pair in SUMS:
         asked = render_prompt(tokenizer, [{"role": "user", "content": question(*pair)}])
         begun = tokenizer.encode(beginning(*pair), add_special_tokens=False)
         chats.append(sampler.sample(ModelInput.from_ints(asked), 1, params))
         texts.append(sampler.sample(ModelInput.from_ints(begun), 1, params))
+        # as the cookbook's role_colon makes it, part by part
+        parts = ("User:", f" {question(*pair)}\n\n", "Assistant:")
+        tokens = [t for part in parts for t in tokenizer.encode(part, add_special_tokens=False)]
+        plain.append(sampler.sample(ModelInput.from_ints(tokens), 1, to_user))
         for ending in endings(*pair):
             tokens = tokenizer.encode(beginning(*pair) + ending, add_special_tokens=False)
             logprobs = sampler.compute_logprobs(ModelInput.from_ints(tokens))
             scored.append((logprobs, len(begun)))
     answers = [parse_response(tokenizer, sampled_tokens(chat)) for chat in chats]
     written = [parse_continuation(tokenizer, sampled_tokens(text), ["\n"]) for text in texts]
+    colon = [
+        parse_response(tokenizer, sampled_tokens(answer), template="role_colon") for answer in plain
+    ]
     sums = [sum(logprobs.result()[start:]) for logprobs, start in scored]
     return {
         "chat": answers,
         "streamed": answers,
         "chat line": [answer.partition("\n")[0] for answer in answers],
         "written": written,
+        "colon": colon,
+        "colon, Anthropic": colon,
         "choice": [sums[at : at + 2] for at in range(0, len(sums), 2)],
     }
 

@@ -25,7 +25,7 @@ import chz
 from dotenv import load_dotenv
 
 from training.models import resolve_model
-from training.serving.keys import Keys
+from training.serving.keys import LOOPBACK_FILE, Keys
 from utils.config.entrypoint import as_config_errors, config_entrypoint, held_log, raise_problems
 from utils.config.help import MODEL, OUTPUT, WHAT, group
 from utils.devices import DTYPE_DOC, Dtype
@@ -77,6 +77,11 @@ class Config:
         default=None, doc="cpu or cuda; default: cuda where there is one", metadata=MODEL
     )
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
+    max_train_tokens: int | None = chz.field(
+        default=None,
+        doc="of one micro-batch of a training pass, which samples that come meanwhile wait for; "
+        "default: 2048 on a CPU, 16384 on a GPU",
+    )
     adapters_dir: Path | None = chz.field(
         default=None,
         doc="clients may load PEFT folders below it by /v1/load_lora_adapter; default: none",
@@ -107,8 +112,8 @@ class Config:
             )
         if self.adapters_dir is not None and not expanded(self.adapters_dir).is_dir():
             problems.append(f"adapters_dir={str(self.adapters_dir)!r}: there is no such folder")
-        for name in ("max_rank", "max_open_requests", "session_seconds"):
-            if (value := getattr(self, name)) < 1:
+        for name in ("max_train_tokens", "max_rank", "max_open_requests", "session_seconds"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 problems.append(f"{name}={value}: at least 1 is needed")
         raise_problems(problems)
 
@@ -126,12 +131,13 @@ def main(config: Config) -> None:
         with held_log(), as_config_errors():
             listener = opened.enter_context(bound(config.host, config.port))
             url = url_of(config.host, listener)
-            keys = keys_of(config)
             for name in (config.model_name, *config.aliases.values()):
                 resolve_model(name)
             if config.dry_run:
+                check_store_and_keys(config)
                 print(f"{config.model_name} would be served at {url}")
                 return
+            keys = keys_of(config)
             app = loaded(config, keys)
         allow_open_files()
         serve(app, listener, lambda: print(greeting(config, url, keys), flush=True))
@@ -170,6 +176,16 @@ def keys_of(config: Config) -> Keys:
     return Keys.for_loopback(expanded(config.store_dir))
 
 
+def check_store_and_keys(config: Config) -> None:
+    """Raises ValueError where a start would, and leaves nothing behind."""
+    from training.serving.store import check_store
+
+    folder = expanded(config.store_dir)
+    if config.api_keys_file is not None or (folder / LOOPBACK_FILE).exists():
+        keys_of(config)
+    check_store(folder)
+
+
 def loaded(config: Config, keys: Keys) -> "App":
     """The app, with the model in memory. Raises ValueError, for a store of another version too."""
     from training.connect import connect
@@ -195,6 +211,7 @@ def loaded(config: Config, keys: Keys) -> "App":
         # on the disk of the store, which takes what is written there in
         checkpoint_dir=store.staging,
         max_rows=options.engine_rows + options.reserved_rows,
+        max_train_tokens=config.max_train_tokens,
         decode_steps_while_training=DECODE_STEPS_WHILE_TRAINING,
     )
     service.create_sampling_client(base_model=config.model_name)

@@ -10,6 +10,10 @@ from typing import Any, cast
 
 import datasets
 import pytest
+from live_app import live
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 from tiny_chat import save_chat_model
 
 from training.connect import connect
@@ -35,7 +39,7 @@ def cookbook(load_benchmark: Load) -> Any:
 def wanted_of(sums: list[tuple[int, int]], shift: float = 0.0) -> dict[str, list[Any]]:
     answers = [f"{a + b}" if shift == 0 else "none" for a, b in sums]
     logprobs = [[-1.0 + shift, -2.0] for _ in sums]
-    texts = ("chat", "streamed", "chat line", "written")
+    texts = ("chat", "streamed", "chat line", "written", "colon", "colon, Anthropic")
     return {**dict.fromkeys(texts, answers), "choice": logprobs}
 
 
@@ -91,6 +95,38 @@ def test_reads_what_lm_eval_writes(asked: Any, tmp_path: Path) -> None:
     assert asked.told_by_lm_eval(tmp_path, "written") == ([" 5"], 0.5)
     with pytest.raises(ValueError, match="not enough values"):
         asked.told_by_lm_eval(tmp_path, "chat_line")
+
+
+def test_reads_what_verifiers_writes(asked: Any, tmp_path: Path) -> None:
+    out = tmp_path / "evals" / "sums--tiny" / "0"
+    out.mkdir(parents=True)
+    # in the order in which they ended
+    rollouts = [
+        {"example_id": at, "completion": [{"role": "assistant", "content": f"{at}"}]}
+        for at in (2, 0, 1)
+    ]
+    (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rollouts))
+    (out / "metadata.json").write_text(json.dumps({"avg_reward": 0.25}))
+    assert asked.told_by_verifiers(tmp_path) == {"chat": (["0", "1", "2"], 0.25)}
+
+
+def test_the_capture_proxy_has_to_know_a_full_context(load_benchmark: Load) -> None:
+    module = load_benchmark("capture_proxy")
+    told = {"type": "error", "error": {"message": "prompt is too long: 9 prompt tokens"}}
+    for status, body, problem in (
+        (400, told, None),
+        (500, told, "500"),
+        (400, {"detail": "no"}, "no"),
+        (200, {}, "answered beyond the context"),
+    ):
+        reply = JSONResponse(body, status_code=status)
+        app = Starlette(routes=[Route("/v1/messages", lambda _: reply, methods=["POST"])])  # noqa: B023
+        with live(app) as server:
+            if problem is None:
+                module._check_overflow(server.url)
+            else:
+                with pytest.raises(SystemExit, match=problem):
+                    module._check_overflow(server.url)
 
 
 @pytest.mark.slow

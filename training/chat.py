@@ -47,24 +47,35 @@ class _Turn(NamedTuple):
 
 
 def render_prompt(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, template: str = "auto"
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    *,
+    template: str = "auto",
+    most_tokens: int | None = None,
 ) -> list[int]:
     """The tokens after which the model writes the next assistant message.
 
-    Raises ValueError where the template refuses the messages.
+    Raises ValueError where the template refuses the messages, and TooManyTokens where the text is
+    so long that it has more than `most_tokens` for certain, before it is tokenized.
     """
     encoder = encoder_for(tokenizer, messages)
     bos, text = _prompt_text(tokenizer, encoder, messages, template)
+    encoder.check_length(text, most_tokens)
     return [*bos, *encoder.encode(text)]
 
 
 def render_begun_answer(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, template: str = "auto"
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    *,
+    template: str = "auto",
+    most_tokens: int | None = None,
 ) -> list[int]:
     """The tokens after which the model goes on with the last message, an assistant's.
 
     They are those of the prompt that asks for it, and of its text as it stands. Raises ValueError
-    where the template refuses the messages, or does not tell where such a message starts.
+    where the template refuses the messages, or does not tell where such a message starts;
+    TooManyTokens as render_prompt().
     """
     encoder = encoder_for(tokenizer, messages)
     if messages[-1]["role"] != "assistant":
@@ -80,14 +91,20 @@ def render_begun_answer(
             prompt = chat.text(messages[:-1], add_generation_prompt=True)
         else:
             prompt = _opening(chat, chat.text(messages))
+    encoder.check_length(prompt + begun, most_tokens)
     turn = _Turn(len(prompt), len(prompt + begun))
     tokens, _ = _encode_turns(tokenizer, encoder, prompt + begun, [turn])
     return [*bos, *tokens]
 
 
-def render_raw_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The tokens of a text that the model continues, without any template."""
-    return [*leading_bos(tokenizer), *encoder_of(tokenizer, [text]).encode(text)]
+def render_raw_prompt(
+    tokenizer: "PreTrainedTokenizerBase", text: str, *, most_tokens: int | None = None
+) -> list[int]:
+    """The tokens of a text that the model continues, without any template. Raises TooManyTokens as
+    render_prompt()."""
+    encoder = encoder_of(tokenizer, [text])
+    encoder.check_length(text, most_tokens)
+    return [*leading_bos(tokenizer), *encoder.encode(text)]
 
 
 def passage_weights(

@@ -14,8 +14,10 @@ import re
 import secrets
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from training.token_bounds import TokenBound, token_bound
 from utils.json_files import texts_in
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class Encoder:
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Without the tokens that the tokenizer puts around texts: templates write their own."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def check_length(self, text: str, most_tokens: int | None) -> None:
+        """Raises TooManyTokens where encode(text) would give more for certain."""
+        _known(self._tokenizer).bound.check(text, most_tokens)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """For each token of encode(text), the characters it stands for, as the tokenizer tells."""
@@ -78,6 +84,7 @@ class GuardedEncoder(Encoder):
         # the ends stay, because some tokens look at their neighbours
         new = {name: f"{name[0]}{secret}n{i}x{name[-1]}" for i, name in enumerate(longest_first)}
         self._copy, self._new = _renamed(tokenizer, new)
+        self._bound = token_bound(self._copy)
         self._old = {to: name for name, to in self._new.items()}
         self._names = _any_of(longest_first)
         # Half a surrogate pair, which no text holds, in the place of one character: names are none
@@ -128,6 +135,9 @@ class GuardedEncoder(Encoder):
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         return self._copy.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def check_length(self, text: str, most_tokens: int | None) -> None:
+        self._bound.check(text, most_tokens)
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         return self._copy.encode(text, add_special_tokens=False).offsets
 
@@ -142,7 +152,8 @@ class _Known:
         # some tokens are looked for in what the tokenizer normalizes texts to
         tokens = tokenizer.added_tokens_decoder.values()
         looked_for = [t.content for t in tokens if t.normalized and t.content in self.names]
-        self._normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+        self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._normalizer = None if self._backend is None else self._backend.normalizer
         self._normalized: re.Pattern[str] | None = None
         if self._normalizer is not None and looked_for:
             self._normalized = _any_of(map(self._normalizer.normalize_str, looked_for))
@@ -156,6 +167,10 @@ class _Known:
         if self._normalizer is None or self._normalized is None:
             return False
         return bool(self._normalized.search(self._normalizer.normalize_str(text)))
+
+    @cached_property
+    def bound(self) -> TokenBound:
+        return token_bound(self._backend) if self._backend is not None else TokenBound(0)
 
     def guarded(self, tokenizer: PreTrainedTokenizerBase) -> GuardedEncoder:
         if self._guarded is None:

@@ -21,6 +21,7 @@ from places import ROOT
 from served import Served, served, server_environment
 from tiny_chat import save_chat_model
 
+from training.serving.keys import Keys
 from training.serving.store import Store
 
 
@@ -102,6 +103,66 @@ def test_settings_that_cannot_be(folder: Path) -> None:
     (folder / "short.txt").write_text("abc\n")
     said = refused(folder, "model_name=model", "api_keys_file=short.txt", "port=0")
     assert "short.txt" in said and "abc" not in said.replace("short.txt", "")
+
+
+def test_a_dry_run_looks_at_the_store_and_leaves_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dry_run(name: str, **given: Any) -> None:
+        config = serve.Config(
+            model_name=str(folder / "model"),
+            port=0,
+            store_dir=folder / name,
+            dry_run=True,
+            **given,
+        )
+        serve.main(config)
+
+    before = sorted(folder.rglob("*"))
+    dry_run("new/store")
+    assert "would be served at http://127.0.0.1:" in capsys.readouterr().out
+    assert sorted(folder.rglob("*")) == before
+    # of a folder with other things in it
+    (folder / "other/checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"store_dir='.*other': checkpoints in it is no folder"):
+        dry_run("other")
+    with (
+        contextlib.closing(Store(folder / "used")),
+        pytest.raises(ValueError, match=r"store_dir='.*used': .* is at work here"),
+    ):
+        dry_run("used")
+    dry_run("used")
+    with contextlib.closing(sqlite3.connect(folder / "used" / "serving.sqlite")) as database:
+        database.execute("PRAGMA user_version=7")
+    with pytest.raises(ValueError, match="a store of version 7"):
+        dry_run("used")
+    (folder / "secret").mkdir()
+    (folder / "secret/loopback.key").write_text("short")
+    with pytest.raises(ValueError, match="remove this file for a new key"):
+        dry_run("secret")
+    (folder / "file").write_text("")
+    with pytest.raises(ValueError, match=r"store_dir='.*file/store': nothing can be written"):
+        dry_run("file/store")
+
+
+def test_the_engine_is_given_its_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def asked(*_backend: str, **options: Any) -> None:
+        raise Asked(options)
+
+    monkeypatch.setattr("training.connect.connect", asked)
+    keys = Keys.for_loopback(folder)
+    for given, wanted in (({}, None), ({"max_train_tokens": 512}, 512)):
+        config = serve.Config(
+            model_name=str(folder / "model"), store_dir=folder / f"store-{wanted}", **given
+        )
+        with pytest.raises(Asked) as caught:
+            serve.loaded(config, keys)
+        assert caught.value.args[0]["max_train_tokens"] == wanted
+    with pytest.raises(ValueError, match="max_train_tokens=0: at least 1 is needed"):
+        serve.Config(max_train_tokens=0)
 
 
 def test_a_store_of_another_version(folder: Path) -> None:

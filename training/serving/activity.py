@@ -1,4 +1,4 @@
-"""How fast the server is: tokens that were sampled and trained on in the last seconds."""
+"""How fast the server is: tokens that were sampled and trained on, lately and in all."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,33 +11,51 @@ WINDOW_SECONDS = 30.0
 
 
 class Speed:
-    """Tokens per second, over the last WINDOW_SECONDS of a `clock` that gives seconds."""
+    """Tokens per second, over the last WINDOW_SECONDS of a `clock` that gives seconds; `total`: of
+    all time."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._started = clock()
         self._added: deque[tuple[float, int]] = deque()
-        self._total = 0
+        self._recent = 0
+        self.total = 0
 
     def add(self, num_tokens: int) -> None:
         if num_tokens:
             self._added.append((self._clock(), num_tokens))
-            self._total += num_tokens
+            self._recent += num_tokens
+            self.total += num_tokens
+
+    def count_to(self, total: int) -> None:
+        """What is counted elsewhere, from time to time."""
+        self.add(total - self.total)
 
     def per_second(self) -> float:
         now = self._clock()
         while self._added and now - self._added[0][0] >= WINDOW_SECONDS:
-            self._total -= self._added.popleft()[1]
+            self._recent -= self._added.popleft()[1]
         # a server that has just started is not slow
-        return self._total / min(WINDOW_SECONDS, max(now - self._started, 1.0))
+        return self._recent / min(WINDOW_SECONDS, max(now - self._started, 1.0))
 
 
 class Activity:
-    """Speeds of the engine, by what it is asked for."""
+    """Speeds of the engine, by what it is asked for. `tokens_trained` counts up while a pass runs;
+    where it tells None, what was trained on counts when its result comes."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        tokens_trained: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self.sampled = Speed(clock)
         self.trained = Speed(clock)
+        self._tokens_trained = tokens_trained
+
+    def look(self) -> None:
+        """To be called often: what was trained since the last time counts as of now."""
+        if (total := self._tokens_trained()) is not None:
+            self.trained.count_to(total)
 
     def note(self, result: Any) -> None:
         """The result of a request that is done; others than those of tokens do not count."""
@@ -45,7 +63,7 @@ class Activity:
             result = result.response
         if isinstance(result, SampleResponse):
             self.sampled.add(sum(len(sequence.tokens_np) for sequence in result.sequences))
-        elif isinstance(result, ForwardBackwardOutput):
+        elif isinstance(result, ForwardBackwardOutput) and self._tokens_trained() is None:
             # one logprob for each position
             logprobs = [output["logprobs"] for output in result.loss_fn_outputs]
             self.trained.add(sum(len(tensor.data) for tensor in logprobs))

@@ -13,6 +13,8 @@ from training.serving.errors import STATUSES, ServingError, bad_request, not_fou
 from training.serving.host import Host
 from training.serving.keys import Keys
 from training.serving.links import Links
+from training.serving.metrics import MEDIA_TYPE as METRICS_TYPE
+from training.serving.metrics import Metrics
 from training.serving.middleware import BodyCaps, KeyCheck, RequestLog
 from training.serving.openai.errors import error_reply as openai_error_reply
 from training.serving.openai.router import PREFIXES as OPENAI_PREFIXES
@@ -87,6 +89,12 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
         # clients of vLLM read this field
         return {"version": package_versions(("autodidact",))["autodidact"]}
 
+    metrics = Metrics(host.status)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(metrics.text(), media_type=METRICS_TYPE)
+
     @app.exception_handler(ServingError)
     async def refused(request: Request, error: ServingError) -> Response:
         return render(error, request.url.path)
@@ -112,7 +120,7 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
 
     app.add_middleware(BodyCaps, cap_of=cap_of, render=render)
     app.add_middleware(KeyCheck, keys=keys, is_open=is_open, hosts=options.hosts, render=render)
-    app.add_middleware(RequestLog, render=render)
+    app.add_middleware(RequestLog, render=render, observe=metrics.observe)
     return app
 
 

@@ -76,6 +76,11 @@ class Backend:
         engine = getattr(self._service, "engine", None)
         return source if engine is None else engine(source).decoder.fingerprint
 
+    @property
+    def tokens_trained(self) -> int | None:
+        """Since it started, up to now; None where the backend does not tell before a pass ends."""
+        return getattr(self._service, "tokens_trained", None)
+
     def close(self) -> None:
         self._service.close()
 
@@ -166,12 +171,13 @@ def done(value: Any) -> APIFuture[Any]:
 
 
 def context_overflow(prompt: int, max_tokens: int, context: int) -> str | None:
-    """What to say where a prompt and its answer are longer than the model reads."""
+    """What to say where a prompt and its answer are longer than the model reads. The cookbook's
+    capture proxy knows it by `N prompt tokens + M max_tokens > C`, the hosted service's form."""
     if prompt + max_tokens <= context:
         return None
     return (
-        f"the prompt has {prompt} tokens and max_tokens is {max_tokens}, together "
-        f"{prompt + max_tokens}; the model's context holds {context}"
+        "the prompt and its answer are longer than the model's context: "
+        f"{prompt} prompt tokens + {max_tokens} max_tokens > {context}"
     )
 
 

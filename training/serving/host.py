@@ -60,10 +60,10 @@ class Host:
         self.bases = models
         self._clock = clock
         self._started_at = clock()
-        self._activity = Activity(clock)
         self._forgot_at = clock()
         self._lengths: dict[str, int | None] = {}
         self._backend = Backend(service)
+        self._activity = Activity(clock, lambda: self._backend.tokens_trained)
         self._workers = Workers()
         self._promises = Promises(
             store.futures,
@@ -273,6 +273,7 @@ class Host:
     def sweep(self) -> None:
         """Frees what silent clients hold, expired results and expired checkpoints."""
         self._promises.sweep()
+        self._activity.look()
         self._forget_futures()
         open_promises = [promise for promise in self._promises if promise.is_open]
         for session_id in self._sessions.silent(open_promises):
@@ -296,7 +297,8 @@ class Host:
             self.store.futures.forget(utc_now() - datetime.timedelta(days=1))
 
     def status(self) -> dict[str, Any]:
-        """For the page: what runs now, of all owners."""
+        """For the page and for metrics: what runs now, of all owners."""
+        self._activity.look()
         return {
             "uptime_seconds": self._clock() - self._started_at,
             "base_models": self.bases.names,
@@ -307,6 +309,8 @@ class Host:
             "running": self._scheduler.num_running,
             "sampled_per_second": self._activity.sampled.per_second(),
             "trained_per_second": self._activity.trained.per_second(),
+            "sampled_tokens": self._activity.sampled.total,
+            "trained_tokens": self._activity.trained.total,
             "result_bytes": self._promises.num_bytes,
         }
 

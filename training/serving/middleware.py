@@ -28,16 +28,19 @@ _DRAIN_SECONDS = 20.0
 _LONGEST_LOGGED = 80
 
 Render = Callable[[ServingError, str], Response]
+Observe = Callable[[Scope, int, float], None]
 
 
 class RequestLog:
     """The outermost: gives `scope["state"]["request_id"]`, sends it as x-request-id, and writes one
     line per request with what the SDK says of itself. Query strings, which may hold signatures, and
-    keys are never written. What no route caught becomes a server fault with that id."""
+    keys are never written. What no route caught becomes a server fault with that id. `observe` is
+    told the scope, the status and the seconds of each request."""
 
-    def __init__(self, app: ASGIApp, render: Render) -> None:
+    def __init__(self, app: ASGIApp, render: Render, observe: Observe = lambda *_: None) -> None:
         self._app = app
         self._render = render
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,13 +78,15 @@ class RequestLog:
                 )
                 await self._render(error, scope["path"])(scope, receive, send_with_id)
         finally:
+            seconds = time.perf_counter() - started
+            self._observe(scope, status, seconds)
             access_log.info(
                 "%s %s %s %d %.0f ms%s",
                 request_id,
                 scope["method"],
                 _shown(scope["path"]),
                 status,
-                1000 * (time.perf_counter() - started),
+                1000 * seconds,
                 _client_words(Headers(scope=scope)),
             )
 

@@ -39,9 +39,9 @@ class Store:
         """Raises ValueError, one sentence: a folder of something else, of another version, in use,
         or not writable."""
         self.folder = expanded(folder).absolute()
-        self._claim = Claim(self.folder / "serving.lock", f"store={str(folder)!r}")
+        self._claim = _claim(self.folder)
         try:
-            self._check_folders()
+            _check_folders(self.folder)
             self._database = Database(self.folder / FILE)
         except BaseException:
             self._claim.release()
@@ -58,10 +58,10 @@ class Store:
         except BaseException as error:
             self.close()
             if isinstance(error, ServingError):
-                raise ConfigError(f"store={str(folder)!r}: {error.message}") from error
+                raise ConfigError(f"store_dir={str(folder)!r}: {error.message}") from error
             if isinstance(error, OSError):
                 told = self.disk_fault(error).message
-                raise ConfigError(f"store={str(folder)!r}: {told}") from error
+                raise ConfigError(f"store_dir={str(folder)!r}: {told}") from error
             raise
 
     @property
@@ -83,19 +83,37 @@ class Store:
         text = text.replace(f"{self.folder}/", "").replace(str(self.folder), ".")
         return server_fault(f"{text}; the server's disk failed, earlier checkpoints are untouched")
 
-    def _check_folders(self) -> None:
-        """Their contents will be cleaned, so they must be a store's."""
-        is_new = not (self.folder / FILE).exists()
-        for name in (CHECKPOINTS, STAGING):
-            path = self.folder / name
-            if path.is_symlink() or (path.exists() and (is_new or not path.is_dir())):
-                raise ConfigError(
-                    f"store={str(self.folder)!r}: {name} in it is no folder of a store; give an "
-                    "empty folder or a new one"
-                )
-
     def _make_folders(self) -> None:
         if self.staging.exists():
             shutil.rmtree(self.staging)
         for name in (CHECKPOINTS, STAGING):
             (self.folder / name).mkdir(exist_ok=True)
+
+
+def check_store(folder: Path | str) -> None:
+    """Raises ValueError where Store(folder) would, and makes no store where there is none."""
+    folder = expanded(folder).absolute()
+    if (folder / FILE).exists():
+        Store(folder).close()
+        return
+    claim = _claim(folder)
+    try:
+        _check_folders(folder)
+    finally:
+        claim.release()
+
+
+def _claim(folder: Path) -> Claim:
+    return Claim(folder / "serving.lock", f"store_dir={str(folder)!r}")
+
+
+def _check_folders(folder: Path) -> None:
+    """Their contents will be cleaned, so they must be a store's."""
+    is_new = not (folder / FILE).exists()
+    for name in (CHECKPOINTS, STAGING):
+        path = folder / name
+        if path.is_symlink() or (path.exists() and (is_new or not path.is_dir())):
+            raise ConfigError(
+                f"store_dir={str(folder)!r}: {name} in it is no folder of a store; give an "
+                "empty folder or a new one"
+            )

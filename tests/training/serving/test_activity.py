@@ -1,6 +1,10 @@
 """Tokens per second, as the page shows them."""
 
+from typing import Any
+
 import numpy as np
+import pytest
+from host_world import data_of
 
 from training.api import ForwardBackwardOutput, SampledSequence, SampleResponse, TensorData
 from training.serving.activity import WINDOW_SECONDS, Activity
@@ -32,6 +36,45 @@ def test_tokens_count_for_a_while_and_then_no_more() -> None:
     clock.seconds += 10
     assert activity.sampled.per_second() == 0
     assert activity.trained.per_second() == 0
+
+
+def test_what_is_counted_elsewhere_counts_as_of_the_look() -> None:
+    clock = Clock()
+    trained = 500
+    activity = Activity(clock, lambda: trained)
+    clock.seconds += 100
+    activity.look()
+    assert activity.trained.per_second() == 500 / WINDOW_SECONDS
+    trained += 70
+    clock.seconds += 20
+    activity.look()
+    activity.look()
+    # the result of that pass adds nothing to it
+    activity.note(ForwardBackwardOutput("logprobs", [], {}))
+    assert activity.trained.per_second() == 570 / WINDOW_SECONDS
+    clock.seconds += 10
+    assert activity.trained.per_second() == 70 / WINDOW_SECONDS
+    assert activity.trained.total == 570
+
+
+def test_training_counts_while_its_pass_runs(
+    tiny_model: Any, connect_local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, model = connect_local(max_train_tokens=20), tiny_model("llama_tied")
+    trainer = service.create_lora_training_client(model, rank=4, seed=0)
+    assert service.tokens_trained == 0
+    seen: list[int] = []
+    monkeypatch.setattr(
+        service.engine(model),
+        "_decode_while_training",
+        lambda: seen.append(service.tokens_trained),
+    )
+    # 18 positions each, so a micro-batch each
+    trainer.forward_backward(data_of(0, (19, 19, 19)), "cross_entropy").result()
+    # once more after the pass
+    assert seen == [18, 36, 54]
+    trainer.forward(data_of(1, (9,)), "cross_entropy").result()
+    assert service.tokens_trained == 62
 
 
 def test_a_training_pass_counts_its_positions() -> None:

@@ -129,6 +129,11 @@ class LocalServiceClient:
                 )
             return self._engines[base_model]
 
+    @property
+    def tokens_trained(self) -> int:
+        """Local extension: of all base models, counted as micro-batches end."""
+        return sum(engine.trainer.tokens_trained for engine in list(self._engines.values()))
+
     def adapter_memory(
         self,
         base_model: str,

@@ -69,6 +69,8 @@ class Trainer:
         self._share_prompts = share_prompts
         self._batch: list[Tree] = []
         self.tokens_computed = 0
+        # positions of data whose micro-batch is done, where a shared prompt counts for each
+        self.tokens_trained = 0
 
     def run(
         self, jobs: list[TrainJob], between: Callable[[], None] = lambda: None
@@ -139,6 +141,7 @@ class Trainer:
                     between()
                 is_first = False
                 self._micro_batch(batch, jobs, members, results, backward)
+                self.tokens_trained += sum(len(sequence_of(m)) for m in _members(batch))
         _check_gradients(results)
         return [result.output() for result in results]
 

@@ -19,6 +19,8 @@ from training.serving.openai.generation import (
     asked_of,
     checked_room,
     for_client,
+    most_tokens,
+    refusing_long_texts,
     streamed,
 )
 from training.serving.openai.logprobs import chat_logprobs
@@ -58,13 +60,16 @@ class ChatReply:
         sampling, hosted = self._sampling, self._hosted
         if sampling.schema is not None:
             check_schema(sampling.schema)
-        prompt = chat_prompt(
-            self._tokenizer,
-            self._request.messages,
-            template=hosted.template,
-            continues=self._request.continues,
-        )
-        checked_room(len(prompt.tokens), sampling.max_tokens, hosted.context_length)
+        room = (sampling.max_tokens, hosted.context_length)
+        with refusing_long_texts(*room):
+            prompt = chat_prompt(
+                self._tokenizer,
+                self._request.messages,
+                template=hosted.template,
+                continues=self._request.continues,
+                most_tokens=most_tokens(*room),
+            )
+        checked_room(len(prompt.tokens), *room)
         # what is held to a schema is the answer itself
         has_thoughts = sampling.schema is None and thinks(self._tokenizer)
         form = chat_form(

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from training.api import SampleResponse
 from training.chat import decode, leading_bos, render_raw_prompt
-from training.control_tokens import names_control_token
+from training.control_tokens import Encoder, names_control_token
 from training.serving.errors import bad_request
 from training.serving.hosted import Hosted
 from training.serving.openai.answers import (
@@ -29,6 +29,8 @@ from training.serving.openai.generation import (
     asked_of,
     checked_room,
     for_client,
+    most_tokens,
+    refusing_long_texts,
     streamed,
     together,
 )
@@ -86,18 +88,21 @@ class CompletionReply:
         return [self._prompt(prompt) for prompt in self._request.prompts]
 
     def _prompt(self, prompt: Prompt) -> _Prompt:
+        asked = self._sampling.max_tokens
+        context = self._hosted.context_length
         if isinstance(prompt, str):
-            text, (tokens, num_outside) = prompt, self._encoded(prompt)
+            with refusing_long_texts(asked, context):
+                tokens, num_outside = self._encoded(prompt, most_tokens(asked, context))
         else:
-            text, tokens, num_outside = decode(self._tokenizer, prompt), prompt, 0
+            tokens, num_outside = prompt, 0
         if not tokens:
             raise bad_request(
                 "prompt is empty: at least one token is needed",
                 param="prompt",
                 code="invalid_value",
             )
-        asked = self._sampling.max_tokens
-        room = checked_room(len(tokens), asked, self._hosted.context_length)
+        room = checked_room(len(tokens), asked, context)
+        text = prompt if isinstance(prompt, str) else decode(self._tokenizer, prompt)
         if asked is None:
             asked = DEFAULT_COMPLETION_TOKENS
             asked = asked if room is None else min(asked, room)
@@ -106,8 +111,8 @@ class CompletionReply:
         )
         return _Prompt(asked_of(tokens, form, self._sampling, max(1, asked)), text, num_outside)
 
-    def _encoded(self, text: str) -> tuple[list[int], int]:
-        """Its tokens, and how many of them stand before it."""
+    def _encoded(self, text: str, most: int | None) -> tuple[list[int], int]:
+        """Its tokens, and how many of them stand before it. Raises TooManyTokens."""
         bos = leading_bos(self._tokenizer)
         if self._request.parse_special is None and names_control_token(self._tokenizer, text):
             raise bad_request(
@@ -117,7 +122,8 @@ class CompletionReply:
                 code="control_token",
             )
         if not self._request.parse_special:
-            return render_raw_prompt(self._tokenizer, text), len(bos)
+            return render_raw_prompt(self._tokenizer, text, most_tokens=most), len(bos)
+        Encoder(self._tokenizer).check_length(text, most)
         tokens = self._tokenizer.encode(text, add_special_tokens=False)
         # a text that a template made begins with it already
         if tokens[:1] == bos:

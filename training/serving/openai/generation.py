@@ -1,18 +1,19 @@
 """From a checked request to sampled tokens, for as long as the client waits for them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from training.api import ModelInput, SamplingParams, StopReason
-from training.serving.errors import bad_request
+from training.serving.errors import ServingError, bad_request
 from training.serving.hosted import Hosted, StreamedToken
 from training.serving.openai.answers import AnswerForm, Token
 from training.serving.openai.requests import Sampling
+from training.token_bounds import TooManyTokens
 
 T = TypeVar("T")
 
@@ -49,6 +50,11 @@ def asked_of(
     return Asked(prompt, form, params)
 
 
+def most_tokens(max_tokens: int | None, context: int | None) -> int | None:
+    """Of a prompt: what the context leaves; None where it is not known."""
+    return None if context is None else context - max(1, max_tokens or 0)
+
+
 def checked_room(num_prompt: int, max_tokens: int | None, context: int | None) -> int | None:
     """How many tokens the context leaves; None where it is not known. Raises ServingError 400 where
     they do not do."""
@@ -56,14 +62,29 @@ def checked_room(num_prompt: int, max_tokens: int | None, context: int | None) -
         return None
     room = context - num_prompt
     if room < max(1, max_tokens or 0):
-        wanted = "at least 1 token of an answer" if max_tokens is None else f"{max_tokens=}"
-        raise bad_request(
-            f"the model's context holds {context} tokens, and the prompt's {num_prompt} and "
-            f"{wanted} are more; shorten the prompt or ask for fewer tokens",
-            param="max_tokens" if room > 0 else None,
-            code="context_length_exceeded",
-        )
+        raise _too_long(f"{num_prompt}", room, max_tokens, context)
     return room
+
+
+@contextmanager
+def refusing_long_texts(max_tokens: int | None, context: int | None) -> Iterator[None]:
+    """Around what raises TooManyTokens: the same error as checked_room()'s."""
+    try:
+        yield
+    except TooManyTokens as error:
+        assert context is not None
+        room = context - error.at_least
+        raise _too_long(f"{error.at_least} or more", room, max_tokens, context) from error
+
+
+def _too_long(prompt: str, room: int, max_tokens: int | None, context: int) -> ServingError:
+    wanted = "at least 1 token of an answer" if max_tokens is None else f"{max_tokens=}"
+    return bad_request(
+        f"the model's context holds {context} tokens, and the prompt's {prompt} and "
+        f"{wanted} are more; shorten the prompt or ask for fewer tokens",
+        param="max_tokens" if room > 0 else None,
+        code="context_length_exceeded",
+    )
 
 
 class Sampled(NamedTuple):

@@ -9,6 +9,7 @@ from training.domains.base import Message
 from training.serving.errors import ServingError, bad_request
 from training.serving.openai.fields import unsupported, wrong_value
 from training.serving.openai.thoughts import CLOSES, OPENS
+from training.token_bounds import TooManyTokens
 
 ROLES = ("system", "developer", "user", "assistant")
 # of other roles' messages and of what clients send back of an answer: nothing, or not served
@@ -24,9 +25,15 @@ class ChatPrompt(NamedTuple):
 
 
 def chat_prompt(
-    tokenizer: Any, messages: list[Any], *, template: str, continues: bool
+    tokenizer: Any,
+    messages: list[Any],
+    *,
+    template: str,
+    continues: bool,
+    most_tokens: int | None = None,
 ) -> ChatPrompt:
-    """Raises ServingError 400 for messages that cannot be a prompt of this model."""
+    """Raises ServingError 400 for messages that cannot be a prompt of this model, and TooManyTokens
+    where they have more than `most_tokens` for certain."""
     if template == "auto" and tokenizer.chat_template is None:
         raise bad_request(
             "this model has no chat template; ask it through /completions, with the text that it "
@@ -53,7 +60,9 @@ def chat_prompt(
     try:
         check_names(tokenizer, read, (), template)
         render = render_begun_answer if continues else render_prompt
-        tokens = render(tokenizer, read, template=template)
+        tokens = render(tokenizer, read, template=template, most_tokens=most_tokens)
+    except TooManyTokens:
+        raise
     except ValueError as error:
         raise bad_request(str(error), param="messages", code="invalid_value") from error
     begun = read[-1]["content"] if continues else ""

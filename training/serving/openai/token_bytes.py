@@ -5,6 +5,8 @@ import re
 import weakref
 from typing import Any
 
+from training.token_bounds import byte_letters
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _BLANK = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -16,7 +18,7 @@ class TokenBytes:
         self._tokenizer = tokenizer
         self._added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
         steps = _steps(tokenizer)
-        self._byte_of = _byte_letters() if "ByteLevel" in steps else None
+        self._byte_of = byte_letters() if "ByteLevel" in steps else None
         self._has_blanks = bool(steps & {"ByteFallback", "Metaspace"})
 
     def __call__(self, token: int) -> bytes:
@@ -52,12 +54,3 @@ def _steps(tokenizer: Any) -> set[str]:
         return set()
     spec = json.loads(decoder.__getstate__())
     return {step["type"] for step in [spec, *spec.get("decoders", ())]}
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letters in which byte-level vocabularies write bytes: printable ones stand for
-    themselves, the others follow from U+0100 on (Radford et al. 2019)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(0x100 + at): byte for at, byte in enumerate(others)}

@@ -6,6 +6,7 @@ uv run pytest tests/training/serving/openai/test_openai_face.py
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 from openai_world import BASE, KEYS, OWNER, World, openai_world
 from tiny_chat import save_chat_model
 
-from training.api import ModelInput, SamplingParams
+from training.api import ModelInput, SampleResponse, SamplingParams
 from training.chat import (
     parse_continuation,
     parse_response,
@@ -23,6 +24,9 @@ from training.chat import (
     render_raw_prompt,
     stop_sequences,
 )
+from training.control_tokens import Encoder, GuardedEncoder
+from training.serving import backend
+from training.serving.hosted import Hosted
 from utils.llm.api import Request, Role
 from utils.llm.openai_endpoint import OpenAIEndpoint
 
@@ -291,6 +295,24 @@ def test_stop_texts_are_cut_from_the_answer(world: World, client: Any) -> None:
     assert parse_continuation(tokenizer, sequence.tokens, [stop]) == wanted
 
 
+def test_usage_tells_how_much_of_the_prompt_the_backend_had(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O11: the local engine keeps no prompts; others do."""
+    sample = Hosted.sample
+
+    async def with_hits(self: Hosted, *args: Any, **asked: Any) -> SampleResponse:
+        return replace(await sample(self, *args, **asked), prompt_cache_hit_tokens=3)
+
+    told = client.chat.completions.create(model=BASE, messages=HELLO, max_tokens=2)
+    assert told.usage.prompt_tokens_details.cached_tokens == 0
+    monkeypatch.setattr(Hosted, "sample", with_hits)
+    told = client.chat.completions.create(model=BASE, messages=HELLO, max_tokens=2)
+    assert told.usage.prompt_tokens_details.cached_tokens == 3
+    told = client.completions.create(model=BASE, prompt=["yes yes", "no no"], max_tokens=2)
+    assert told.usage.prompt_tokens_details.cached_tokens == 6
+
+
 def test_streams_are_the_whole_answers(client: Any) -> None:
     """O9, O11, O18: n choices, each with the tokens, logprobs and usage of the plain reply."""
     asked: Any = {
@@ -474,6 +496,66 @@ def test_defaults_and_limits(client: Any) -> None:
     assert all(number in error.message for number in ("4096", "4090", "32"))
     long = refused(lambda: client.completions.create(model=BASE, prompt="y" * 5000))
     assert long.code == "context_length_exceeded" and "5000" in long.message
+
+
+LONG = "All work and no play. " * 20_000
+
+
+@pytest.mark.parametrize("end", ["", "<|im_end|>"])
+def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_tokenized(
+    end: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O21: megabytes would take a thread seconds, however many of them are sent."""
+    encoded: list[str] = []
+    for encoder in (Encoder, GuardedEncoder):
+        monkeypatch.setattr(encoder, "encode", lambda _, text, **__: encoded.append(text) or [5])
+    text = LONG + end
+    asked: list[Any] = [{"role": "user", "content": text}]
+    begun: Any = [*HELLO, {"role": "assistant", "content": text}]
+    continued = {"continue_final_message": True, "add_generation_prompt": False}
+    for call in (
+        lambda: client.chat.completions.create(model=BASE, messages=asked, stream=True),
+        lambda: client.chat.completions.create(model=BASE, messages=begun, extra_body=continued),
+        lambda: client.completions.create(
+            model=BASE, prompt=["no", text], extra_body={"parse_special": False}
+        ),
+        lambda: client.completions.create(
+            model=BASE, prompt=text, extra_body={"parse_special": True}
+        ),
+    ):
+        error = refused(call)
+        assert error.code == "context_length_exceeded"
+        assert "4096" in error.message and " or more" in error.message
+    assert encoded == ["no"]
+
+
+def test_token_ids_that_are_far_too_many_are_refused_as_they_are(
+    world: World, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T39, O21: on both faces, with the exact number, before anything is made of them."""
+    monkeypatch.setattr(backend, "prepare_sample", None)
+    monkeypatch.setattr("training.serving.openai.completions.decode", None)
+    error = refused(lambda: client.completions.create(model=BASE, prompt=[5] * 300_000))
+    assert error.code == "context_length_exceeded" and "300000" in error.message
+
+    def post(path: str, **body: Any) -> httpx.Response:
+        return httpx.post(f"{world.url}/api/v1/{path}", json=body, headers=AUTHORIZED)
+
+    session = post("create_session", tags=[], sdk_version="0.38.0").json()["session_id"]
+    sampler = post(
+        "create_sampling_session", session_id=session, sampling_session_seq_id=0, base_model=BASE
+    ).json()["sampling_session_id"]
+    told = post(
+        "asample",
+        sampling_session_id=sampler,
+        seq_id=0,
+        num_samples=1,
+        prompt={"chunks": [{"type": "encoded_text", "tokens": [5] * 300_000}]},
+        sampling_params={"max_tokens": 3},
+    )
+    assert told.status_code == 400
+    # the words by which the cookbook's capture proxy knows it
+    assert "300000 prompt tokens + 3 max_tokens > 4096" in told.json()["detail"]
 
 
 # ----------------------------------------------------------------------------------------- refusals

@@ -79,6 +79,24 @@ def test_nothing_is_shown_without_the_key(browser: Browser, site: Site) -> None:
     assert all(key == KEY for path, key in site.keys_seen if path == "/v1/models")
 
 
+def test_a_key_with_letters_that_no_header_takes_is_told(browser: Browser, site: Site) -> None:
+    told = "that is no API key: a key has letters, digits and signs of ASCII, and no blanks"
+    browser.open(site.url)
+    browser.wait("!document.querySelector('#login').hidden")
+    browser.type("#key", "tml-ключ-0123456789")
+    browser.press("Enter")
+    browser.wait("document.querySelector('#login-error').innerText !== ''")
+    assert browser.text("#login-error") == told
+    # in the address too
+    browser.open(f"{site.url}#key=tml-%D0%BA%D0%BB%D1%8E%D1%87-0123456789")
+    browser.wait("document.querySelector('#login-error').innerText !== ''")
+    assert browser.text("#login-error") == told and browser.value("location.href") == site.url
+    assert browser.value("sessionStorage.length") == 0
+    browser.type("#key", KEY)
+    browser.press("Enter")
+    browser.wait(f"{IN} && {LISTED}")
+
+
 def test_the_key_in_the_address_is_not_sent_in_it_and_does_not_stay(
     browser: Browser, site: Site
 ) -> None:
