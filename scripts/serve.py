@@ -86,6 +86,9 @@ class Config:
         default=None,
         doc="clients may load PEFT folders below it by /v1/load_lora_adapter; default: none",
     )
+    external_uploads: bool = chz.field(
+        default=False, doc="clients may upload adapters, as SDKs from 0.39 on can"
+    )
     max_rank: int = chz.field(default=256, doc="highest rank of an adapter")
     max_open_requests: int = chz.field(
         default=10_000, doc="requests that one key may have waiting; more are refused for a while"
@@ -199,6 +202,7 @@ def loaded(config: Config, keys: Keys) -> "App":
         max_rank=config.max_rank,
         max_open_requests=config.max_open_requests,
         session_seconds=config.session_seconds,
+        uploads=config.external_uploads,
     )
     is_local = config.host in LOOPBACK
     adapters_dir = None if config.adapters_dir is None else expanded(config.adapters_dir)

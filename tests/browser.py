@@ -99,6 +99,10 @@ class Browser:
         self.size(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self.go(url)
+
+    def go(self, url: str) -> None:
+        """In the same tab, also to where it is; it is another document afterwards."""
         self._call("Page.navigate", url=url)
 
     def size(self, width: int, height: int) -> None:

@@ -14,7 +14,7 @@ from training.api import AdamParams
 from training.connect import connect
 from training.serving.app import make_app
 from training.serving.base_models import BaseModels
-from training.serving.host import Host
+from training.serving.host import Host, HostOptions
 from training.serving.keys import Keys
 from training.serving.links import Links
 
@@ -58,12 +58,17 @@ async def _train(host: Host) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def openai_world(place: Path, folder: str, adapters_dir: Path | None = None) -> Iterator[World]:
+def openai_world(
+    place: Path,
+    folder: str,
+    adapters_dir: Path | None = None,
+    options: HostOptions | None = None,
+) -> Iterator[World]:
     """A server of the model in `folder`, named BASE, and of two adapters on it."""
     service: Any = connect("local", checkpoint_dir=place / "checkpoints", device="cpu")
     store = open_store(place)
     bases = BaseModels([folder], {BASE: folder})
-    host = Host(service, store, bases, adapters_dir=adapters_dir)
+    host = Host(service, store, bases, options, adapters_dir=adapters_dir)
     (place / "keys.txt").write_text("".join(f"{name}:{KEYS[name]}\n" for name in KEYS))
     app = make_app(host, Keys.from_file(place / "keys.txt"), Links())
     try:

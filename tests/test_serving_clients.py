@@ -1,6 +1,7 @@
 """benchmarks/serving_clients.py and cookbook.py: what they compare and read, without their clients'
 environments; the openai client, which is installed here, runs against a server."""
 
+import contextlib
 import json
 import os
 import sys
@@ -10,10 +11,9 @@ from typing import Any, cast
 
 import datasets
 import pytest
+from fastapi import FastAPI
 from live_app import live
-from starlette.applications import Starlette
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 from tiny_chat import save_chat_model
 
 from training.connect import connect
@@ -110,23 +110,25 @@ def test_reads_what_verifiers_writes(asked: Any, tmp_path: Path) -> None:
     assert asked.told_by_verifiers(tmp_path) == {"chat": (["0", "1", "2"], 0.25)}
 
 
-def test_the_capture_proxy_has_to_know_a_full_context(load_benchmark: Load) -> None:
-    module = load_benchmark("capture_proxy")
-    told = {"type": "error", "error": {"message": "prompt is too long: 9 prompt tokens"}}
-    for status, body, problem in (
-        (400, told, None),
-        (500, told, "500"),
-        (400, {"detail": "no"}, "no"),
-        (200, {}, "answered beyond the context"),
-    ):
-        reply = JSONResponse(body, status_code=status)
-        app = Starlette(routes=[Route("/v1/messages", lambda _: reply, methods=["POST"])])  # noqa: B023
-        with live(app) as server:
-            if problem is None:
-                module._check_overflow(server.url)
-            else:
-                with pytest.raises(SystemExit, match=problem):
-                    module._check_overflow(server.url)
+@pytest.mark.parametrize(
+    ("status", "told", "problem"),
+    [
+        (400, "prompt is too long: 9 prompt tokens", None),
+        (500, "prompt is too long", "on a full context: 500"),
+        (400, "no", "on a full context: 400 .*no"),
+        (200, "", "answered beyond the context"),
+    ],
+)
+def test_the_capture_proxy_has_to_know_a_full_context(
+    status: int, told: str, problem: str | None, load_benchmark: Load
+) -> None:
+    app = FastAPI()
+    reply = JSONResponse({"error": {"message": told}}, status_code=status)
+    app.add_api_route("/v1/messages", lambda: reply, methods=["POST"])
+    with live(app) as server, contextlib.ExitStack() as refused:
+        if problem is not None:
+            refused.enter_context(pytest.raises(SystemExit, match=problem))
+        load_benchmark("capture_proxy")._check_overflow(server.url)
 
 
 @pytest.mark.slow

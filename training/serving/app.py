@@ -21,6 +21,7 @@ from training.serving.openai.router import PREFIXES as OPENAI_PREFIXES
 from training.serving.openai.router import router as openai_router
 from training.serving.page.routes import OPEN as PAGE
 from training.serving.page.routes import page_routes
+from training.serving.uploads import WEIGHTS
 from training.serving.wire.replies import error_reply as tinker_error_reply
 from training.serving.wire.routes_checkpoints import checkpoint_routes
 from training.serving.wire.routes_download import DOWNLOADS, download_routes
@@ -29,20 +30,24 @@ from training.serving.wire.routes_sampling import sampling_routes
 from training.serving.wire.routes_session import session_routes
 from training.serving.wire.routes_training import training_routes
 from training.serving.wire.routes_unserved import unserved_routes
+from training.serving.wire.routes_upload import UPLOADS, upload_routes
 from utils.runs.provenance import package_versions
 
 TINKER = "/api/v1"
 # what says nothing of anybody, and what a signature in the URL opens
 _OPEN = ("/healthz", f"{TINKER}/healthz", *PAGE)
+_UPLOADS = f"{TINKER}{UPLOADS}/"
 _SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class AppOptions:
-    """Most bytes of a body, as sent and as decompressed: of forward_backward, and of other requests
-    that carry data. `hosts`: the names that the server may be asked by; None: any."""
+    """Most bytes of a body, as sent and as decompressed: of forward_backward, of a file of an
+    adapter, and of other requests that carry data. `hosts`: the names that the server may be asked
+    by; None: any."""
 
     max_training_bytes: int = 256 << 20
+    max_upload_bytes: int = 4 << 30
     max_json_bytes: int = 64 << 20
     hosts: frozenset[str] | None = None
 
@@ -73,6 +78,7 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
         future_routes(host, app.polls),
         checkpoint_routes(host),
         download_routes(host, links),
+        upload_routes(host, links),
         unserved_routes(),
     ):
         app.include_router(routes, prefix=TINKER)
@@ -112,11 +118,13 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
     def cap_of(path: str) -> int:
         if path == f"{TINKER}/forward_backward":
             return options.max_training_bytes
+        if path.startswith(_UPLOADS) and path.endswith(WEIGHTS):
+            return options.max_upload_bytes
         big = path.startswith(OPENAI_PREFIXES) or path == f"{TINKER}/asample"
         return options.max_json_bytes if big else _SMALL_BYTES
 
     def is_open(path: str) -> bool:
-        return path in _OPEN or path.startswith(f"{TINKER}{DOWNLOADS}/")
+        return path in _OPEN or path.startswith((f"{TINKER}{DOWNLOADS}/", _UPLOADS))
 
     app.add_middleware(BodyCaps, cap_of=cap_of, render=render)
     app.add_middleware(KeyCheck, keys=keys, is_open=is_open, hosts=options.hosts, render=render)

@@ -34,6 +34,7 @@ from training.serving.storage.rows import utc_now
 from training.serving.store import Store
 from training.serving.trained_models import TrainedModels
 from training.serving.training_requests import TrainingRequests
+from training.serving.uploads import Uploads
 from training.serving.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,17 @@ class Host:
             self._workers,
             max_num_samples=options.engine_rows,
         )
+        self.uploads: Uploads | None = None
+        if options.uploads:
+            self.uploads = Uploads(
+                store,
+                models,
+                self._backend,
+                self._trained,
+                self._workers,
+                seconds=options.upload_seconds,
+                clock=clock,
+            )
         self.adapters: NamedAdapters | None = None
         if adapters_dir is not None:
             self.adapters = NamedAdapters(
@@ -288,6 +300,8 @@ class Host:
                 self._free(session_id)
                 self._sessions.forget(session_id)
         self.checkpoints.sweep()
+        if self.uploads is not None:
+            self.uploads.sweep()
 
     def _forget_futures(self) -> None:
         """Nobody asks any more for what was promised a day ago."""

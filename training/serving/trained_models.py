@@ -85,7 +85,7 @@ class TrainedModels:
             return await self._promises.repeated(promise)
         with self._promises.accepting(promise):
             source = self._bases.resolve(base_model)
-            self._check_lora(lora)
+            self.check_lora(lora)
             if lora.seed is None:
                 lora = replace(lora, seed=secrets.randbits(31))
             run = self._new_run(promise, base_model, lora, user_metadata)
@@ -279,7 +279,8 @@ class TrainedModels:
             dict(user_metadata or {}),
         )
 
-    def _check_lora(self, lora: LoraConfig) -> None:
+    def check_lora(self, lora: LoraConfig) -> None:
+        """Raises ServingError 400 for an adapter that this server has no place for."""
         if not 1 <= lora.rank <= self._max_rank:
             raise bad_request(f"rank: got {lora.rank}, allowed 1 to {self._max_rank}", param="rank")
         if not (lora.train_attn or lora.train_mlp or lora.train_unembed):

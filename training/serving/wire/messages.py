@@ -136,6 +136,17 @@ class CreateSamplingSession(Message):
     model_path: Name | None = None
 
 
+class StartUpload(Message):
+    """The SDK also names a project, of which there are none here."""
+
+    base_model: Name
+    lora_config: Lora
+
+
+class FinishUpload(Message):
+    upload_id: Id
+
+
 class OfRequest(Message):
     request_id: Id
 

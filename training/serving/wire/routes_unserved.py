@@ -10,6 +10,11 @@ from training.serving.errors import ServingError
 # method, path, why
 UNSERVED = (
     ("POST", "/copy_weights", "copy_weights: there are no accounts or projects to copy between"),
+    (
+        "POST",
+        "/checkpoints/search",
+        "checkpoints are listed here (list_user_checkpoints), not searched",
+    ),
     ("POST", "/sessions/search", "sessions are listed here (list_sessions), not searched"),
     ("PUT", "/sessions/{session_id}/project", "there are no projects here"),
     ("GET", "/sessions/{session_id}/trace_export", "traces of sessions are not kept"),

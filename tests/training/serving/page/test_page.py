@@ -105,7 +105,7 @@ def test_the_key_in_the_address_is_not_sent_in_it_and_does_not_stay(
     assert all("key=" not in url or "#key=" in url for url in browser.requests)
     assert ("/", None) in site.keys_seen and ("/page/status", KEY) in site.keys_seen
     # a reload goes on with it
-    browser.value("location.reload()")
+    browser.go(site.url)
     browser.wait(f"{IN} && {LISTED}")
 
 
