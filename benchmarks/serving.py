@@ -20,13 +20,14 @@ sides. Appends to benchmarks/results/serving.jsonl.
 import contextlib
 import logging
 import os
+import queue
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import chz
@@ -85,6 +86,9 @@ class Config(Settings):
     chats: int = chz.field(default=40, doc="completions of 8 tokens, one after the other")
     chats_beside_training: int = chz.field(default=16, doc="as many beside a client that trains")
     pass_tokens: int = chz.field(default=4096, doc="of each training pass beside them")
+    max_train_tokens: list[int] = chz.field(
+        default_factory=lambda: [2048, 512], doc="the server's setting while chats are timed"
+    )
     starts: int = chz.field(default=3, doc="of a server, each to its first answer")
     runs: int = chz.field(default=8, doc="adapters, one process each or one server for all")
 
@@ -105,6 +109,7 @@ QUICK = {
     "chats": 2,
     "chats_beside_training": 2,
     "pass_tokens": 64,
+    "max_train_tokens": [64, 24],
     "starts": 1,
     "runs": 2,
 }
@@ -130,8 +135,8 @@ def main(config: Config) -> None:
                 open_samples(report, config, name, server, local)
             if "memory" in config.parts:
                 memory(report, config, name, server, vocab_size)
-            if "latency" in config.parts:
-                latency(report, config, name, server, vocab_size)
+        if "latency" in config.parts:
+            latency(report, config, name, vocab_size)
         if "runs" in config.parts:
             apart(report, config, name, vocab_size)
     report.note("ratio: seconds of the row over those of the row before it, which is the first way")
@@ -142,10 +147,10 @@ def main(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def serving(name: str, config: Config) -> Iterator[Server]:
+def serving(name: str, config: Config, *settings: str) -> Iterator[Server]:
     """A server, and in this process the key of it that the SDK looks for."""
     with (
-        served(name, f"device={config.device}", threads=config.threads) as server,
+        served(name, f"device={config.device}", *settings, threads=config.threads) as server,
         patch.dict(os.environ, {"TINKER_API_KEY": server.key, "TINKER_TELEMETRY": "0"}),
     ):
         yield server
@@ -334,39 +339,65 @@ def memory(report: Report, config: Config, name: str, server: Server, vocab_size
     report.add(f"{config.rounds} rounds of {count} clients", SERVER, **{"server MiB": told})
 
 
-def latency(report: Report, config: Config, name: str, server: Server, vocab_size: int) -> None:
-    client = openai_client(server)
-    chat(client, name)
-    idle = [chat(client, name) for _ in range(config.chats)]
-    rng = np.random.default_rng(0)
-    length = config.sequence_tokens
-    data = [_datum(rng, length, vocab_size) for _ in range(config.pass_tokens // length)]
-    passes: list[float] = []
-    is_wanted = True
+def latency(report: Report, config: Config, name: str, vocab_size: int) -> None:
+    """A server for each size of micro-batches: what chats gain by smaller ones, and training
+    loses."""
+    alone: dict[int, float] = {}
+    for size in config.max_train_tokens:
+        with serving(name, config, f"max_train_tokens={size}") as server:
+            client = openai_client(server)
+            chat(client, name)
+            idle = [chat(client, name) for _ in range(config.chats)]
+            with Training(server, name, config, vocab_size) as training:
+                alone[size] = training.next_pass()
+                training.next_pass()
+                beside = [chat(client, name) for _ in range(config.chats_beside_training)]
+        first = alone[config.max_train_tokens[0]]
+        for contender, seconds in (("idle", idle), ("beside training", beside)):
+            p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
+            report.add(
+                f"chat, max_train_tokens={size}",
+                contender,
+                **{"p50 ms": round(p50), "p95 ms": round(p95)},
+                **{"pass alone s": round(alone[size], 2), "ratio": round(alone[size] / first, 3)},
+            )
 
-    def train(service: ServiceClient) -> None:
-        trainer = service.create_lora_training_client(name, rank=config.rank, seed=0)
-        while is_wanted:
-            started = time.perf_counter()
-            trainer.forward_backward(data, "cross_entropy").result()
-            passes.append(time.perf_counter() - started)
-            trainer.optim_step(ADAM).result()
 
-    with contextlib.closing(connect("tinker", base_url=server.url)) as service:
-        thread = threading.Thread(target=train, args=(service,))
-        thread.start()
-        while not server.status()["running"]:
-            time.sleep(LOOK_SECONDS)
-        beside = [chat(client, name) for _ in range(config.chats_beside_training)]
-        is_wanted = False
-        thread.join()
-    for contender, seconds in (("idle", idle), ("beside training", beside)):
-        p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
-        report.add("chat", contender, **{"p50 ms": round(p50), "p95 ms": round(p95)})
-    report.note(
-        f"A pass of {len(data) * length} tokens beside the chats takes "
-        f"{statistics.median(passes):.1f} s"
-    )
+class Training:
+    """A client that trains without a pause, in a thread, until the block ends."""
+
+    def __init__(self, server: Server, name: str, config: Config, vocab_size: int) -> None:
+        self._server = server
+        self._name = name
+        self._config = config
+        rng = np.random.default_rng(0)
+        length = config.sequence_tokens
+        count = config.pass_tokens // length
+        self._data = [_datum(rng, length, vocab_size) for _ in range(count)]
+        self._passes: queue.Queue[float] = queue.Queue()
+        self._is_wanted = True
+        self._thread = threading.Thread(target=self._train)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._is_wanted = False
+        self._thread.join()
+
+    def next_pass(self) -> float:
+        """The seconds of the next one, when it is done."""
+        return self._passes.get()
+
+    def _train(self) -> None:
+        with contextlib.closing(connect("tinker", base_url=self._server.url)) as service:
+            trainer = service.create_lora_training_client(self._name, rank=self._config.rank)
+            while self._is_wanted:
+                started = time.perf_counter()
+                trainer.forward_backward(self._data, "cross_entropy").result()
+                self._passes.put(time.perf_counter() - started)
+                trainer.optim_step(ADAM).result()
 
 
 def apart(report: Report, config: Config, name: str, vocab_size: int) -> None:

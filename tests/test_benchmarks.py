@@ -132,8 +132,10 @@ def test_serving(run: Any, tmp_path: Path) -> None:
         ("20 open samples", "in process"),
         ("20 open samples", "one server"),
         ("2 rounds of 2 clients", "one server"),
-        ("chat", "idle"),
-        ("chat", "beside training"),
+        ("chat, max_train_tokens=64", "idle"),
+        ("chat, max_train_tokens=64", "beside training"),
+        ("chat, max_train_tokens=24", "idle"),
+        ("chat, max_train_tokens=24", "beside training"),
         ("2 runs", "one after the other"),
         ("2 runs", "one server"),
     ]
@@ -147,7 +149,9 @@ def test_serving(run: Any, tmp_path: Path) -> None:
     assert served[2]["threads"] - served[2]["threads before"] < 10
     assert served[2]["right"] == 20
     assert len(served[3]["server MiB"].split()) == 2
-    assert all(0 < row["p50 ms"] <= row["p95 ms"] for row in rows if row["case"] == "chat")
+    chats = [row for row in rows if row["case"].startswith("chat")]
+    assert all(0 < row["p50 ms"] <= row["p95 ms"] for row in chats)
+    assert chats[0]["ratio"] == 1 and chats[2]["pass alone s"] > 0
     assert "Losses in process and through the server: " in table
     assert dict(os.environ) == before
 
