@@ -93,7 +93,6 @@ def proving(report: Report, config: Config, service: Any, name: str) -> None:
     trainer = service.create_lora_training_client(name, rank=config.rank, seed=0)
     randomise_adapters([trainer], seed=0)
     path = trainer.save_state("proven").result().path
-    loaded = service.create_sampling_client(path)
 
     vocab_size = service.engine(name).decoder.vocab_size
     rng = np.random.default_rng(0)
@@ -116,18 +115,49 @@ def proving(report: Report, config: Config, service: Any, name: str) -> None:
     def alone(_number: int) -> None:
         answers(AdapterProof(service, name).sampler(trainer, "the adapter"))
 
-    def checked(_number: int) -> None:
-        AdapterProof(service, name).check(loaded, "the adapter", checkpoint=path)
+    def loaded() -> SamplingClient:
+        return service.create_sampling_client(path)
 
-    plain, with_proof, apart = "a sampler's first prompts", "with its proof", "proven before"
-    contenders = {plain: sampler, with_proof: proven, apart: alone, "a checkpoint's proof": checked}
+    def checkpoint(_number: int) -> None:
+        answers(loaded())
+
+    def checked(_number: int) -> None:
+        client = loaded()
+        proof = AdapterProof(service, name, with_answers=True)
+        proof.check(client, "the adapter", checkpoint=path)
+        answers(client)
+
+    def checked_apart(_number: int) -> None:
+        client = loaded()
+        AdapterProof(service, name).check(client, "the adapter", checkpoint=path)
+        answers(client)
+
+    kept = loaded()
+
+    def against_trainer(_number: int) -> None:
+        AdapterProof(service, name).check(kept, "the adapter", trainer=trainer)
+
+    groups = {
+        "a run's sampler": (sampler, proven, alone),
+        "a checkpoint": (checkpoint, checked, checked_apart),
+    }
+    contenders = {
+        f"{who}, {how}": contender
+        for who, group in groups.items()
+        for how, contender in zip(
+            ("first prompts", "proof with them", "before"), group, strict=True
+        )
+    }
+    contenders["a checkpoint against its trainer"] = against_trainer
     seconds = race(contenders, config, "proving")
     for contender, rounds in seconds.items():
         report.add("prove", contender, seconds=rounds)
-    more, before = (_more(seconds[name], seconds[plain]) for name in (with_proof, apart))
-    report.note(
-        f"The proof of a run's sampler: {more:.0f} ms more, in a pass apart {before:.0f} ms"
-    )
+    for who in groups:
+        plain, joined, before = (seconds[name] for name in seconds if name.startswith(f"{who}, "))
+        report.note(
+            f"The proof of {who}: {_more(joined, plain):.0f} ms more, in a pass apart "
+            f"{_more(before, plain):.0f} ms"
+        )
 
 
 def _more(one: list[float], other: list[float]) -> float:

@@ -71,14 +71,16 @@ def paired_difference(
     notes = []
     if n_clusters == 1:
         units = [[pair] for pair in units[0]]
-        notes.append("one cluster only: its prompts are the units, taken as independent")
+        if n_prompts > 1:
+            notes.append("one cluster only: its prompts are the units, taken as independent")
 
     base_U = [fmean(base for base, _ in pairs) for pairs in units]
     tuned_U = [fmean(tuned for _, tuned in pairs) for pairs in units]
     differences_U = [tuned - base for base, tuned in zip(base_U, tuned_U, strict=True)]
     t, p = student_t(differences_U) if len(units) > 1 else None, None
     if t is None:
-        notes.append(f"an interval and a p value need 2 units, {len(units)} scored")
+        few = "one prompt is" if units else "no prompt is"
+        notes.append(f"{few} scored on both sides; an interval and a p value need two")
     elif t.error > ROUNDING * max(map(abs, base_U + tuned_U)):
         p = t.p
     else:

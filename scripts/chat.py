@@ -112,7 +112,7 @@ def main(config: Config) -> None:
         context = context_of(service, sampler)
         render_prompt(tokenizer, [*opening, _GREETING], template=config.template)
     if path is not None:
-        proof = AdapterProof(service, sampler.get_base_model())
+        proof = AdapterProof(service, sampler.get_base_model(), with_answers=True)
         proof.check(sampler, path, checkpoint=path)
     # bytes that are no text are shown as what they are, and end nothing
     if isinstance(sys.stdin, io.TextIOWrapper):

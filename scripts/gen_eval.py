@@ -59,7 +59,7 @@ from utils.devices import Dtype
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
 from utils.llm.live_calls import LiveCalls
-from utils.llm.roles import RoleConfig, describe_roles, roles_text, second_role
+from utils.llm.roles import SECOND_ROLE, RoleConfig, describe_roles, roles_text, second_role
 from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths
 from utils.runs.inputs import INPUT, MUST_EXIST
 from utils.runs.provenance import run_meta
@@ -110,7 +110,9 @@ class Config:
         default_factory=RoleConfig, doc="writes everything", metadata=group("Who writes and scores")
     )
     scorer: RoleConfig | None = chz.field(
-        default=None, doc="scores realism; default: the generator's model and how that is called"
+        default=None,
+        doc="scores realism; default: the generator's model and how that is called",
+        metadata=SECOND_ROLE,
     )
     device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
     dtype: Dtype | None = chz.field(default=None, doc="of local models: float32, bfloat16 or auto")

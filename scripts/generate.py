@@ -53,7 +53,7 @@ from utils.devices import Dtype
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
 from utils.llm.live_calls import LiveCalls
-from utils.llm.roles import RoleConfig, describe_roles, second_role
+from utils.llm.roles import SECOND_ROLE, RoleConfig, describe_roles, second_role
 from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths, require_whole
 from utils.runs.inputs import INPUT, MUST_EXIST
 from utils.runs.provenance import run_meta
@@ -99,7 +99,9 @@ class Config:
         default_factory=RoleConfig, doc="writes everything", metadata=group("Who writes and checks")
     )
     verifier: RoleConfig | None = chz.field(
-        default=None, doc="checks labels; default: the generator's model and how that is called"
+        default=None,
+        doc="checks labels; default: the generator's model and how that is called",
+        metadata=SECOND_ROLE,
     )
     device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
     dtype: Dtype | None = chz.field(default=None, doc="of local models: float32, bfloat16 or auto")

@@ -25,6 +25,7 @@ from dotenv import load_dotenv
 from training.adapter_proof import AdapterProof
 from training.domains.base import CallsModels, Split
 from training.domains.checks import check_with_model, checked_problems, checked_rewards
+from training.domains.own import told_as_own
 from training.domains.registry import RL_INPUT, make_domain, with_domain_fields
 from training.loop import Recorder, connect_for_run, exit_on_interrupt, require_models
 from training.models import check_rank, resolve_model
@@ -198,13 +199,12 @@ def main(config: Any) -> None:
                 if config.backend == "local" and config.lora_rank is not None:
                     check_rank(config.model_name, "lora_rank", config.lora_rank)
                 limit = PromptLimit.of(config, service, domain)
+                with told_as_own(config.domain):
+                    train = checked_problems(domain, "train")
+                    test = checked_problems(domain, "test")
                 chosen: dict[Split, Chosen] = {
-                    "train": choose_problems(
-                        checked_problems(domain, "train"), "train problems", limit
-                    ),
-                    "test": choose_problems(
-                        checked_problems(domain, "test"), "test problems", limit, settings.eval_size
-                    ),
+                    "train": choose_problems(train, "train problems", limit),
+                    "test": choose_problems(test, "test problems", limit, settings.eval_size),
                 }
                 data = {
                     f"{split} problems": problems_input(domain, chosen[split]) for split in chosen

@@ -282,7 +282,7 @@ def prove(
     proof = AdapterProof(service, config.model_name, run)
     if config.backend == "local" and checkpoint is not None:
         sampler = service.create_sampling_client(checkpoint, config.model_name)
-        proof.check(sampler, "the trained adapter", trainer=trainer, checkpoint=checkpoint)
+        proof.check(sampler, "the trained adapter", trainer=trainer)
     else:
         proof.sampler(trainer, "the trained adapter")
 

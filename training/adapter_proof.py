@@ -6,17 +6,15 @@ A sampler that lost its adapter answers as the base model does, and its answers 
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from training.api import (
-    APIFuture,
     Datum,
-    ForwardBackwardOutput,
     ModelInput,
     SamplingClient,
     ServiceClient,
@@ -26,7 +24,6 @@ from utils.json_files import read_json_object
 from utils.runs.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 NUM_TOKENS = 8
@@ -72,13 +69,17 @@ class Figures:
 
 class Probed(NamedTuple):
     """What a backend found: the base model's dtype, the largest absolute value of the adapter's B,
-    and the float64 logprobs [T] of the same tokens by sampler, base model and trainer."""
+    and the float64 logprobs [T] of the same tokens by sampler, base model and trainer, if any."""
 
     dtype: str
     largest_b: float
     sampled: np.ndarray
     base: np.ndarray
-    trained: np.ndarray
+    trained: np.ndarray | None
+
+
+# None: there are no numbers
+Judge = Callable[[Probed | None], None]
 
 
 def compare(
@@ -134,22 +135,20 @@ def compare(
     return figures
 
 
-def settles_it(
-    sampled: np.ndarray, base: np.ndarray, trained: np.ndarray | None, *, dtype: str | None
-) -> bool:
-    """Whether logprobs [T] that come of one pass tell enough: the sampler is as near to the trainer
-    as it must be, and further from the base model than the rounding of other rows explains."""
+def settles_it(sampled: np.ndarray, base: np.ndarray, *, dtype: str | None) -> bool:
+    """Whether logprobs [T] that come of one pass tell enough: the sampler is further from the base
+    model than the rounding of other rows explains."""
     allowed = FLOAT32_LIMIT if dtype == "float32" else BFLOAT16_LIMIT
-    near = trained is None or np.abs(sampled - trained).max() <= allowed
-    return bool(near and np.abs(sampled - base).max() > 2 * allowed)
+    return bool(np.abs(sampled - base).max() > 2 * allowed)
 
 
 class AdapterProof:
     """The proofs of one run on one base model; those that succeed are logged, and stored in the
-    run's adapter_proof.json, once.
+    run's adapter_proof.json, once. `figures` has what they found so far, by name.
 
-    `with_answers`: for loops that ask every sampler they make for something. The local backend then
-    looks when it reads the first prompts, which costs a fraction of a pass, and not a whole one.
+    `with_answers`: for scripts that ask every sampler they make for something. The local backend
+    then looks when it reads the first prompts, which costs a fraction of a pass, and not a whole
+    one; who waits for an answer gets what is raised.
     """
 
     def __init__(
@@ -160,6 +159,7 @@ class AdapterProof:
         *,
         with_answers: bool = False,
     ) -> None:
+        self.figures: dict[str, Figures] = {}
         self._service = service
         self._base_model = base_model
         self._file = None if run_path is None else run_path / PROOF_FILE
@@ -168,8 +168,7 @@ class AdapterProof:
 
     def sampler(self, trainer: TrainingClient, name: str) -> SamplingClient:
         """A sampler of the trainer's weights as they are. The first of a trained adapter is held
-        against its trainer and the base model; see compare() for what is raised, here or
-        (`with_answers`) to who waits for an answer.
+        against its trainer and the base model; see compare() for what is raised.
 
         In the local backend no other request runs sooner, later or with others because of that.
         """
@@ -178,19 +177,16 @@ class AdapterProof:
         probe = getattr(trainer, "save_weights_and_probe", None)
         if probe is None:
             sampler = trainer.save_weights_and_get_sampling_client().result()
-            self.check(sampler, name, trainer=trainer)
+            self._look(sampler, name, trainer)
             return sampler
 
         def judge(probed: Probed | None) -> None:
             self._proven = False
-            # what is no number is an error of each answer
-            if probed is not None:
-                dtype, largest_b, *logprobs = probed
-                self._tell(name, compare(name, *logprobs, dtype=dtype, largest_b=largest_b))
+            self._judge(name, probed)
 
         tokens = probe_tokens(trainer.get_tokenizer())
         made = probe(tokens, judge, with_answers=self._with_answers).result()
-        if made.probe is not None:
+        if made.probes:
             # one at a time: the next is looked at if this one proves nothing
             self._proven = True
         return made
@@ -202,24 +198,58 @@ class AdapterProof:
         *,
         trainer: TrainingClient | None = None,
         checkpoint: str | None = None,
-    ) -> Figures:
-        """Holds a sampler against the base model, and against `trainer` where there is one;
-        `checkpoint` is what it was loaded from. See compare() for what it raises."""
+        asked_before: Sequence[SamplingClient] = (),
+    ) -> None:
+        """Holds the sampler of an adapter against the base model, and at once against its `trainer`
+        where there is one; `checkpoint` is what it was loaded from otherwise. See compare() for
+        what is raised. A checkpoint whose B is zero is told to be the base model without a look.
+
+        With `with_answers` and without a trainer it is looked at when it is first asked, or, if
+        that is sooner, any of `asked_before`, other samplers on that model.
+        """
+
+        def judge(probed: Probed | None) -> None:
+            self._judge(name, probed)
+
+        probe = getattr(sampler if trainer is None else trainer, "probe", None)
+        if probe is None:
+            self._look(sampler, name, trainer)
+            return
         tokens = probe_tokens(sampler.get_tokenizer())
-        dtype = getattr(sampler, "dtype", None)
-        largest_b = getattr(self._service, "largest_b", None)
-        largest = largest_b(checkpoint) if largest_b and checkpoint else None
+        if trainer is not None:
+            probe(sampler, tokens, judge).result()
+            return
+        assert checkpoint is not None
+        largest_b = self._service.largest_b(checkpoint)  # type: ignore[attr-defined]
+        if largest_b == 0:
+            self._tell(name, Figures(0.0, untrained=True))
+            return
+        waiting = [sampler, *asked_before] if self._with_answers else []
+        probe(tokens, judge, largest_b=largest_b, with_answers_of=waiting)
+
+    def _look(self, sampler: SamplingClient, name: str, trainer: TrainingClient | None) -> None:
+        """Through the API alone, as at a remote backend."""
+        tokens = probe_tokens(sampler.get_tokenizer())
+        text = ModelInput.from_ints(tokens)
         base = self._service.create_sampling_client(base_model=self._base_model)
-        # a remote backend has no equal bits to be found by a second look
-        few = tokens if dtype is None else tokens[:QUICK_TOKENS]
-        sampled, of_base, trained = _look(sampler, base, trainer, few, together=True)
-        if dtype is not None and not settles_it(sampled, of_base, trained, dtype=dtype):
-            sampled, of_base, trained = _look(sampler, base, trainer, tokens, together=False)
-        figures = compare(name, sampled, of_base, trained, dtype=dtype, largest_b=largest)
-        self._tell(name, figures)
-        return figures
+        futures = [client.compute_logprobs(text) for client in (sampler, base)]
+        trained = None
+        if trainer is not None:
+            [output] = (
+                trainer.forward([probe_datum(tokens)], "cross_entropy").result().loss_fn_outputs
+            )
+            trained = output["logprobs"].to_numpy().astype(float)
+        sampled, of_base = (np.array(future.result()[1:], float) for future in futures)
+        self._tell(name, compare(name, sampled, of_base, trained, dtype=None, largest_b=None))
+
+    def _judge(self, name: str, probed: Probed | None) -> None:
+        # what is no number is an error of each answer
+        if probed is not None:
+            dtype, largest_b, *logprobs = probed
+            self._tell(name, compare(name, *logprobs, dtype=dtype, largest_b=largest_b))
 
     def _tell(self, name: str, figures: Figures) -> None:
+        self.figures[name] = figures
         if figures.untrained:
             logger.warning("%s: %s", name, UNTRAINED)
         elif figures.from_base == 0:
@@ -239,38 +269,6 @@ class AdapterProof:
 def probe_tokens(tokenizer: Any) -> list[int]:
     """The first tokens of the test text."""
     return tokenizer.encode(TEXT, add_special_tokens=False)[:NUM_TOKENS]
-
-
-def _look(
-    sampler: SamplingClient,
-    base: SamplingClient,
-    trainer: TrainingClient | None,
-    tokens: Sequence[int],
-    *,
-    together: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """The logprobs [T - 1] that each of them gives. Requests that wait together share a pass; those
-    that run one after the other are cut alike, so that equal weights may give equal bits."""
-
-    def waits(future: APIFuture[T]) -> APIFuture[T]:
-        if not together:
-            future.result()
-        return future
-
-    text = ModelInput.from_ints(tokens)
-    sampled, of_base = (waits(client.compute_logprobs(text)) for client in (sampler, base))
-    trained = None
-    if trainer is not None:
-        trained = waits(trainer.forward([probe_datum(tokens)], "cross_entropy"))
-    return (
-        np.array(sampled.result()[1:], float),
-        np.array(of_base.result()[1:], float),
-        None if trained is None else _first_logprobs(trained.result()),
-    )
-
-
-def _first_logprobs(output: ForwardBackwardOutput) -> np.ndarray:
-    return output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
 
 
 def probe_datum(tokens: Sequence[int]) -> Datum:

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from training.control_tokens import Encoder, encoder_of
+from training.control_tokens import Encoder, RefusedByTemplateError, encoder_of
 from training.domains.base import Message
 from utils.json_files import half_pair, texts_in
 
@@ -97,10 +97,9 @@ class Chat(NamedTuple):
         # templates raise the first, and run into the others
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = [message["role"] for message in messages]
-            raise ValueError(
-                f"the model's chat template refuses messages with the roles {roles}: {error}. "
-                "Change the messages (a system text can open the first user message) or use "
-                "template=role_colon"
+            raise RefusedByTemplateError(
+                f"the model's chat template refuses messages with the roles {roles}: {error}",
+                "Change the messages (a system text can open the first user message)",
             ) from error
         assert isinstance(text, str)
         return text

@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 _PROBE = "7Q7Q7Q"
 
 
+class RefusedByTemplateError(ValueError):
+    """What the model's chat template does not write. `reason` leaves out template=role_colon, which
+    helps where that is a setting."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}. {advice} or use template=role_colon")
+        self.reason = reason
+
+
 class Encoder:
     """Texts without any control token's name, as the tokenizer encodes them."""
 
@@ -111,11 +120,11 @@ class GuardedEncoder(Encoder):
                 for field, part in texts_in(outside)
                 if (found := self._names.search(part))
             )
-            raise ValueError(
+            raise RefusedByTemplateError(
                 f"{field} names the control token {name!r}, and the model's chat template changes "
                 "or looks into the texts that it is given, so what of the result is text and what "
-                "is a control token cannot be told. Take the name out of the text, or use "
-                "template=role_colon"
+                "is a control token cannot be told",
+                "Take the name out of the text,",
             )
         written = self._names_kept.sub(lambda found: self._new[found[0]], text)
         return written.translate(self._unmark)

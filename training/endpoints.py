@@ -87,8 +87,13 @@ class Endpoints:
         self._samplers: dict[tuple[str, str | None], SamplingClient] = {}
         self._proofs: dict[str, AdapterProof] = {}
         self._run_path = run_path
-        # what the proof of each adapter found, by the path of its checkpoint
-        self.figures: dict[str, Figures] = {}
+
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """What the proof of each adapter found so far, by the path of its checkpoint."""
+        return {
+            path: found for proof in self._proofs.values() for path, found in proof.figures.items()
+        }
 
     def check(self, roles: Sequence[Role]) -> list[str]:
         """What is wrong with `roles` and their models; no model is loaded and nothing is called."""
@@ -129,20 +134,26 @@ class Endpoints:
         return LocalEndpoint(role, self.sampler(role.model))
 
     def sampler(self, model_name: str, checkpoint_path: str | None = None) -> SamplingClient:
-        """The model, or an adapter on it, in this process. Raises AdapterNotUsedError where it is
-        not the adapter that would answer; `figures` tells what was found."""
+        """The model, or an adapter on it, in this process. Before anything of that model is
+        answered, who waits for it gets an AdapterNotUsedError where it is not the adapter that
+        would answer; `figures` tells what was found."""
         key = (model_name, checkpoint_path)
         if key not in self._samplers:
+            others = dict(self._samplers)
             with as_config_errors():
                 self._samplers[key] = self._connected().create_sampling_client(
                     model_path=checkpoint_path, base_model=model_name
                 )
             if checkpoint_path is not None:
-                proof = self._proofs.setdefault(
-                    model_name, AdapterProof(self._connected(), model_name, self._run_path)
-                )
-                self.figures[checkpoint_path] = proof.check(
-                    self._samplers[key], checkpoint_path, checkpoint=checkpoint_path
+                if model_name not in self._proofs:
+                    self._proofs[model_name] = AdapterProof(
+                        self._connected(), model_name, self._run_path, with_answers=True
+                    )
+                self._proofs[model_name].check(
+                    self._samplers[key],
+                    checkpoint_path,
+                    checkpoint=checkpoint_path,
+                    asked_before=[s for (model, _), s in others.items() if model == model_name],
                 )
         return self._samplers[key]
 

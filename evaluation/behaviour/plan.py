@@ -24,10 +24,10 @@ from evaluation.behaviour.targets import (
 from training.checkpoint_folders import checkpoint_folder
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
-from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group
+from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group, nested_docs
 from utils.devices import DTYPE_DOC, Dtype
 from utils.llm.api import Role
-from utils.llm.roles import RoleConfig
+from utils.llm.roles import OPENROUTER_MODEL, RoleConfig
 from utils.runs.inputs import INPUT
 from utils.runs.run_dir import new_run_path
 
@@ -61,7 +61,13 @@ class Config:
         metadata=INPUT,
     )
     target: RoleConfig = chz.field(
-        default_factory=RoleConfig, doc="base_url and model of a served model, instead of these"
+        default_factory=RoleConfig,
+        doc="base_url and model of a served model, instead of these",
+        metadata=nested_docs(
+            model=f"what its server calls it; without it openrouter gives {OPENROUTER_MODEL}",
+            base_url="openrouter, or the URL of an OpenAI-compatible server; left out, it is "
+            "model_name that answers, in this process",
+        ),
     )
     template: Literal["auto", "role_colon"] = chz.field(
         default="auto", doc="the model's own chat template, or the plain form for base models"
@@ -90,7 +96,9 @@ class Config:
         default=1, doc="judgments of each conversation; above 1 at temperature 1"
     )
     second_judge: RoleConfig = chz.field(
-        default_factory=RoleConfig, doc="with a model: judges too, for the agreement"
+        default_factory=RoleConfig,
+        doc="with a model: judges too, for the agreement",
+        metadata=nested_docs(model="who judges too; left out, nobody"),
     )
     labels_file: Path | None = chz.field(default=None, doc="YAML of people's verdicts")
     max_unscored: float = chz.field(default=0.2, doc="share of the judgments that may be missing")

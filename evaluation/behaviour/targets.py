@@ -89,8 +89,10 @@ def open_targets(
 def model_records(targets: Sequence[Target], endpoints: Endpoints) -> list[dict[str, Any]]:
     """The opened targets as the results file describes them; of an adapter, `untrained` says
     whether it is the base model itself."""
+    # what is not told yet is known not to be zero
+    untrained = {path for path, found in endpoints.figures.items() if found.untrained}
     return [
-        {**target.to_plain(), "untrained": bool(endpoints.figures[target.checkpoint].untrained)}
+        {**target.to_plain(), "untrained": target.checkpoint in untrained}
         if target.checkpoint
         else target.to_plain()
         for target in targets

@@ -86,8 +86,15 @@ def _differ(a: Item, b: Item) -> bool:
 
 
 def choose_metrics(a: Side, b: Side, chosen: Sequence[str]) -> list[str]:
-    """Those the user names, or all; a ConfigError for a metric that one side lacks."""
-    problems = []
+    """Those the user names, or all; a ConfigError for a metric that one side lacks, and for a side
+    of which nothing was scored."""
+    problems = [
+        f"{label}={side.path}: none of its {len(side.items)} items has a score"
+        + "".join(f"; {note}" for note in side.notes)
+        for label, side in (("a", a), ("b", b))
+        if not side.unusable and not _is_scored(side)
+    ]
+    raise_problems(problems)
     for name in chosen:
         for label, side in (("a", a), ("b", b)):
             if name in side.unusable:
@@ -110,6 +117,10 @@ def choose_metrics(a: Side, b: Side, chosen: Sequence[str]) -> list[str]:
         problems.append("a and b have no metric with a number for each item")
     raise_problems(problems)
     return common
+
+
+def _is_scored(side: Side) -> bool:
+    return any(score is not None for item in side.items.values() for score in item.scores.values())
 
 
 def compare(

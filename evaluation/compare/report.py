@@ -54,7 +54,8 @@ def detail_rows(rows: Sequence[Row], cluster: str | None) -> list[list[Any]]:
 
 def notes_of(a: Side, b: Side, matched: Matched, rows: Sequence[Row]) -> list[str]:
     """What a reader has to know of the items and numbers, a line each."""
-    notes = [f"{len(matched.ids)} items are on both sides."]
+    number = len(matched.ids)
+    notes = [f"{number} items are on both sides." if number > 1 else "1 item is on both sides."]
     for which, ids in (
         ("on a's side only", matched.only_a),
         ("on b's side only", matched.only_b),
@@ -70,7 +71,7 @@ def notes_of(a: Side, b: Side, matched: Matched, rows: Sequence[Row]) -> list[st
         notes += [f"{label}: {name} is left out: {why}" for name, why in side.unusable.items()]
     # found by one statistic for prompts and items alike
     return notes + [
-        f"{row.metric}: {note.replace('prompts', 'items')}"
+        f"{row.metric}: {note.replace('prompt', 'item')}"
         for row in rows
         for note in row.found.notes
     ]

@@ -55,21 +55,26 @@ def test_one_cluster_falls_back_to_prompts_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "clusters", "difference"),
+    ("base", "tuned", "clusters", "difference", "few"),
     [
-        ([], [], [], None),
-        ([None, 1], [1, None], ["a", "b"], None),
-        ([1], [3], ["a"], 2),
-        ([1, None], [3, 2], ["a", "b"], 2),
+        ([], [], [], None, "no"),
+        ([None, 1], [1, None], ["a", "b"], None, "no"),
+        ([1], [3], ["a"], 2, "one"),
+        ([1, None], [3, 2], ["a", "b"], 2, "one"),
     ],
 )
 def test_too_few_units_give_a_reason(
-    base: list[float | None], tuned: list[float | None], clusters: list[str], difference: float
+    base: list[float | None],
+    tuned: list[float | None],
+    clusters: list[str],
+    difference: float,
+    few: str,
 ) -> None:
     result = paired_difference(base, tuned, clusters)
     assert result.difference == difference
     assert result.interval is result.p is result.minimum_detectable is None
-    assert any("need 2 units" in note for note in result.notes)
+    told = f"{few} prompt is scored on both sides; an interval and a p value need two"
+    assert result.notes == (told,)
 
 
 def test_units_that_all_differ_alike() -> None:

@@ -206,6 +206,37 @@ def test_a_run_of_ttt_on_arc(tmp_path: Path) -> None:
     assert solved["n_b_alone"] == "2"
 
 
+def log_of(**changes: Any) -> str:
+    """A log like base.json whose samples are changed."""
+    log = json.loads((LOGS / "base.json").read_text())
+    for sample in log["samples"]:
+        sample.update(changes)
+    Path("changed.json").write_text(json.dumps(log))
+    return "changed.json"
+
+
+def test_a_side_of_which_nothing_was_scored_is_named() -> None:
+    path = log_of(scores=None, error={"message": "out of memory"})
+    number = len(json.loads(Path(path).read_text())["samples"])
+    told = problem(f"a={LOGS / 'tuned.json'}", f"b={path}")
+    assert f"b={path}: none of its {number} items has a score; {number} of {number} answers" in told
+    assert "no metric of the other side" not in told
+    told = problem(f"a={path}", f"b={path}", "metrics=match")
+    assert "a=changed.json: none of" in told and "b=changed.json: none of" in told
+
+
+def test_one_item_in_common(capsys: pytest.CaptureFixture[str]) -> None:
+    log = json.loads((LOGS / "base.json").read_text())
+    for number, sample in enumerate(log["samples"][1:]):
+        sample["id"] = f"another {number}"
+    Path("one.json").write_text(json.dumps(log))
+    [row] = run(f"a={LOGS / 'base.json'}", "b=one.json", "metrics=match")
+    assert (row["n_items"], row["p"], row["verdict"]) == ("1", "", "not comparable")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 item is on both sides." in shown and "cluster" not in shown
+    assert "match: one item is scored on both sides; an interval and a p value need two" in shown
+
+
 def test_files_that_are_not_there_are_told_together() -> None:
     told = problem("a=x.eval", "b=y.eval")
     assert "a='x.eval': no such file or folder" in told and "b='y.eval'" in told

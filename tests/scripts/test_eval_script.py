@@ -39,7 +39,7 @@ from places import ROOT
 from evaluation.behaviour.analysis import AnyOfK
 from evaluation.behaviour.plan import Config
 from evaluation.behaviour.report import any_of_k_table
-from training.adapter_proof import UNTRAINED
+from training.adapter_proof import UNTRAINED, AdapterNotUsedError
 from utils.config.entrypoint import (
     ConfigError,
     config_entrypoint,
@@ -686,6 +686,31 @@ def test_a_base_model_and_its_adapter_in_this_process(
     assert ended.value.code == 2
     assert "whose weights differ" in capsys.readouterr().err
     assert not Path("runs/changed/calls.jsonl").exists()
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_nobody_is_judged_by_the_answers_of_a_lost_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connect_local: Any
+) -> None:
+    from tiny_chat import save_chat_model
+    from tiny_models import randomise
+
+    from training.backends.local.service import LocalSamplingClient
+
+    model = save_chat_model(tmp_path / "tiny", favourites="abc ")
+    trainer = connect_local().create_lora_training_client(model, rank=2, seed=0)
+    randomise(trainer, seed=1)
+    path = trainer.save_state("000001").result().path
+    make = LocalSamplingClient.__init__
+    monkeypatch.setattr(
+        LocalSamplingClient, "__init__", lambda self, engine, _weights: make(self, engine, None)
+    )
+    given = ["eval_file=x.eval.yaml", "judge_kind=rule", "max_tokens=4", "device=cpu"]
+    with pytest.raises(AdapterNotUsedError, match="although its adapter is trained"):
+        run_eval(*given, f"model_name={model}", f'checkpoint_paths=["{path}"]')
+    # not even the base model's answers were kept, which come first
+    assert not read_jsonl(Path("runs/r/calls.jsonl"), missing_ok=True)
+    assert not Path("eval_results/r.eval-results.yaml").exists()
 
 
 @pytest.mark.usefixtures("one_torch_thread")

@@ -32,6 +32,8 @@ TOPICS = {
     "generate generator": "generator.base_url",
     "gen_eval scorer": "scorer.model",
     "eval second_judge": "second_judge.timeout",
+    "eval target": "target.base_url",
+    "generate verifier": "verifier.model",
     "icl_train model": "model=MLP",
     "icl_eval setting": "setting=Classification",
     "icl_train setting.num_tasks": "tasks in the mixture",
@@ -79,6 +81,14 @@ def test_help_of_a_script(script: str) -> None:
 def test_help_of_a_setting(topic: str) -> None:
     shown = screens()[0][call(topic)]
     assert TOPICS[topic] in shown and "What to run" not in shown
+
+
+@pytest.mark.parametrize("topic", ["eval target", "generate verifier", "gen_eval scorer"])
+def test_a_role_without_a_model_of_its_own_shows_no_default_that_is_none(topic: str) -> None:
+    shown = " ".join(screens()[0][call(topic)].split())
+    assert "default: embedded" not in shown and "where OPENROUTER_API_KEY is set" not in shown
+    told = {"eval target": "left out, it is model_name that answers"}
+    assert told.get(topic, "default: the generator's") in shown
 
 
 def test_the_domain_decides_what_is_shown() -> None:

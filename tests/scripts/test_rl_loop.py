@@ -142,7 +142,7 @@ def test_only_evaluation(
     run = gym(tmp_path, "num_steps=0")
     assert [m["step"] for m in read_jsonl(run / "metrics.jsonl")] == [0]
     out = capsys.readouterr().out
-    assert "after 0 updates" in out
+    assert "before training" in out and "after 0" not in out
     assert re.search(
         r"Merge it:  uv run scripts/export.py checkpoint_path=\S+ output_dir=XXXX", out
     )

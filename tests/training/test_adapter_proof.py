@@ -19,6 +19,7 @@ from training.adapter_proof import (
     UNTRAINED,
     AdapterNotUsedError,
     AdapterProof,
+    Figures,
     compare,
     probe_datum,
     probe_tokens,
@@ -179,32 +180,103 @@ def test_a_sampler_without_the_trainers_adapter_is_an_error(
             logprobs(AdapterProof(client, model, with_answers=joined).sampler(of, "the adapter"))
 
 
-def test_a_checkpoint_that_is_not_in_use_is_an_error(
-    service: Any, model: str, trainer: Any, monkeypatch: pytest.MonkeyPatch
+def saved(service: Any, model: str, seed: int) -> str:
+    """A checkpoint of an adapter of its own."""
+    made = service.create_lora_training_client(model, rank=2, seed=0)
+    randomise(made, seed=seed)
+    return made.save_state("saved").result().path
+
+
+def test_checkpoints_are_looked_at_with_the_first_answers_of_their_model(
+    service: Any, model: str, passes: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = trainer.save_state("lost").result().path
-    with Endpoints(device="cpu") as endpoints:
-        assert endpoints.sampler(model, path)
-        assert endpoints.figures[path].from_base > 0.1 and not endpoints.figures[path].untrained
+    """Whoever of that model is asked first, and before any of it is answered."""
+    caplog.set_level(logging.INFO)
+    paths = [saved(service, model, seed) for seed in (1, 2)]
+    with pytest.MonkeyPatch.context() as patch, Endpoints(run_path=tmp_path) as endpoints:
+        patch.setattr(endpoints, "_connected", lambda: service)
+        base = endpoints.sampler(model)
+        tuned = [endpoints.sampler(model, path) for path in paths]
+        assert passes == [] and endpoints.figures == {}
+        ask(base, b"a lazy dog", 1).result()
+        assert passes == [10 + 2 * 2 * QUICK_TOKENS]
+        for path, sampler in zip(paths, tuned, strict=True):
+            of_base, own = logprobs(base), logprobs(sampler)
+            found = endpoints.figures[path]
+            assert found.from_base == pytest.approx(np.abs(own - of_base).max(), abs=1e-5)
+            assert found.from_base > 0.1 and found.from_trainer is None
+            assert found.untrained is False
+        assert max(passes[1:]) == QUICK_TOKENS
+    assert json.loads((tmp_path / "adapter_proof.json").read_text()).keys() == set(paths)
+    assert caplog.text.count("is in use") == 2
+
+
+@pytest.mark.parametrize("asked", ["base", "tuned"])
+def test_a_checkpoint_that_is_not_in_use_is_an_error(
+    asked: str, service: Any, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(service, model, 1)
     lose(monkeypatch, lambda _: None)
-    with (
-        Endpoints(device="cpu") as endpoints,
-        pytest.raises(AdapterNotUsedError, match="although its adapter is trained"),
-    ):
-        endpoints.sampler(model, path)
+    with Endpoints(device="cpu") as endpoints:
+        base, tuned = endpoints.sampler(model), endpoints.sampler(model, path)
+        first = base if asked == "base" else tuned
+        waiting = [ask(first, b"a lazy dog", 1), ask(first, b"a fox", 9)]
+        for answer in waiting:
+            with pytest.raises(AdapterNotUsedError, match="although its adapter is trained"):
+                answer.result()
+        for sampler in (base, tuned):
+            with pytest.raises(AdapterNotUsedError, match="although its adapter is trained"):
+                next(sampler.stream(ModelInput.from_ints(list(b"a fox")), SamplingParams()))
+        assert endpoints.figures == {}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_base_model_and_checkpoints_answer_has_the_bits_it_has_without_the_proof(
+    apart: bool, service: Any, model: str, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [saved(service, model, seed) for seed in (1, 2)]
+    texts = [b"a lazy dog", b"a fox", b"why not now"]
+    monkeypatch.setattr(type(service.engine(model).decoder), "keeps_rows_apart", not apart)
+
+    def answers(with_proof: bool) -> list[Any]:
+        samplers = [service.create_sampling_client(base_model=model)]
+        samplers += [service.create_sampling_client(path) for path in paths]
+        if with_proof:
+            proof = AdapterProof(service, model, with_answers=True)
+            for path, sampler in zip(paths, samplers[1:], strict=True):
+                proof.check(sampler, path, checkpoint=path, asked_before=samplers[:1])
+        before = list(passes)
+        asked = [ask(sampler, text, 5) for text in texts for sampler in samplers]
+        sequences = [future.result().sequences[0] for future in asked]
+        # where others' bits might change they were looked at before
+        prompts = 3 * sum(len(text) for text in texts)
+        joined = with_proof and not apart
+        assert passes[len(before)] == prompts + (joined and 2 * 2 * QUICK_TOKENS)
+        return [(s.tokens, s.logprobs) for s in sequences]
+
+    assert answers(True) == answers(False)
 
 
 def test_a_checkpoint_before_the_first_step_is_said_to_be_one(
-    service: Any, model: str, caplog: pytest.LogCaptureFixture
+    service: Any, model: str, passes: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = service.create_lora_training_client(model, rank=2, seed=0)
     path = trainer.save_state("000000").result().path
-    proof = AdapterProof(service, model)
-    figures = proof.check(service.create_sampling_client(path), "mine", checkpoint=path)
-    assert figures.untrained and figures.from_base == 0
+    proof = AdapterProof(service, model, with_answers=True)
+    proof.check(service.create_sampling_client(path), "mine", checkpoint=path)
+    # at once: nobody needs to be asked
+    assert proof.figures["mine"] == Figures(0.0, untrained=True) and passes == []
     assert f"mine: {UNTRAINED}" in caplog.text
+    # held against its trainer it is what the trainer has
+    proof.check(service.create_sampling_client(path), "its own", trainer=trainer)
+    assert proof.figures["its own"].untrained
+    randomise(trainer, seed=1)
+    with pytest.raises(AdapterNotUsedError, match="it answers as the base model does"):
+        proof.check(service.create_sampling_client(path), "lost", trainer=trainer)
     # in a run it is where every adapter begins: nothing is said, and the next one is looked at
     caplog.clear()
+    proof = AdapterProof(service, model)
+    trainer = service.create_lora_training_client(model, rank=2, seed=0)
     proof.sampler(trainer, "policy")
     assert not caplog.records
     randomise(trainer, seed=1)
@@ -252,8 +324,10 @@ def test_where_the_adapter_shows_the_sampler_s_first_pass_is_enough(
     path = trainer.save_state("shows").result().path
     sampler = service.create_sampling_client(path)
     del passes[:]
-    figures = AdapterProof(service, model).check(sampler, "mine", checkpoint=path)
+    proof = AdapterProof(service, model)
+    proof.check(sampler, "mine", checkpoint=path)
     assert passes == [2 * QUICK_TOKENS]
+    figures = proof.figures["mine"]
     of_base = logprobs(service.create_sampling_client(base_model=model))
     assert figures.from_base == pytest.approx(np.abs(logprobs(sampler) - of_base).max(), abs=1e-5)
 
@@ -280,8 +354,10 @@ def test_an_adapter_that_hardly_shows_is_looked_at_alone(
     logprobs(sampler)
     assert passes == [QUICK_TOKENS + 2 * QUICK_TOKENS, *alone]
     del passes[:]
-    figures = AdapterProof(service, model).check(sampler, "mine", trainer=trainer)
-    assert passes == [QUICK_TOKENS - 1, 2 * QUICK_TOKENS, *alone[1:], alone[0]]
+    proof = AdapterProof(service, model)
+    proof.check(sampler, "mine", trainer=trainer)
+    assert passes == [2 * QUICK_TOKENS, *alone]
+    figures = proof.figures["mine"]
     text = ModelInput.from_ints(tokens)
     base = service.create_sampling_client(base_model=model)
     of_both = [np.array(c.compute_logprobs(text).result()[1:]) for c in (sampler, base)]
@@ -371,22 +447,10 @@ def test_where_more_rows_may_change_bits_it_has_a_pass_of_its_own(
 
 
 def test_a_shared_pass_settles_only_what_is_plain() -> None:
-    base, trained = np.array([-1.0, -2.0]), np.array([-1.5, -2.5])
-    for dtype, rounding in (("float32", 9e-5), ("bfloat16", 0.04)):
-        settles = {
-            name: settles_it(*given, dtype=dtype)
-            for name, given in {
-                "clear": (trained + rounding, base, trained),
-                "without a trainer": (trained, base, None),
-                "as good as the base": (base + rounding, base, base),
-                "not the trainer's": (trained + 2 * rounding, base, trained),
-                "no number": (trained * np.nan, base, trained),
-            }.items()
-        }
-        assert [name for name, settled in settles.items() if settled] == [
-            "clear",
-            "without a trainer",
-        ]
+    base = np.array([-1.0, -2.0])
+    for dtype, rounding in (("float32", 1.9e-4), ("bfloat16", 0.09)):
+        for more, settled in ((rounding, False), (1.2 * rounding, True), (np.nan, False)):
+            assert settles_it(base + more, base, dtype=dtype) == settled
 
 
 def test_an_adapter_too_small_to_be_seen_is_no_error(caplog: pytest.LogCaptureFixture) -> None:

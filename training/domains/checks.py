@@ -95,6 +95,8 @@ def _problem_with(problem: Any) -> str | None:
     for message in problem.messages if isinstance(problem.messages, list) else ():
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             return f"message {_shown(message)}; a dict with role and content is needed"
+        if not isinstance(message["content"], str) or not isinstance(message["role"], str):
+            return f"message {_shown(message)}; its role and its content have to be texts"
     if not isinstance(problem.messages, list) or not problem.messages:
         return f"its messages are {_shown(problem.messages)}; a list of at least one is needed"
     if not isinstance(problem.raw, RawPrompt | None) or (problem.raw and not problem.raw.text):

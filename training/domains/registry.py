@@ -9,7 +9,7 @@ import chz
 from training.api import ServiceClient
 from training.domains.base import Domain
 from training.domains.checks import check_domain
-from training.domains.own import FORMS, clashes, is_own, load_own, own_file
+from training.domains.own import FORMS, clashes, is_own, load_own, own_file, told_as_own
 from utils.config.entrypoint import ConfigError, given_value, raise_problems
 from utils.config.layers import PRESET_KEY
 
@@ -59,11 +59,13 @@ def make_domain(name: str, config: Any, service: ServiceClient) -> Domain:
             f"got {type(config).__name__}"
         )
     if is_own(name):
-        domain = load_own(name).domain_class(config, service)
+        domain_class = load_own(name).domain_class
     else:
         entry = _entry(name, RL_DOMAINS)
-        domain = getattr(import_module(entry.module), entry.domain_class)(config, service)
-    check_domain(domain, name)
+        domain_class = getattr(import_module(entry.module), entry.domain_class)
+    with told_as_own(name):
+        domain = domain_class(config, service)
+        check_domain(domain, name)
     return domain
 
 

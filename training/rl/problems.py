@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from training.api import ServiceClient
+from training.control_tokens import RefusedByTemplateError
 from training.domains.base import Domain, Problem
 from training.models import context_length, load_tokenizer
 from training.problem_text import prompt_tokens
@@ -44,6 +45,11 @@ class PromptLimit(NamedTuple):
         """Of its prompt, in tokens; ValueError names a problem that cannot be written as one."""
         try:
             return len(prompt_tokens(self.tokenizer, problem))
+        except RefusedByTemplateError as error:
+            raise ValueError(
+                f"{problem.id}: {error.reason}. Change its messages, or let it be a Problem with "
+                "raw=, a text that the model continues"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{problem.id}: {error}") from error
 

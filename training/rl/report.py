@@ -102,7 +102,7 @@ def print_tables(domain: Domain, problems: Problems, run: Path) -> None:
         for line in domain.summary(problems, samples):
             print(f"\n{line}")
     print()
-    headers, rows, _ = _evaluation_table(samples)
+    headers, rows, _ = _evaluation_table(samples, _metrics(run))
     print(text_table(headers, rows))
     for table in _comparison_tables(domain, samples):
         print(f"\n{text_table(*table)}")
@@ -135,7 +135,27 @@ def _when(sample: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     return "held out, after" if sample["step"] == last else f"held out, step {sample['step']}"
 
 
-def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]], str]:
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return read_jsonl(run / "metrics.jsonl", missing_ok=True)
+
+
+def _trained(step: int, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """What had happened by then: a batch whose rewards teach nothing changes nothing."""
+    if step == 0:
+        return "before training"
+    batches = [m for m in metrics if m["step"] <= step and "train/reward" in m]
+    # lines of earlier versions do not count their updates
+    updates = sum(int(m.get("updates", m["tokens/trained"] > 0)) for m in batches)
+    return f"after {_counted(step, 'batch', 'batches')}, {_counted(updates, 'update', 'updates')}"
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _evaluation_table(
+    samples: list[dict[str, Any]], metrics: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[list[Any]], str]:
     """Headers, rows and a caption, with pass@k where problems were answered several times; for
     k = 1 it is the share solved."""
     headers = ["held-out evaluation", "mean reward ± s.e.", "range", "solved"]
@@ -155,7 +175,7 @@ def _evaluation_table(samples: list[dict[str, Any]]) -> tuple[list[str], list[li
         passes = pass_at_ks(list(groups.values()))[1:]
         rows.append(
             [
-                *(f"after {step} updates", f"{mean:.3f} ± {error:.3f}", spread, share),
+                *(_trained(step, metrics), f"{mean:.3f} ± {error:.3f}", spread, share),
                 *map(_pass_text, passes),
             ]
         )
@@ -180,7 +200,7 @@ def _pass_text(row: PassAtK) -> str:
 
 def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) -> Report:
     """Of a run that is finished or still goes on."""
-    metrics = read_jsonl(run / "metrics.jsonl", missing_ok=True)
+    metrics = _metrics(run)
     samples = _samples(run)
     report = Report(title, f"run {run.name}")
     report.tiles(_tiles(metrics))
@@ -188,7 +208,7 @@ def make_report(domain: Domain, problems: Problems, run: Path, *, title: str) ->
         return report
     _plots(report, metrics)
     report.heading("Held-out evaluation")
-    report.table(*_evaluation_table(samples))
+    report.table(*_evaluation_table(samples, metrics))
     for table in _comparison_tables(domain, samples):
         report.table(*table)
     if (found := held_out(samples)) and (line := verdict(found)):
@@ -247,4 +267,4 @@ def _plots(report: Report, metrics: list[dict[str, Any]]) -> None:
             if len(points) > 2:
                 lines[name] = ([x for x, _ in points], [y for _, y in points])
         if lines:
-            report.figure(line_plot(lines, xlabel="updates", ylabel=label), label)
+            report.figure(line_plot(lines, xlabel="batches", ylabel=label), label)

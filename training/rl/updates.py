@@ -123,7 +123,10 @@ def grpo_update(
         if advantages_G is not None
         for trajectory, advantage in zip(group, advantages_G, strict=True)
     ]
-    metrics: dict[str, float] = {"skipped_groups": sum(a is None for a in advantages_P)}
+    metrics: dict[str, float] = {
+        "skipped_groups": sum(a is None for a in advantages_P),
+        "updates": settings.num_updates if kept else 0,
+    }
     if not kept:
         logger.warning("All %d groups had one reward throughout: no update", len(groups_P_G))
         return Update(metrics, 0)
@@ -175,11 +178,13 @@ def rest_em_update(
     metrics: dict[str, float] = {
         "successes": sum(r.solved for rewards_G in rewards_P_G for r in rewards_G),
         "imitated": len(datums_D),
+        "updates": 0,
     }
     if not datums_D:
         logger.warning("No success in this batch: no update")
         return Update(metrics, 0)
     batches = epoch_batches(datums_D, settings.batch_size, settings.num_epochs, rng)
+    metrics["updates"] = len(batches)
     for index, batch in enumerate(batches):
         factor = learning_rate_factor(settings.lr_schedule, index, len(batches))
         future = trainer.forward_backward(mean_weighted(batch), "cross_entropy")

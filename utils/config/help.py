@@ -26,12 +26,19 @@ from utils.config.types import Shape, arms_of, chz_arms, default_of, fields_of, 
 from utils.terminal import argument_text, shell_word
 
 _GROUP = "group"
+_NESTED = "nested docs"
 
 
 def group(title: str) -> dict[str, str]:
     """Metadata of the first field of a group. Groups of this module stand in their order, those of
     one's own after WHAT."""
     return {_GROUP: title}
+
+
+def nested_docs(**docs: str) -> dict[str, dict[str, str]]:
+    """Metadata of a field that is a chz object: what its fields mean there, where their own doc
+    would say something else."""
+    return {_NESTED: docs}
 
 
 WHAT = group("What to run")
@@ -154,7 +161,9 @@ class Page:
 
     def _text(self, key: str, *, folded: bool) -> str:
         field = self._shape.field_at(key)
-        doc = " ".join(str(field._doc or "").split())
+        owner, _, name = key.rpartition(".")
+        there = (self._shape.field_at(owner).metadata or {}).get(_NESTED, {}) if owner else {}
+        doc = " ".join(str(there.get(name) or field._doc or "").split())
         choices = _choices(self._shape.type_at(key))
         classes = self._classes(key)
         if len(classes) > 1:

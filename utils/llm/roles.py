@@ -11,6 +11,7 @@ from typing import Any
 
 import chz
 
+from utils.config.help import nested_docs
 from utils.llm.api import OPTIONAL, Role
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,15 @@ LOCAL_TIMEOUT_S = 7 * 86400.0
 LOCAL_CONCURRENCY = 32
 
 
+# of a second role (see second_role()), whatever it is called
+_URLS = "local (in this process), openrouter, or the URL of an OpenAI-compatible server"
+SECOND_ROLE = nested_docs(
+    model="default: the generator's, where no base_url is given either",
+    base_url=f"{_URLS}; default: the generator's, where no model is given either",
+    api_key_env="variable with the key; default: the generator's, where that is its model",
+)
+
+
 @chz.chz(typecheck=True)
 class RoleConfig:
     """One of a script's roles, e.g. `judge.model=openai/gpt-5-mini judge.base_url=openrouter`."""
@@ -35,8 +45,8 @@ class RoleConfig:
     )
     base_url: str | None = chz.field(
         default=None,
-        doc="local (in this process), openrouter, or the URL of an OpenAI-compatible server; "
-        "default: openrouter where OPENROUTER_API_KEY is set, except for embedded and folders",
+        doc=f"{_URLS}; default: openrouter where OPENROUTER_API_KEY is set, except for embedded "
+        "and folders",
     )
     api_key_env: str | None = chz.field(
         default=None, doc="variable with the key; default: that of OpenRouter and OpenAI, else none"

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from utils.runs.run_dir import RunDir
 
 SINKS = ("wandb", "tensorboard", "trackio")
+# of those that uv.lock knows, an extra of this project
+_EXTRAS = ("trackio",)
 
 
 class Sink(Protocol):
@@ -41,9 +43,10 @@ def sink_factories(names: Sequence[str]) -> list[SinkFactory]:
         try:
             importlib.import_module(factories[name][0])
         except ImportError as error:
+            install = f"uv sync --extra {name}" if name in _EXTRAS else f"uv pip install {name}"
             problems.append(
-                f"sinks asks for {name}, which cannot be imported ({error}); "
-                f"run `uv pip install {name}`, or leave it out"
+                f"sinks asks for {name}, which cannot be imported ({error}); run `{install}`, or "
+                "leave it out"
             )
     if problems:
         raise ConfigError(problems)

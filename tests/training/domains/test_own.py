@@ -18,6 +18,7 @@ import pytest
 import rl_loop
 import sweep
 from places import ROOT
+from tiny_chat import save_chat_model
 
 from training.domains.base import Domain, Message, Problem, RawPrompt, Reward, Split, Stateless
 from training.domains.checks import check_domain, checked_problems, checked_rewards
@@ -41,8 +42,6 @@ def documented() -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from tiny_chat import save_chat_model
-
     return save_chat_model(tmp_path_factory.mktemp("chat"), favourites="0123")
 
 
@@ -83,7 +82,8 @@ def test_the_documented_domain_trains(
     metrics = read_jsonl(folder / "run" / "metrics.jsonl")
     assert [m["step"] for m in metrics if "train/reward" in m] == [1, 2]
     assert any(m.get("optim/grad_norm", 0) > 0 for m in metrics), "no update: change the seed"
-    assert "after 2 updates" in capsys.readouterr().out
+    updates = sum(m["updates"] for m in metrics if "train/reward" in m)
+    assert f"after 2 batches, {updates} update" in capsys.readouterr().out
     prompts = {sample["prompt"] for sample in read_jsonl(folder / "run" / "samples.jsonl")}
     assert any("a occur in" in prompt for prompt in prompts)
     # what stands in the file decides the run
@@ -265,6 +265,42 @@ def test_what_is_wrong_with_it_is_told(
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("def __init__(self, config: Settings, service): 1 / 0", "ZeroDivisionError: division by"),
+        ("def state(self): return self.nothing", "AttributeError: 'Mine' object has no attr"),
+        ("def problems(self, split): return [][split]", "TypeError: list indices must be"),
+        ("def problems(self, split): raise ValueError('too few')", "ValueError: too few"),
+        ("def problems(self, split): return open('nowhere')", "FileNotFoundError: "),
+    ],
+)
+def test_what_its_own_code_raises_is_told_with_its_line(
+    broken: str, message: str, folder: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = STATELESS.format(field="width: int = 2").rstrip()
+    source += f"\n    name = 'mine'\n    max_tokens = 3\n    {broken}\n"
+    (folder / "mine.py").write_text(source, encoding="utf-8")
+    told = refused(capsys, "domain=mine.py:Mine", f"model_name={model}", "log_path=broken")
+    line = len(source.splitlines())
+    assert f"domain='mine.py:Mine': mine.py, line {line}: {message}" in told
+    assert told.startswith("Error: ") and "Traceback" not in told
+    assert not (folder / "broken").exists()
+
+
+def test_what_the_template_refuses_is_told_without_a_setting_that_is_none(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = save_chat_model(tmp_path / "strict", favourites="012")
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (Path(strict) / "chat_template.jinja").write_text(template)
+    source = documented().replace('turns = [("user"', 'turns = [("system", "Be brief."), ("user"')
+    (folder / "mine.py").write_text(source, encoding="utf-8")
+    told = refused(capsys, "domain=mine.py:CountLetter", f"model_name={strict}", "length=2")
+    assert "refuses messages with the roles ['system', 'user', " in told and "no system" in told
+    assert "Problem with raw=" in " ".join(told.split()) and "role_colon" not in told
+
+
 def test_the_same_setting_is_shared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "mine.py").write_text(STATELESS.format(field="seed: int = 0"), encoding="utf-8")
     with pytest.raises(SystemExit) as exit_info:
@@ -346,6 +382,14 @@ def test_missing_attributes_are_named() -> None:
         ([problem("a", raw="text")], "its raw is 'text'; a RawPrompt with a text"),
         ([problem("a", raw=RawPrompt(""))], "its raw is RawPrompt(text='', stop=())"),
         ([problem("a", messages=["?"])], "message '?'; a dict with role and content is needed"),
+        (
+            [problem("a", messages=[{"role": "user", "content": [{"type": "text"}]}])],
+            "its role and its content have to be texts",
+        ),
+        (
+            [problem("a", messages=[{"role": "user", "content": None}])],
+            "its role and its content have to be texts",
+        ),
     ],
 )
 def test_problems_are_checked(problems: Any, message: str) -> None:

@@ -3,7 +3,10 @@
 uv run pytest tests/training/rl/test_rl.py
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from training.api import AdamParams, SampledSequence
 from training.domains.base import Problem, Reward
+from training.rl.report import print_tables
 from training.rl.updates import (
     GrpoSettings,
     RestEmSettings,
@@ -137,6 +141,41 @@ def test_reward_metrics() -> None:
     assert metrics["eval/groups_with_spread"] == pytest.approx(1 / 3)
 
 
+def test_an_evaluation_says_how_many_batches_and_updates_came_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [
+        {"kind": "eval", "step": step, "problem": "p", "reward": 0.0, "solved": False}
+        for step in (0, 1, 2, 3)
+    ]
+    trained = [{"updates": 0}, {"updates": 1}, {"updates": 2000}]
+    metrics = [{"step": 0, "eval/reward": 0.0}]
+    metrics += [
+        {"step": step, "train/reward": 0.0, "tokens/trained": 9.0 * made["updates"], **made}
+        for step, made in enumerate(trained, 1)
+    ]
+
+    def shown() -> list[str]:
+        for name, rows in (("samples", samples), ("metrics", metrics)):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(text)
+        domain: Any = SimpleNamespace()
+        print_tables(domain, {"train": [], "test": []}, tmp_path)
+        table = capsys.readouterr().out.strip().split("\n\n")[0]
+        return [line.partition("  ")[0] for line in table.split("\n")[2:]]
+
+    assert shown() == [
+        "before training",
+        "after 1 batch, 0 updates",
+        "after 2 batches, 1 update",
+        "after 3 batches, 2,001 updates",
+    ]
+    # of a run that began with an earlier version: batches that trained
+    for line in metrics:
+        line.pop("updates", None)
+    assert shown()[-1] == "after 3 batches, 2 updates"
+
+
 def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:
     assert seed_for(0, "train", 3, "a") == 1819081588
     seeds = {seed_for(s, k, i, p) for s in (0, 1) for k in "ab" for i in (0, 1) for p in "xy"}
@@ -207,7 +246,7 @@ def test_grpo_trains_on_groups_with_spread() -> None:
     assert array(data[0], "advantages") == [0, 0, 0.5, 0.5]
     assert array(data[1], "advantages") == [-0.5, -0.5, -0.5]
     assert update.num_tokens == 4 + 3
-    assert update.metrics["skipped_groups"] == 1
+    assert (update.metrics["skipped_groups"], update.metrics["updates"]) == (1, 1)
     assert update.metrics["policy/rms_sampler_trainer"] == pytest.approx(0, abs=1e-7)
     assert update.metrics["optim/grad_norm"] == 1.5
     assert update.metrics["optim/learning_rate"] == 0.5
@@ -216,7 +255,7 @@ def test_grpo_trains_on_groups_with_spread() -> None:
 def test_grpo_without_spread_does_nothing() -> None:
     trainer, update = grpo([rewards(0, 0), rewards(1, 1)])
     assert trainer.passes == []
-    assert update == ({"skipped_groups": 2}, 0)
+    assert update == ({"skipped_groups": 2, "updates": 0}, 0)
 
 
 def test_grpo_reuses_a_batch_and_passes_the_loss_config_on() -> None:
@@ -225,7 +264,7 @@ def test_grpo_reuses_a_batch_and_passes_the_loss_config_on() -> None:
         [rewards(1, 0), rewards(0, 1)], loss_fn="ppo", loss_fn_config=clip, num_updates=3
     )
     assert [(p[1], p[2]) for p in trainer.passes] == [("ppo", clip)] * 3
-    assert trainer.rates == [0.5] * 3
+    assert trainer.rates == [0.5] * 3 and update.metrics["updates"] == 3
     assert update.num_tokens == 3 * 14
 
 
@@ -251,14 +290,14 @@ def test_rest_em_imitates_successes_with_their_mean_loss() -> None:
         assert sum(sum(array(d, "weights")) for d in data) == pytest.approx(1)
     assert trainer.rates == [0.5, 0.375, 0.25, 0.125]
     assert update.num_tokens == 2 * (4 + 3 + 4)
-    assert update.metrics["successes"] == 3
+    assert (update.metrics["successes"], update.metrics["updates"]) == (3, 4)
 
 
 def test_rest_em_without_success_does_nothing() -> None:
     trainer: Any = RecordingTrainer()
     update = rest_em_update(trainer, [[A]], [rewards(0.9)], RestEmSettings(), ADAM, seed=(0,))
     assert trainer.passes == []
-    assert update == ({"successes": 0, "imitated": 0}, 0)
+    assert update == ({"successes": 0, "imitated": 0, "updates": 0}, 0)
 
 
 def test_what_rest_em_imitates() -> None:

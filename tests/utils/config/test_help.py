@@ -14,6 +14,7 @@ from utils.config.help import (
     WHAT,
     group,
     grouped_fields,
+    nested_docs,
     short_type,
     wrapped_docstring,
 )
@@ -151,6 +152,21 @@ def test_one_setting_and_what_is_folded_under_it() -> None:
     assert "net.depth" in chosen and "net.factor" not in chosen
     words = " ".join(page("net=Deep").split())
     assert "= Deep (from command line); `--help net` shows its 2 settings" in words
+
+
+@chz.chz
+class Deciding:
+    other: Role = chz.field(
+        default_factory=Role, doc="another", metadata=nested_docs(model="who else, or nobody")
+    )
+
+
+def test_a_field_may_say_what_its_own_mean_there() -> None:
+    assert page(target=Deciding, topics=["other"]) == (
+        "  other    another\n\n"
+        "  other.model    text   who else, or nobody\n"
+        "  other.timeout  float  seconds; default: 30.0\n"
+    )
 
 
 @pytest.mark.parametrize(

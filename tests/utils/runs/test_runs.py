@@ -358,7 +358,7 @@ def test_sinks_are_checked_before_anything_is_made(tmp_path: Path, monkeypatch):
         )
     wandb, tensorboard, trackio, mlflow = caught.value.problems
     assert trackio.startswith("sinks asks for trackio, which cannot be imported (No module")
-    assert "run `uv pip install trackio`, or leave it out" in trackio
+    assert "run `uv sync --extra trackio`, or leave it out" in trackio
     assert "uv pip install wandb" in wandb and "uv pip install tensorboard" in tensorboard
     assert mlflow == "sinks names 'mlflow'; allowed: wandb, tensorboard, trackio"
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Text tables and grids in the terminal."""
 
 import pytest
+from rich.cells import cell_len
 
 from utils.runs.tables import text_table, truncate
 from utils.runs.terminal_grids import side_by_side, terminal_grid
@@ -39,6 +40,52 @@ def test_wide_characters_count_twice():
     # one picture of three, joined by invisible characters, is as wide as one
     family = "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}"
     assert text_table(["a", "b"], [[family, 1]]).split("\n")[2] == f"{family}  1"
+
+
+def columns(table: str) -> list[str]:
+    return [line.rstrip() for line in table.split("\n")]
+
+
+def test_a_table_fits_the_terminal_and_loses_nothing(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    headers = ["property", "model", *(f"p (the {i}th test)" for i in range(9))]
+    row = ["signs-off", "proof/000030", *(round(0.111 * i, 3) for i in range(9))]
+    table = text_table(headers, [row, row])
+    assert max(map(len, columns(table))) <= 100
+    # long headers first: they take more lines, above the rule
+    assert "\n\n" not in table
+    *above, header, rule, first, second = columns(table)
+    assert above and header.split() == ["property", "model", *["test)"] * 9]
+    assert set(rule) == {"─", " "}
+    assert (
+        first.split() == second.split() == [f"{c:.4g}" if isinstance(c, float) else c for c in row]
+    )
+    # a wider terminal is used
+    monkeypatch.setenv("COLUMNS", "240")
+    assert len(text_table(headers, [row]).split("\n")) == 3
+
+
+def test_columns_that_do_not_fit_follow_below(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    headers = ["task", "model", *(f"a_number_of_{i}" for i in range(12))]
+    blocks = text_table(headers, [["t", "m", *range(12)]]).split("\n\n")
+    shown = [[line.split() for line in block.split("\n")] for block in blocks]
+    assert len(shown) == 3
+    assert all((header[:2], row[:2]) == (headers[:2], ["t", "m"]) for header, _, row in shown)
+    assert [name for header, _, _ in shown for name in header[2:]] == headers[2:]
+    assert [number for _, _, row in shown for number in row[2:]] == [str(i) for i in range(12)]
+    assert max(len(line) for block in blocks for line in columns(block)) <= 100
+
+
+def test_long_texts_are_wrapped_and_words_stay_whole(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    words = " ".join(f"word{i}" for i in range(9))
+    table = text_table(["a", "b", "n"], [[words, "漢字 " * 11, 1], [words, "y", 2]])
+    lines = columns(table)
+    assert max(map(cell_len, lines)) <= 100
+    assert lines[2].endswith("  1") and lines[3].startswith("word")
+    assert [table.count(word) for word in words.split()] == [2] * 9
+    assert table.count("漢字") == 11
 
 
 def test_grid_in_digits(monkeypatch):

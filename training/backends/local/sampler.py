@@ -58,7 +58,7 @@ class SampleJob:
     # sees every token as it comes; False ends the sample there
     on_token: Callable[[SampledToken], bool] = lambda _token: True
     # what is to be known before any of this is answered
-    probe: "Probe | None" = None
+    probes: tuple["Probe", ...] = ()
 
     def cancel(self) -> None:
         """From any thread: its rows leave the batch with their next token."""
@@ -420,7 +420,7 @@ class Sampler:
 
 def _probes_of(jobs: list[SampleJob]) -> list[Probe]:
     """Those that are not settled. Raises what the judge of one that is raised."""
-    probes = {id(job.probe): job.probe for job in jobs if job.probe is not None}
+    probes = {id(probe): probe for job in jobs for probe in job.probes}
     for probe in probes.values():
         if probe.error is not None:
             raise probe.error

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 
-from training.adapter_proof import QUICK_TOKENS, Probed, probe_datum, settles_it
+from training.adapter_proof import Judge, probe_datum
 from training.api import (
     AdamParams,
     APIFuture,
@@ -58,6 +58,7 @@ from training.backends.local.decoder import Decoder
 from training.backends.local.engine import Engine, EngineOptions
 from training.backends.local.loading import loads_with_transformers
 from training.backends.local.peft_folders import targets_for_peft
+from training.backends.local.probing import Trained, make_probe
 from training.backends.local.sampler import Probe, SampleJob
 from training.backends.local.stops import StopStrings
 from training.backends.local.trainer import TrainJob
@@ -455,60 +456,45 @@ class LocalTrainingClient(_Ready):
         )
 
     def save_weights_and_probe(
-        self, tokens: list[int], judge: Callable[[Probed | None], None], *, with_answers: bool
+        self, tokens: list[int], judge: Judge, *, with_answers: bool
     ) -> "APIFuture[LocalSamplingClient]":
         """Local extension: save_weights_and_get_sampling_client(), where `judge` gets what that
-        sampler, this client and the base model say of `tokens`. Where B is zero nobody is asked.
+        sampler, this client and the base model say of `tokens` (see probing.py). Where B is zero
+        nobody is asked.
 
-        Sampler and base model are asked for the first tokens, in this request's turn and a pass of
-        their own; `with_answers` in rows that come last in the sampler's first prefill (where that
-        has room for them), before any of it is answered and before this client's weights change, so
-        that who waits for an answer gets what `judge` raises; it gets None where there are no
-        numbers, which is an error of each answer. Where more rows in a pass might change the bits
-        of others they stay in one of their own. A sampler with the very bits of this client's
-        weights speaks for both; for another one, and where the first tokens do not settle it, the
-        trainer's own forward() and a pass for each of the others do, which are cut alike, so that
-        equal weights give equal bits. Nothing else runs sooner, later or with others because of all
-        that.
+        That happens in this request's turn and a pass of its own; `with_answers` along with the
+        sampler's first prefill, before any of it is answered and before this client's weights
+        change. Nothing else runs sooner, later or with others because of that.
         """
-        job = self._job([probe_datum(tokens)], "cross_entropy", None, backward=False, drop=False)
-        few, whole_probe = (ModelInput.from_ints(t) for t in (tokens[:QUICK_TOKENS], tokens))
+        trained = self._trained(tokens)
 
         def make() -> LocalSamplingClient:
             sampler = LocalSamplingClient(self._engine, self._adapter.snapshot())
-            base = LocalSamplingClient(self._engine, None)
             largest = self._adapter.largest_b()
-            if largest == 0:
-                return sampler
-
-            def told(logprobs: list[np.ndarray] | None) -> None:
-                if logprobs is None:
-                    if sampler.probe is None:
-                        raise next(job.error for job in jobs if job.error is not None)
-                    judge(None)
-                    return
-                sampled, of_base = logprobs
-                trained = sampled
-                if not same or not settles_it(sampled, of_base, None, dtype=sampler.dtype):
-                    [output] = self._engine.trainer.run([job])
-                    trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
-                    [sampled], [of_base] = (
-                        self._engine.sampler.prompt_logprobs([client.logprobs_job(whole_probe)])
-                        for client in (sampler, base)
-                    )
-                judge(Probed(sampler.dtype, largest, sampled, of_base, trained))
-
-            jobs = [client.logprobs_job(few) for client in (sampler, base)]
-            same = jobs[0].weights is not None and self._adapter.equals(jobs[0].weights)
-            self._settle_probe()
-            self._probe = probe = Probe(jobs, told)
-            if with_answers and self._engine.decoder.keeps_rows_apart:
-                sampler.probe = probe
-            else:
+            if largest != 0:
                 self._settle_probe()
+                self._probe = self._make_probe(sampler, tokens, judge, largest, trained)
+                if with_answers and self._engine.decoder.keeps_rows_apart:
+                    sampler.probes.append(self._probe)
+                else:
+                    self._settle_probe()
             return sampler
 
         return self._engine.submit_call(self._queue, make)
+
+    def probe(
+        self, sampler: "LocalSamplingClient", tokens: list[int], judge: Judge
+    ) -> APIFuture[None]:
+        """Local extension: as save_weights_and_probe(), of a sampler that there is, in this
+        request's turn and a pass of its own."""
+        trained = self._trained(tokens)
+
+        def look() -> None:
+            largest = self._adapter.largest_b()
+            probe = self._make_probe(sampler, tokens, judge, largest, trained)
+            self._engine.sampler.settle(probe)
+
+        return self._engine.submit_call(self._queue, look)
 
     def export_merged(self, folder: str | Path) -> APIFuture[str]:
         """Local extension: base model plus adapter as one Hugging Face folder, without a tokenizer
@@ -570,6 +556,32 @@ class LocalTrainingClient(_Ready):
         drop = drop and self._adapter.config.dropout > 0
         return TrainJob(self._adapter, sequences, prepared, loss_fn, config, backward, drop)
 
+    def _trained(self, tokens: list[int]) -> Callable[[], np.ndarray]:
+        """What gives this client's logprobs of `tokens` after the first, on the worker."""
+        job = self._job([probe_datum(tokens)], "cross_entropy", None, backward=False, drop=False)
+
+        def logprobs() -> np.ndarray:
+            [output] = self._engine.trainer.run([job])
+            return output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
+
+        return logprobs
+
+    def _make_probe(
+        self,
+        sampler: "LocalSamplingClient",
+        tokens: list[int],
+        judge: Judge,
+        largest_b: float,
+        trained: Callable[[], np.ndarray],
+    ) -> Probe:
+        weights = sampler.weights
+        same = weights is not None and self._adapter.equals(weights)
+        return make_probe(
+            *(self._engine, sampler, LocalSamplingClient(self._engine, None), tokens, judge),
+            largest_b=largest_b,
+            trainer=Trained(trained, same),
+        )
+
     def _settle_probe(self) -> None:
         """On the worker, before the weights change that a sampler was given."""
         if (probe := self._probe) is not None:
@@ -602,8 +614,8 @@ class LocalSamplingClient(_Ready):
     def __init__(self, engine: Engine, weights: AdapterWeights | None) -> None:
         self._engine = engine
         self._weights = weights
-        # Local extension: goes along with the first request
-        self.probe: Probe | None = None
+        # Local extension: go along with the first request
+        self.probes: list[Probe] = []
 
     def sample(
         self,
@@ -701,6 +713,34 @@ class LocalSamplingClient(_Ready):
 
         return engine.submit_call(engine.new_queue(), save)
 
+    def probe(
+        self,
+        tokens: list[int],
+        judge: Judge,
+        *,
+        largest_b: float,
+        with_answers_of: Sequence["LocalSamplingClient"] = (),
+    ) -> None:
+        """Local extension: `judge` gets what this client and the base model say of `tokens` (see
+        probing.py); `largest_b` is the largest absolute value that its adapter's B should have.
+
+        That happens along with the first prefill for any of `with_answers_of`, before any of it is
+        answered; at once, in a pass of its own, where there are none.
+        """
+        engine = self._engine
+        base = LocalSamplingClient(engine, None)
+        probe = make_probe(engine, self, base, tokens, judge, largest_b=largest_b)
+        if with_answers_of and engine.decoder.keeps_rows_apart:
+            for client in with_answers_of:
+                client.probes.append(probe)
+        else:
+            engine.submit_call(engine.new_queue(), lambda: engine.sampler.settle(probe)).result()
+
+    @property
+    def weights(self) -> AdapterWeights | None:
+        """Local extension: its adapter; None of the base model."""
+        return self._weights
+
     @property
     def eos_tokens(self) -> frozenset[int]:
         """Local extension: the model's end tokens."""
@@ -762,7 +802,7 @@ class LocalSamplingClient(_Ready):
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             stop_tokens=stop_tokens,
             stop_strings=stop_strings,
-            probe=self.probe,
+            probes=tuple(self.probes),
         )
 
     def _stops(self, params: SamplingParams) -> tuple[frozenset[int], tuple[str, ...]]:
