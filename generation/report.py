@@ -8,8 +8,9 @@ from typing import Any
 from generation.kinds import Kind
 from generation.quality import Example, QualityReport
 from utils.llm.ledger import Ledger
-from utils.llm.runs import add_calls
+from utils.llm.runs import add_calls, ledger_text
 from utils.runs.report import Report
+from utils.runs.tables import text_table
 
 SHOWN_PER_SUBTYPE = 4
 DIVERSITY_HEADERS = (
@@ -45,6 +46,14 @@ def quality_rows(report: QualityReport) -> list[tuple[str, Any]]:
 def diversity_rows(report: QualityReport) -> list[list[Any]]:
     keys = ("n_texts", "distinct_1", "distinct_2", "distinct_3", "mean_jaccard", "mean_words")
     return [[name, *(found[key] for key in keys)] for name, found in report.diversity.items()]
+
+
+def closing_tables(report: QualityReport, ledger: Ledger) -> str:
+    """What a script prints at its end."""
+    parts = [text_table(("", "examples"), quality_rows(report))]
+    if report.diversity:
+        parts.append(text_table(DIVERSITY_HEADERS, diversity_rows(report)))
+    return "\n\n".join([*parts, ledger_text(ledger)])
 
 
 def make_report(

@@ -26,6 +26,16 @@ import chz
 from dotenv import load_dotenv
 
 from evaluation.behaviour.eval_file import EvalPrompt
+from evaluation.behaviour.prompt_plan import (
+    NUM_CATEGORIES,
+    chosen,
+    count_calls,
+    filters,
+    narrowed,
+    plan_text,
+    settings_problems,
+    unwritten,
+)
 from evaluation.behaviour.prompt_report import (
     COUNT_HEADERS,
     count_rows,
@@ -38,18 +48,14 @@ from evaluation.behaviour.prompts import (
     SCORER,
     Dropped,
     PromptWriter,
-    categories_request,
     filter_prompts,
-    messages_request,
     score_prompts,
 )
-from generation.properties import Property, choose_properties, known_properties
-from generation.variation import draw_variations
+from generation.properties import Property
 from utils.config.entrypoint import (
     config_entrypoint,
     dump_yaml,
     held_log,
-    load_yaml,
     problems_of,
     raise_problems,
     to_plain,
@@ -59,7 +65,7 @@ from utils.devices import Dtype
 from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
 from utils.llm.live_calls import LiveCalls
-from utils.llm.roles import SECOND_ROLE, RoleConfig, describe_roles, roles_text, second_role
+from utils.llm.roles import SECOND_ROLE, RoleConfig, describe_roles, second_role
 from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths
 from utils.runs.inputs import INPUT, MUST_EXIST
 from utils.runs.provenance import run_meta
@@ -68,7 +74,6 @@ from utils.runs.tables import text_table
 from utils.terminal import command
 
 logger = logging.getLogger(__name__)
-NUM_CATEGORIES = 8
 # what a run may be taken up again with
 MAY_CHANGE = ("max_cost_usd", "max_concurrency", "generator.timeout", "scorer.timeout")
 
@@ -132,78 +137,6 @@ class Config:
     )
     output_dir: Path = chz.field(default=Path("evals"), doc="where both files go")
 
-    def problems(self) -> list[str]:
-        """What is wrong with these settings."""
-        problems = problems_of(self.chosen)
-        stored = self.stored()
-        has = _properties_of(stored)
-        strangers = [name for name in self.properties if name not in has]
-        # known ones may join those of the file; with none of them it would be of no use
-        if has and strangers and (problems or strangers == self.properties):
-            problems.append(f"properties names {strangers}: {self.params_file} has {has}")
-        for name in ("num_categories", "prompts_per_category", "max_concurrency"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
-        all_given = bool(self.properties) and not self.unwritten()
-        if all_given and self.num_categories not in (None, stored.get("num_categories")):
-            problems.append(
-                f"num_categories={self.num_categories}: all categories are given already "
-                "(categories, params_file); leave it out, or start without them"
-            )
-        if self.max_cost_usd is not None and not self.max_cost_usd > 0:
-            problems.append(f"max_cost_usd={self.max_cost_usd}: above 0, or None for no limit")
-        if not 0 <= self.min_realism <= 10:
-            problems.append(f"min_realism={self.min_realism}: from 0 to 10 is needed")
-        if not 1 <= self.max_eval_awareness <= 10:
-            problems.append(f"max_eval_awareness={self.max_eval_awareness}: from 1 to 10 is needed")
-        for name in ("num_turns", "categories"):
-            unknown = [key for key in getattr(self, name) if key not in self.properties]
-            if unknown:
-                problems.append(f"{name} names {unknown}, not in properties={self.properties}")
-        for name, turns in self.num_turns.items():
-            if turns < 1:
-                problems.append(f"num_turns.{name}={turns}: at least 1 is needed")
-        for name, categories in self.categories.items():
-            if not categories or len(set(map(str.strip, categories)) - {""}) < len(categories):
-                problems.append(f"categories.{name}={categories}: some, none empty, no two alike")
-        if self.filters() and not self.score_realism:
-            problems.append("min_realism and max_eval_awareness need score_realism=true")
-        return problems
-
-    def filters(self) -> bool:
-        return self.min_realism > 0 or self.max_eval_awareness < 10
-
-    def chosen(self) -> list[Property]:
-        return choose_properties(self.properties, known_properties(self.properties_file))
-
-    def unwritten(self) -> list[str]:
-        """The properties whose categories are still to be written."""
-        return [name for name in self.properties if name not in self.categories]
-
-    def stored(self) -> dict[str, Any]:
-        """What params_file holds, if there is one; `params_file=` is none."""
-        if self.params_file is None or self.params_file == Path():
-            return {}
-        return load_yaml(self.params_file)
-
-    def narrowed(self) -> "Config":
-        """Without what params_file has for properties that are not asked for; what is typed for
-        one of them stays, to be complained of."""
-        stored = self.stored()
-        left_out = set(_properties_of(stored)) - set(self.properties)
-        narrowed = {
-            name: {key: value for key, value in given.items() if key not in left_out}
-            for name in ("num_turns", "categories")
-            if (given := getattr(self, name)) == stored.get(name)
-        }
-        return chz.replace(self, **narrowed)
-
-
-def _properties_of(params: dict[str, Any]) -> list[str]:
-    """Those that a params file names, or has categories for."""
-    names = params.get("properties", list(params.get("categories") or {}))
-    return names if isinstance(names, list) else []
-
 
 class Task(NamedTuple):
     """What a run's settings come to, and where its files go."""
@@ -223,7 +156,7 @@ def main(config: Config) -> None:
     )
     from training.endpoints import Endpoints
 
-    config = config.narrowed()
+    config = narrowed(config)
     started = time.perf_counter()
     with (
         Endpoints(device=config.device, dtype=config.dtype) as endpoints,
@@ -233,7 +166,7 @@ def main(config: Config) -> None:
         with held_log():
             task = check(config, endpoints)
             if config.dry_run:
-                print(plan(config, task.properties, task.roles))
+                print(plan_text(config, task.properties, task.roles))
                 return
             stack.enter_context(
                 claimed_output(task.eval_path, lambda: taken(config, task.log_path))
@@ -282,7 +215,7 @@ def check(config: Config, endpoints: Any) -> Task:
                 said = [m["content"] for m in example.messages if m["role"] == "user"]
                 inputs.extend(said or [example.text])
 
-    problems = [*config.problems(), *problems_of(read_examples)]
+    problems = [*settings_problems(config), *problems_of(read_examples)]
     roles = [config.generator.role(GENERATOR, temperature=0.9, max_tokens=1500, seed=config.seed)]
     if config.score_realism:
         scorer = second_role(config.scorer, config.generator)
@@ -294,7 +227,7 @@ def check(config: Config, endpoints: Any) -> Task:
         config.output_dir, log_path, "eval-params", "eval"
     )
     raise_problems([*problems, *in_use, *endpoints.check(roles)])
-    return Task(config.chosen(), inputs, roles, log_path, params_path, eval_path)
+    return Task(chosen(config), inputs, roles, log_path, params_path, eval_path)
 
 
 def taken(config: Config, log_path: Path) -> list[str]:
@@ -307,8 +240,8 @@ async def write_prompts(
 ) -> tuple[list[EvalPrompt], Dropped]:
     writer = PromptWriter(client, local=task.roles[0].base_url is None, seed=config.seed)
     async with client:
-        unwritten = [p for p in task.properties if p.name in config.unwritten()]
-        written = await writer.categories(unwritten, config.num_categories or NUM_CATEGORIES)
+        wanted = [p for p in task.properties if p.name in unwritten(config)]
+        written = await writer.categories(wanted, config.num_categories or NUM_CATEGORIES)
         categories = config.categories | written
         write_params(config, categories, task.params_path)
         prompts, dropped = await writer.prompts(
@@ -320,7 +253,7 @@ async def write_prompts(
         )
         if config.score_realism:
             prompts, dropped.unscored = await score_prompts(prompts, client)
-    if config.filters():
+    if filters(config):
         prompts = filter_prompts(
             prompts,
             dropped,
@@ -359,29 +292,6 @@ def write_results(
             | {"run_id": run.run_id, "dropped": to_plain(dropped)}
             | {"calls": ledger.to_plain()},
         },
-    )
-
-
-def count_calls(config: Config, properties: list[Property]) -> list[tuple[str, int]]:
-    """By stage, without what has to be asked again."""
-    num_categories = config.num_categories or NUM_CATEGORIES
-    counts = [len(config.categories.get(p.name, [])) or num_categories for p in properties]
-    prompts = sum(counts) * config.prompts_per_category
-    rows = [("categories", len(config.unwritten())), ("prompts", prompts)]
-    return rows + ([("realism", prompts)] if config.score_realism else [])
-
-
-def plan(config: Config, properties: list[Property], roles: list[Role]) -> str:
-    """What would be asked, of whom and how often."""
-    num_categories = config.num_categories or NUM_CATEGORIES
-    calls = text_table(("stage", "calls, at least"), count_calls(config, properties))
-    [first] = categories_request(properties[0], num_categories, [])
-    [variation] = draw_variations(1, config.seed)
-    turns = config.num_turns.get(properties[0].name, 1)
-    [prompt] = messages_request(properties[0], "{category}", variation, turns)
-    return (
-        f"{roles_text(roles)}\n\n{calls}\n\nFirst request:\n\n{first['content']}\n\n"
-        f"For a prompt:\n\n{prompt['content']}"
     )
 
 

@@ -22,6 +22,7 @@ import chz
 from dotenv import load_dotenv
 
 from evaluation.behaviour.eval_file import load_eval_file
+from generation.files import write_examples, write_params
 from generation.kinds import KINDS, Kind, choose_kind
 from generation.pipeline import GENERATOR, Writer
 from generation.plan import (
@@ -32,17 +33,10 @@ from generation.plan import (
     settings_problems,
 )
 from generation.properties import Property, choose_properties, known_properties
-from generation.quality import VERIFIER, Example, QualityReport, sift, to_record
-from generation.report import (
-    DIVERSITY_HEADERS,
-    diversity_rows,
-    make_report,
-    quality_rows,
-    report_title,
-)
+from generation.quality import VERIFIER, Example, QualityReport, sift
+from generation.report import closing_tables, make_report, report_title
 from utils.config.entrypoint import (
     config_entrypoint,
-    dump_yaml,
     held_log,
     problems_of,
     raise_problems,
@@ -54,11 +48,9 @@ from utils.llm.api import LLMError, Role
 from utils.llm.client import LLMClient
 from utils.llm.live_calls import LiveCalls
 from utils.llm.roles import SECOND_ROLE, RoleConfig, describe_roles, second_role
-from utils.llm.runs import claimed_output, exit_unfinished, ledger_text, output_paths, require_whole
+from utils.llm.runs import claimed_output, exit_unfinished, output_paths, require_whole
 from utils.runs.inputs import INPUT, MUST_EXIST
-from utils.runs.provenance import run_meta
 from utils.runs.run_dir import RunDir, new_run_path
-from utils.runs.tables import text_table
 from utils.terminal import command
 
 logger = logging.getLogger(__name__)
@@ -268,17 +260,6 @@ async def generate(
     write_results(config, task, examples, list(prompts), quality, run, calls)
 
 
-def write_params(
-    config: Config, prompts: dict[str, list[str]], num_heldout: int, path: Path
-) -> None:
-    """All settings but those that belong to this one run: its directory, and where it began."""
-    settings = to_plain(config) | {"params_file": None, "log_path": None}
-    settings |= {"subtypes": list(prompts), "prompts": prompts, "heldout_subtypes": num_heldout}
-    # their numbers are those of the texts from now on
-    settings |= {"num_subtypes": None, "prompts_per_subtype": None}
-    dump_yaml(path, settings | {"meta": run_meta()})
-
-
 def write_results(
     config: Config,
     task: Task,
@@ -301,22 +282,10 @@ def write_results(
         )
     )
     run.log_metrics(0, quality.headline_numbers())
-    print(text_table(("", "examples"), quality_rows(quality)), end="\n\n")
-    if quality.diversity:
-        print(text_table(DIVERSITY_HEADERS, diversity_rows(quality)), end="\n\n")
-    print(ledger_text(ledger))
+    print(closing_tables(quality, ledger))
     if not examples:
         raise LLMError("empty", GENERATOR, f"no example is left; {report_path} says why")
-    dump_yaml(
-        task.examples_path,
-        {
-            "property": config.property,
-            "type": config.type,
-            "examples": [to_record(example, task.kind) for example in examples],
-            "quality": quality.to_plain(),
-            "meta": run_meta() | {"run_id": run.run_id, "calls": ledger.to_plain()},
-        },
-    )
+    write_examples(config, examples, quality, run.run_id, ledger, task.examples_path)
 
 
 if __name__ == "__main__":

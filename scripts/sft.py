@@ -11,18 +11,16 @@ runs/sft/<run_id>/, or log_path; the same command with that log_path goes on whe
 
 import contextlib
 import logging
-import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import chz
 from dotenv import load_dotenv
 
 from training.adapt import mean_weighted
-from training.adapter_proof import AdapterProof
 from training.api import AdamParams, TrainingClient
-from training.checkpoint_folders import check_checkpoint, checkpoint_folder
+from training.checkpoint_folders import checkpoint_folder
 from training.examples import Example, load_examples
 from training.loop import (
     Recorder,
@@ -31,7 +29,9 @@ from training.loop import (
     learning_rate_factor,
     require_models,
 )
-from training.models import check_rank, context_length, load_tokenizer, resolve_model
+from training.models import context_length, load_tokenizer
+from training.sft_adapter import make_trainer, model_problems, prove
+from training.sft_report import closing_words, make_report
 from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
 from utils.config.entrypoint import (
     as_config_errors,
@@ -41,15 +41,14 @@ from utils.config.entrypoint import (
     raise_problems,
 )
 from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
+from utils.config.ranges import range_problems
 from utils.devices import DTYPE_DOC, Dtype
 from utils.interrupts import uninterrupted
-from utils.runs.files import expanded, read_jsonl, shown_path
+from utils.runs.files import expanded
 from utils.runs.inputs import MUST_EXIST
 from utils.runs.live_report import LiveReport
 from utils.runs.progress import Stopwatch, progress
-from utils.runs.report import Report, line_plot
 from utils.runs.run_dir import RunDir, new_run_path
-from utils.terminal import command
 
 logger = logging.getLogger(__name__)
 
@@ -119,22 +118,14 @@ class Config:
 
     @chz.validate
     def _check(self) -> None:
-        problems = []
-        for name in ("num_epochs", "batch_size", "batch_tokens", "lora_rank", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
-        for name in ("eval_every", "save_every", "keep_checkpoints", "seed"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name}={getattr(self, name)}: 0 or more is needed")
-        for name in ("heldout_fraction", "warmup_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name}={getattr(self, name)}: from 0 to below 1 is needed")
-        for name in ("learning_rate", "grad_clip_norm", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                problems.append(f"{name}={getattr(self, name)}: a number from 0 is needed")
-        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
-            problems.append(f"lora_alpha={self.lora_alpha}: a number above 0 is needed")
+        problems = range_problems(
+            self,
+            at_least_1=("num_epochs", "batch_size", "batch_tokens", "lora_rank", "max_length"),
+            at_least_0=("eval_every", "save_every", "keep_checkpoints", "seed"),
+            below_1=("heldout_fraction", "warmup_fraction"),
+            from_0=("learning_rate", "grad_clip_norm", "weight_decay"),
+            above_0=("lora_alpha",),
+        )
         if self.batch_size is not None and self.batch_tokens is not None:
             problems.append("batch_size and batch_tokens: give one of them")
         if self.backend == "tinker" and self.lora_alpha is not None:
@@ -245,48 +236,6 @@ def main(config: Config) -> None:
     print(closing_words(config, state.checkpoint, report, time.perf_counter() - started))
 
 
-def model_problems(config: Config, started_from: str | None) -> list[str]:
-    """What is wrong with the model, or the adapter to go on from, as far as their files tell."""
-    if started_from is None:
-        return problems_of(lambda: check_rank(config.model_name, "lora_rank", config.lora_rank))
-    problems = problems_of(lambda: resolve_model(config.model_name))
-    if config.backend == "local":
-        wrong = problems_of(lambda: check_checkpoint(started_from, config.model_name))
-        problems += [f"checkpoint_path: {problem}" for problem in wrong]
-    return problems
-
-
-def make_trainer(
-    config: Config, service: Any, checkpoint: str | None, started_from: str | None
-) -> TrainingClient:
-    """The run's own checkpoint with its optimizer, the adapter to go on from, or a new one."""
-    if checkpoint is not None:
-        return service.create_training_client_from_state_with_optimizer(
-            checkpoint, config.model_name
-        )
-    if started_from is not None:
-        return service.create_training_client_from_state(started_from, config.model_name)
-    options: dict[str, Any] = {"rank": config.lora_rank, "seed": config.seed}
-    if config.lora_alpha is not None:
-        options["lora_alpha"] = config.lora_alpha
-    return service.create_lora_training_client(
-        config.model_name, train_unembed=config.train_unembed, **options
-    )
-
-
-def prove(
-    config: Config, service: Any, trainer: TrainingClient, checkpoint: str | None, run: Path
-) -> None:
-    """Holds what answers with the trained adapter against the trainer: the last checkpoint as it is
-    read back, or the service's own sampler."""
-    proof = AdapterProof(service, config.model_name, run)
-    if config.backend == "local" and checkpoint is not None:
-        sampler = service.create_sampling_client(checkpoint, config.model_name)
-        proof.check(sampler, "the trained adapter", trainer=trainer)
-    else:
-        proof.sampler(trainer, "the trained adapter")
-
-
 def train_step(
     config: Config, trainer: TrainingClient, batch: Batch, step: int, num_steps: int
 ) -> dict[str, float]:
@@ -316,51 +265,6 @@ def train_step(
         "speed/trained_per_second": batch.num_tokens / seconds,
         "time/step": seconds,
     }
-
-
-def make_report(run: Path, config: Config) -> Report:
-    """Of a run that is finished or still goes on."""
-    metrics = read_jsonl(run / "metrics.jsonl", missing_ok=True)
-    report = Report(f"sft {config.examples_file.name}", str(run))
-    curves = {"train": "train/loss", "held out": "heldout/loss"}
-    series = {}
-    for label, key in curves.items():
-        found = [m for m in metrics if key in m]
-        if found:
-            series[label] = ([m["step"] for m in found], [m[key] for m in found])
-    if series:
-        report.figure(line_plot(series, xlabel="step", ylabel="nats per learned token"), "Loss")
-    return report
-
-
-def an_eval_file(examples_file: Path, folder: Path = Path("evals")) -> Path | None:
-    """Of the eval files there are, the one that is named like the examples, else the newest."""
-    own = folder / f"{examples_file.name.partition('.')[0]}.eval.yaml"
-    found = sorted(folder.glob("*.eval.yaml"), key=lambda path: path.stat().st_mtime)
-    return own if own in found else found[-1] if found else None
-
-
-def closing_words(config: Config, checkpoint: str, report: Path, seconds: float) -> str:
-    model = None if config.model_name == "embedded" else config.model_name
-    adapter = shown_path(checkpoint)
-    talk = command("chat", checkpoint_path=adapter, model_name=model)
-    eval_file = an_eval_file(config.examples_file)
-    judge = command(
-        "eval",
-        eval_file=eval_file or "evals/XXXX.eval.yaml",
-        model_name=model,
-        checkpoint_paths=[adapter],
-    )
-    if eval_file is None:
-        judge += "\n             (XXXX: an eval file, which scripts/gen_eval.py writes)"
-    words = (
-        f"\n{seconds:.0f} s in all. Adapter (PEFT format): {adapter}\n"
-        f"Report: {shown_path(report)}\n\n"
-        f"Talk to it:  {talk}\nJudge it:    {judge}"
-    )
-    if config.backend == "local":
-        words += f"\nMerge it:    {command('export', checkpoint_path=adapter, output_dir='XXXX')}"
-    return words
 
 
 if __name__ == "__main__":

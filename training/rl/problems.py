@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 from training.api import ServiceClient
 from training.control_tokens import RefusedByTemplateError
-from training.domains.base import Domain, Problem
+from training.domains.base import Domain, Problem, Split
+from training.domains.checks import checked_problems
+from training.domains.own import told_as_own
 from training.models import context_length, load_tokenizer
 from training.problem_text import prompt_tokens
 from utils.config.plain_yaml import to_plain
@@ -86,6 +88,19 @@ def choose_problems(
         raise ValueError(f"{found}: {_listed(chosen.too_long)}; use a model with a longer context")
     logger.warning("%s, and are left out: %s", found, _listed(chosen.too_long))
     return chosen
+
+
+def choose_both(
+    domain: Domain, name: str, limit: PromptLimit, eval_size: int
+) -> dict[Split, Chosen]:
+    """What is trained on and what is held out, of the domain that the setting `domain` names so.
+    Raises ConfigError for what is wrong with the domain's problems, or raised by its own code."""
+    with told_as_own(name):
+        train, test = checked_problems(domain, "train"), checked_problems(domain, "test")
+    return {
+        "train": choose_problems(train, "train problems", limit),
+        "test": choose_problems(test, "test problems", limit, eval_size),
+    }
 
 
 def problems_input(domain: Domain, chosen: Chosen) -> Input:

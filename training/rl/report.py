@@ -1,94 +1,19 @@
-"""What a reinforcement run writes down, and shows at its end: tables and report.html."""
+"""What a reinforcement run shows: tables at its end, and report.html."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.domains.base import (
-    Domain,
-    Problem,
-    Reward,
-    ShowsAnswers,
-    ShowsChange,
-    Split,
-    Table,
-)
+from training.domains.base import Domain, Problem, ShowsAnswers, ShowsChange, Split, Table
 from training.rl.held_out import held_out, interval_table, problem_table, verdict
-from training.rl.updates import Trajectory, Update, entropy, mean_and_error, reward_metrics
+from training.rl.updates import mean_and_error
 from utils.pass_at_k import PassAtK, pass_at_ks
 from utils.runs.files import read_jsonl
 from utils.runs.report import Report, line_plot
-from utils.runs.run_dir import RunDir
 from utils.runs.tables import text_table
 
 Problems = Mapping[Split, list[Problem]]
 _SHOWN_ANSWERS = 40
-
-
-def batch_metrics(
-    groups_P_G: Sequence[Sequence[Trajectory]],
-    rewards_P_G: Sequence[Sequence[Reward]],
-    update: Update,
-    seconds: Mapping[str, float],
-) -> dict[str, float]:
-    """One batch's line of metrics.jsonl; `seconds` of the phases sampling, rewards and update."""
-    trajectories = [trajectory for group in groups_P_G for trajectory in group]
-    num_sampled = sum(len(t.tokens_T) for t in trajectories)
-    return {
-        **update.metrics,
-        **reward_metrics("train", rewards_P_G),
-        "policy/entropy": entropy(trajectories),
-        "tokens/sampled": num_sampled,
-        "tokens/trained": update.num_tokens,
-        "speed/sampled_per_second": num_sampled / seconds["sampling"],
-        "speed/trained_per_second": update.num_tokens / seconds["update"],
-        **{f"time/{phase}": value for phase, value in seconds.items()},
-    }
-
-
-def record_answers(
-    run: RunDir,
-    kind: str,
-    step: int,
-    problems_P: Sequence[Problem],
-    groups_P_G: Sequence[Sequence[Trajectory]],
-    rewards_P_G: Sequence[Sequence[Reward]],
-    prompt_text: Callable[[list[int]], str],
-) -> None:
-    """A line of samples.jsonl for every answer."""
-    for problem, group, rewards in zip(problems_P, groups_P_G, rewards_P_G, strict=True):
-        prompt = prompt_text(group[0].prompt)
-        for trajectory, reward in zip(group, rewards, strict=True):
-            run.log_sample(
-                {
-                    "step": step,
-                    "kind": kind,
-                    "problem": problem.id,
-                    "prompt": prompt,
-                    "answer": trajectory.text,
-                    "tokens": trajectory.tokens_T,
-                    "reward": reward.value,
-                    "solved": reward.solved,
-                    "note": reward.note,
-                }
-            )
-
-
-def pass_metrics(rewards_P_G: Sequence[Sequence[Reward]]) -> dict[str, float]:
-    """eval/pass@k of the held-out answers for 1, 2, 4, ... up to a group's size, with the bounds of
-    its 95 % interval over problems; nothing for one answer to a problem."""
-    metrics = {}
-    for row in pass_at_ks([[reward.solved for reward in group] for group in rewards_P_G]):
-        metrics[f"eval/pass@{row.k}"] = row.mean
-        if row.interval is not None:
-            metrics[f"eval/pass@{row.k}_low"], metrics[f"eval/pass@{row.k}_high"] = row.interval
-    return metrics if max(map(len, rewards_P_G)) > 1 else {}
-
-
-def shown(metrics: Mapping[str, float]) -> str:
-    """The few metrics that belong on the screen."""
-    names = ("eval/reward", "eval/solved", "train/reward", "train/solved", "loss")
-    return ", ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
 
 
 def print_tables(domain: Domain, problems: Problems, run: Path) -> None:

@@ -1,6 +1,5 @@
 """The settings of scripts/rl_loop.py domain=arc, and what each task set is run with."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from training.domains.arc.text import GridFormat
 from training.domains.base import Split
 from utils.config.entrypoint import raise_problems
 from utils.config.help import EVALUATION, MODEL, SAMPLING, WHAT, group
+from utils.config.ranges import range_problems
 from utils.runs.inputs import MUST_EXIST
 
 TASK_SETS: dict[str, dict[Split, str]] = {
@@ -203,17 +203,13 @@ class ArcConfig:
             problems.append("challenges_file and solutions_file belong together: give both")
         if (self.test_challenges_file is None) != (self.test_solutions_file is None):
             problems.append("test_challenges_file and test_solutions_file belong together")
-        at_least_one = ("inner_rank", "inner_batch_size", "cap", "max_parallel_adapters")
-        for name in (*at_least_one, "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
-        for name in ("seed", "permute_n", "inner_warmup_steps", "max_answer_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                problems.append(f"{name}={value}: 0 or more is needed")
-        if self.inner_alpha is not None and not 0 < self.inner_alpha < math.inf:
-            problems.append(f"inner_alpha={self.inner_alpha}: a number above 0 is needed")
+        counts = ("inner_rank", "inner_batch_size", "cap", "max_parallel_adapters", "max_tokens")
+        problems += range_problems(
+            self,
+            at_least_1=counts,
+            at_least_0=("seed", "permute_n", "inner_warmup_steps", "max_answer_tokens"),
+            above_0=("inner_alpha",),
+        )
         if self.inner_targets == []:
             problems.append("inner_targets=[]: name at least one layer")
         raise_problems(problems)

@@ -1,6 +1,5 @@
 """The settings of scripts/ttt.py domain=arc."""
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from training.domains.arc.text import GridFormat
 from training.domains.arc.ttt_data import METHODS, TRAINED, Method, TTTSettings
 from training.domains.base import Split
 from utils.config.help import EVALUATION, MODEL, WHAT
+from utils.config.ranges import range_problems
 from utils.runs.inputs import MUST_EXIST
 
 # Learning rate and epochs, as in arXiv 2411.07279's code; with the small preset, as for the
@@ -120,24 +120,15 @@ class ArcTTTConfig:
 
     def number_problems(self) -> list[str]:
         """Which numbers are out of range, a message each."""
-        problems = []
-        at_least_one = ("max_tasks", "cap", "epochs", "batch_size", "lora_rank")
-        for name in (*at_least_one, "max_example_tokens", "max_parallel_adapters"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
-        for name in ("permute_n", "max_answer_tokens", "seed"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                problems.append(f"{name}={value}: 0 or more is needed")
-        for name in ("lr", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                problems.append(f"{name}={value}: a number from 0 is needed")
-        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
-            problems.append(f"lora_alpha={self.lora_alpha}: a number above 0 is needed")
-        if not 0 <= self.lora_dropout < 1:
-            problems.append(f"lora_dropout={self.lora_dropout}: from 0 to below 1 is needed")
+        counts = ("max_tasks", "cap", "epochs", "batch_size", "lora_rank", "max_example_tokens")
+        problems = range_problems(
+            self,
+            at_least_1=(*counts, "max_parallel_adapters"),
+            at_least_0=("permute_n", "max_answer_tokens", "seed"),
+            from_0=("lr", "weight_decay"),
+            above_0=("lora_alpha",),
+            below_1=("lora_dropout",),
+        )
         if self.lora_targets == []:
             problems.append("lora_targets=[]: name at least one layer")
         return problems

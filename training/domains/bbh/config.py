@@ -23,6 +23,7 @@ from training.domains.bbh.tasks import BBHTask, choose_tasks
 from training.domains.bbh.text import LossMask
 from utils.config.entrypoint import problems_of
 from utils.config.help import EVALUATION, MODEL, OUTPUT, WHAT
+from utils.config.ranges import range_problems
 from utils.runs.inputs import INPUT
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -103,21 +104,14 @@ class BBHConfig:
     def problems(self) -> list[str]:
         """What is wrong with these settings, a message each."""
         problems = problems_of(self.chosen_tasks)
-        for name in ("generated_size", "max_items", "batch_size", "epochs", "lora_rank"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
-        for name in ("k", "num_training_steps"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name}={getattr(self, name)}: 0 or more is needed")
-        for name in ("lr", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                problems.append(f"{name}={value}: a number from 0 is needed")
-        if not 0 < self.lora_alpha < math.inf:
-            problems.append(f"lora_alpha={self.lora_alpha}: a number above 0 is needed")
-        if not 0 <= self.lora_dropout < 1:
-            problems.append(f"lora_dropout={self.lora_dropout}: from 0 to below 1 is needed")
+        problems += range_problems(
+            self,
+            at_least_1=("generated_size", "max_items", "batch_size", "epochs", "lora_rank"),
+            at_least_0=("k", "num_training_steps"),
+            from_0=("lr", "weight_decay"),
+            above_0=("lora_alpha",),
+            below_1=("lora_dropout",),
+        )
         if not self.lora_targets:
             problems.append("lora_targets=[]: name at least one layer")
         if self.k == 0 and self.method in TRAINED:
