@@ -14,6 +14,7 @@ from training.domains.arc.files import (
 from training.domains.arc.self_edit import Bounds, SelfEdit, SelfEditError, parse_self_edit
 from training.domains.arc.tasks import Task
 from training.domains.base import Problem, Samples
+from training.domains.best_and_worst import best_and_worst
 from utils.runs.grid_pictures import ArcPair
 from utils.runs.report import Report
 
@@ -61,14 +62,8 @@ def add_tasks(
     """Every task with the answers of the base model and of its best and worst self-edit."""
     for problem in problems:
         mine = [s for s in samples if s["problem"] == problem.id]
-        best = max(mine, key=lambda s: s["reward"])
-        worst = min(mine, key=lambda s: s["reward"])
         outcomes = [("base model", outcome_of(problem, None))]
-        shown = [("best self-edit", best), ("worst self-edit", worst)]
-        if best["reward"] == worst["reward"]:
-            same = f"one of {len(mine)} self-edits, all of the same reward"
-            shown = [("the only self-edit" if len(mine) == 1 else same, best)]
-        for name, sample in shown:
+        for name, sample in best_and_worst(mine, lambda s: s["reward"]):
             summary = edit_summary(sample["answer"], bounds)
             label = f"{name}: {summary} (reward {sample['reward']:.2f})"
             outcomes.append((label, outcome_of(problem, sample["answer"])))

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from training.domains.best_and_worst import best_and_worst
 from training.domains.knowledge.edit_parsing import ParsedEdit
 from training.domains.knowledge.grading import accuracy, changes, conveys
 from training.domains.knowledge.inner import InnerOutcome
@@ -128,14 +129,11 @@ def add_passages(report: Report, trials: Sequence[Trial]) -> None:
     for trial in trials:
         by_passage.setdefault(trial.passage.id, []).append(trial)
     for passage_id, mine in by_passage.items():
-        best = max(mine, key=lambda trial: trial.sample["reward"])
-        worst = min(mine, key=lambda trial: trial.sample["reward"])
-        differ = best.sample["reward"] != worst.sample["reward"]
+        passage = mine[0].passage
         with report.details(f"{passage_id}: {len(mine)} self-edits"):
-            report.pre(f"{best.passage.title}\n{best.passage.context}", "passage")
-            for name, trial in (("best", best), ("worst", worst)) if differ else (("one", best),):
-                reward = f"{trial.sample['reward']:.2f}"
-                report.pre(trial.sample["answer"], f"the {name} self-edit, reward {reward}")
+            report.pre(f"{passage.title}\n{passage.context}", "passage")
+            for name, trial in best_and_worst(mine, lambda trial: trial.sample["reward"]):
+                report.pre(trial.sample["answer"], f"{name}: reward {trial.sample['reward']:.2f}")
                 if trial.outcomes_R:
                     report.table(["question", "right", "before", "after"], _answer_rows(trial))
 
