@@ -285,6 +285,20 @@ def test_a_checkpoint_before_the_first_step_is_said_to_be_one(
         logprobs(proof.sampler(trainer, "policy"))
 
 
+def test_a_checkpoint_that_is_read_with_another_scale_is_not_the_trainers(
+    service: Any, model: str, trainer: Any
+) -> None:
+    """Though it has the very bits of its weights."""
+    path = Path(trainer.save_state("scaled").result().path)
+    proof = AdapterProof(service, model)
+    proof.check(service.create_sampling_client(str(path)), "read back", trainer=trainer)
+    assert proof.figures["read back"].from_trainer == 0
+    config = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
+    with pytest.raises(AdapterNotUsedError, match="does not have the trainer's adapter"):
+        proof.check(service.create_sampling_client(str(path)), "other", trainer=trainer)
+
+
 def test_what_is_allowed_depends_on_the_precision(caplog: pytest.LogCaptureFixture) -> None:
     base, trained = np.array([-1.0, -2.0, -3.0, -4.0]), np.array([-2.0, -3.0, -3.5, -1.0])
     first = np.array([1.0, 0, 0, 0])

@@ -170,8 +170,10 @@ class Adapter:
         return AdapterWeights(self.config, self._decoder, self.flat.clone())
 
     def equals(self, weights: AdapterWeights) -> bool:
-        """Whether the weights in training are these, bit for bit."""
-        return torch.equal(self.flat, weights.flat)
+        """Whether the weights in training are these, bit for bit, and are used alike."""
+        own, other = self.config, weights.config
+        alike = (own.targets, own.rank, own.alpha) == (other.targets, other.rank, other.alpha)
+        return alike and torch.equal(self.flat, weights.flat)
 
     def largest_b(self) -> float:
         """The largest absolute value in the B matrices."""
