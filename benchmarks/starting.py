@@ -141,23 +141,18 @@ def proving(report: Report, config: Config, service: Any, name: str) -> None:
         "a run's sampler": (sampler, proven, alone),
         "a checkpoint": (checkpoint, checked, checked_apart),
     }
-    contenders = {
-        f"{who}, {how}": contender
-        for who, group in groups.items()
-        for how, contender in zip(
-            ("first prompts", "proof with them", "before"), group, strict=True
-        )
-    }
-    contenders["a checkpoint against its trainer"] = against_trainer
-    seconds = race(contenders, config, "proving")
-    for contender, rounds in seconds.items():
-        report.add("prove", contender, seconds=rounds)
-    for who in groups:
-        plain, joined, before = (seconds[name] for name in seconds if name.startswith(f"{who}, "))
+    for who, group in groups.items():
+        names = [f"{who}, {how}" for how in ("first prompts", "proof with them", "proof before")]
+        seconds = race(dict(zip(names, group, strict=True)), config, "proving")
+        for contender, rounds in seconds.items():
+            report.add("prove", contender, seconds=rounds)
+        plain, joined, before = seconds.values()
         report.note(
             f"The proof of {who}: {_more(joined, plain):.0f} ms more, in a pass apart "
             f"{_more(before, plain):.0f} ms"
         )
+    for contender, rounds in race({"against its trainer": against_trainer}, config, "proving").items():
+        report.add("prove", contender, seconds=rounds)
 
 
 def _more(one: list[float], other: list[float]) -> float:
