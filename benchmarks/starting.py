@@ -151,7 +151,9 @@ def proving(report: Report, config: Config, service: Any, name: str) -> None:
             f"The proof of {who}: {_more(joined, plain):.0f} ms more, in a pass apart "
             f"{_more(before, plain):.0f} ms"
         )
-    for contender, rounds in race({"against its trainer": against_trainer}, config, "proving").items():
+    for contender, rounds in race(
+        {"against its trainer": against_trainer}, config, "proving"
+    ).items():
         report.add("prove", contender, seconds=rounds)
 
 

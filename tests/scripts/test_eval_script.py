@@ -706,6 +706,7 @@ def test_nobody_is_judged_by_the_answers_of_a_lost_adapter(
         LocalSamplingClient, "__init__", lambda self, engine, _weights: make(self, engine, None)
     )
     given = ["eval_file=x.eval.yaml", "judge_kind=rule", "max_tokens=4", "device=cpu"]
+    given.append('properties=["signs-off"]')
     with pytest.raises(AdapterNotUsedError, match="although its adapter is trained"):
         run_eval(*given, f"model_name={model}", f'checkpoint_paths=["{path}"]')
     # not even the base model's answers were kept, which come first

@@ -22,6 +22,7 @@ from training.connect import connect
 from training.domains.base import Message
 from training.examples import load_examples
 from training.models import context_length, load_tokenizer
+from training.sft_report import an_eval_file
 from training.supervised import hold_out, make_batches, to_datums
 from utils.config.entrypoint import ConfigError, config_entrypoint, dump_yaml, load_config
 from utils.runs.files import read_jsonl
@@ -391,14 +392,14 @@ def test_the_end_says_what_to_do_next(
 
 
 def test_the_eval_file_of_the_closing_words(tmp_path: Path) -> None:
-    assert sft.an_eval_file(Path("a.examples.yaml"), tmp_path / "none") is None
+    assert an_eval_file(Path("a.examples.yaml"), tmp_path / "none") is None
     for age, name in enumerate(("c", "b", "a")):
         path = tmp_path / f"{name}.eval.yaml"
         path.touch()
         os.utime(path, (1000 - age, 1000 - age))
     (tmp_path / "d.eval-params.yaml").touch()
-    assert sft.an_eval_file(Path("x/a.examples.yaml"), tmp_path) == tmp_path / "a.eval.yaml"
-    assert sft.an_eval_file(Path("x/e.jsonl"), tmp_path) == tmp_path / "c.eval.yaml"
+    assert an_eval_file(Path("x/a.examples.yaml"), tmp_path) == tmp_path / "a.eval.yaml"
+    assert an_eval_file(Path("x/e.jsonl"), tmp_path) == tmp_path / "c.eval.yaml"
 
 
 def test_a_dry_run_tells_what_the_run_then_does(

@@ -77,8 +77,8 @@ class _TrackioSink:
     """Its files lie in the user's cache; `trackio show` is the dashboard."""
 
     def __init__(self, script: str, run: RunDir, config: dict[str, Any]) -> None:
-        trackio: Any = importlib.import_module("trackio")
-        self._run = trackio.init(
+        self._trackio: Any = importlib.import_module("trackio")
+        self._run = self._trackio.init(
             project="autodidact",
             group=script,
             name=run.run_id,
@@ -92,7 +92,8 @@ class _TrackioSink:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        # the run's own finish() would leave it for the end of the program to finish again
+        self._trackio.finish()
 
 
 class _TensorboardSink:

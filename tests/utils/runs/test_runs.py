@@ -413,6 +413,7 @@ def test_trackio_gets_every_number_with_its_step(tmp_path: Path, monkeypatch):
 
     trackio: Any = types.ModuleType("trackio")
     trackio.init = Run
+    trackio.finish = lambda: made[-1].finish()
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     config = Config(log_path=tmp_path / "run")
     for step in (1, 2):
