@@ -42,7 +42,31 @@ T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
 
 RESULTS = Path(__file__).parent / "results"
-RANDOM_1B = "random_1b"
+# Shapes of Llama 3.2 1B and of SmolLM2-360M
+RANDOM_SHAPES: dict[str, dict[str, Any]] = {
+    "random_1b": {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rope_theta": 500000.0,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
+    "random_0.36b": {
+        "vocab_size": 49152,
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "rope_theta": 100000.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
 ALPHA = 32.0
 MIB = 2**20
 # of a row, what stands in the results alone
@@ -55,7 +79,8 @@ class Settings:
 
     model: str = chz.field(
         default="embedded",
-        doc="embedded, a folder, a hub id, or random_1b: random weights of Llama 3.2 1B's shape",
+        doc="embedded, a folder, a hub id, or random weights of a shape: random_1b (Llama 3.2 1B), "
+        "random_0.36b (SmolLM2-360M)",
     )
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
@@ -203,33 +228,27 @@ def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
 
 @contextmanager
 def base_model(config: Settings) -> Iterator[str]:
-    """The model's name as the API takes it; random_1b is written to a temporary folder."""
-    if config.model != RANDOM_1B:
+    """The model's name as the API takes it; random ones are written to a temporary folder."""
+    if config.model not in RANDOM_SHAPES:
         yield config.model
         return
-    with tempfile.TemporaryDirectory(prefix="random-1b-") as folder:
-        _save_random_1b(folder, config.device)
+    with tempfile.TemporaryDirectory(prefix=f"{config.model}-") as folder:
+        _save_random(folder, config.device, dict(RANDOM_SHAPES[config.model]))
         yield folder
 
 
-def _save_random_1b(folder: str, device: str | None) -> None:
+def _save_random(folder: str, device: str | None, shape: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
     config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
         head_dim=64,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        bos_token_id=128000,
-        eos_token_id=128001,
-        pad_token_id=128001,
+        rope_parameters=rope,
+        pad_token_id=shape["eos_token_id"],
+        **shape,
     )
     torch.manual_seed(0)
     with torch.device(device or "cpu"):

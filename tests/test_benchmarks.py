@@ -97,6 +97,33 @@ def test_adapters(run: Any) -> None:
     assert "Losses together and one by one" in table
 
 
+def test_growth(run: Any, tmp_path: Path) -> None:
+    table, rows = run("growth")
+    assert [row["case"] for row in rows[::2]] == [
+        *("adapters 1", "adapters 2", "group 2", "group 1", "prompt 8", "prompt 16"),
+        f"model {rows[0]['settings']['model']}",
+        *("dtype float32", "dtype bfloat16"),
+    ]
+    assert {row["contender"] for row in rows} == {"sample", "update"}
+    # each axis is counted from its first point, also where that is not the smallest
+    firsts = [row for row in rows if row["case"] in ("adapters 1", "group 2", "prompt 8")]
+    assert [row["of linear"] for row in firsts] == [1] * 6
+    by_case = {(row["case"], row["contender"]): row for row in rows}
+    one, two = by_case["group 1", "update"], by_case["group 2", "update"]
+    assert one["of linear"] == pytest.approx(2 * one["median s"] / two["median s"], abs=1e-3)
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "growth.md").read_text()
+    assert all(f"## {axis}" in page for axis in ("adapters", "group", "prompt", "model", "dtype"))
+    assert "of linear" in table
+
+
+def test_growth_names_a_wrong_axis(load_benchmark: Any) -> None:
+    with pytest.raises(ValueError, match="axes=.*'rank'.*allowed are adapters, group"):
+        load_benchmark("growth").Config(axes=["rank"])
+    with pytest.raises(ValueError, match=r"adapters=\[0\]"):
+        load_benchmark("growth").Config(adapters=[0])
+
+
 def test_starting(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from training.backends.local import loading
 

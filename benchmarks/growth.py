@@ -1,0 +1,337 @@
+"""How seconds and memory grow with the number of adapters, the size of the group, the length of the
+prompt, the size of the model and the dtype.
+
+    uv run benchmarks/growth.py
+    uv run benchmarks/growth.py 'axes=["adapters"]' 'adapters=[1,2,4,8,16,32,64]'
+    uv run benchmarks/growth.py quick=true
+
+A point is one GRPO step, in a process of its own: every adapter samples a group of answers to its
+prompt, then all are updated. One axis changes at a time; the others stay at their first value.
+`of linear` is how long it takes over what the axis's first point would take if seconds grew with
+the value (of the model: with its parameters); below 1 is better than linear. Writes growth.png and
+growth.md and appends to growth.jsonl, in benchmarks/results or results_dir.
+"""
+
+import io
+import logging
+import math
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import chz
+import numpy as np
+from common import (
+    RESULTS,
+    PeakMemory,
+    Report,
+    Settings,
+    base_model,
+    in_own_process,
+    local_service,
+    prepare,
+    random_tokens,
+    synchronize,
+)
+
+from training.api import AdamParams, ModelInput, SamplingParams
+from training.models import resolve_model
+from training.rl.updates import Trajectory, policy_datum
+from utils.devices import Dtype, choose_dtype
+from utils.runs.files import atomic_write_bytes, atomic_write_text
+from utils.runs.progress import progress
+from utils.runs.report import LINE_COLOURS
+from utils.runs.tables import text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+ADAM = AdamParams(learning_rate=1e-5)
+# parts of a step whose seconds are measured
+PARTS = ("sample", "update")
+
+
+@chz.chz(typecheck=True)
+class Config(Settings):
+    repeats: int = chz.field(default=2, doc="timed steps; tables show their median")
+    axes: list[str] = chz.field(
+        default_factory=lambda: list(AXES), doc="which of adapters, group, prompt, model, dtype"
+    )
+    adapters: list[int] = chz.field(
+        default_factory=lambda: [1, 4, 16, 64], doc="adapters that take the step together"
+    )
+    group: list[int] = chz.field(
+        default_factory=lambda: [4, 1, 16, 64], doc="answers to each prompt"
+    )
+    prompt: list[int] = chz.field(
+        default_factory=lambda: [128, 512, 1024, 2048, 4096], doc="tokens of each prompt"
+    )
+    models: list[str] = chz.field(
+        default_factory=lambda: ["embedded", "random_0.36b"], doc="of the axis `model`"
+    )
+    dtypes: list[Dtype] = chz.field(
+        default_factory=lambda: ["float32", "bfloat16"], doc="of the axis `dtype`"
+    )
+    max_tokens: int = chz.field(default=16, doc="length of every answer")
+    rank: int = chz.field(default=8, doc="LoRA rank on attention and MLP layers")
+
+    @chz.validate
+    def _axes(self) -> None:
+        if unknown := sorted(set(self.axes) - set(AXES)):
+            raise ValueError(f"axes={unknown}: allowed are {', '.join(AXES)}")
+        for name in ("adapters", "group", "prompt", "models", "dtypes"):
+            values = getattr(self, name)
+            if not values or (isinstance(values[0], int) and min(values) < 1):
+                raise ValueError(f"{name}={values}: at least one value, and at least 1, is needed")
+
+
+@dataclass(frozen=True)
+class Point:
+    adapters: int
+    group: int
+    prompt: int
+    model: str
+    dtype: Dtype
+
+
+# axis -> the setting that holds its values
+AXES = {
+    "adapters": "adapters",
+    "group": "group",
+    "prompt": "prompt",
+    "model": "models",
+    "dtype": "dtypes",
+}
+QUICK = {
+    "adapters": [1, 2],
+    "group": [2, 1],
+    "prompt": [8, 16],
+    "max_tokens": 3,
+    "rank": 4,
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of each round by part; memory in MiB, of the loaded model alone and at its peak."""
+
+    seconds: dict[str, list[float]]
+    loaded_mib: float
+    peak_mib: float
+    parameters: int
+
+    def median(self, part: str) -> float:
+        return statistics.median(self.seconds[part])
+
+
+def main(config: Config) -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    quick_models = {"models": [config.model]}
+    config = prepare(config, QUICK | quick_models)
+    lines = {axis: list(points_of(axis, config)) for axis in config.axes}
+    measured: dict[Point, Measured] = {}
+    with progress(len({p for line in lines.values() for p in line}), "points", "point") as bar:
+        for point in dict.fromkeys(p for line in lines.values() for p in line):
+            # unless quick, whose memory is of no interest
+            apart = measure if config.quick else _measure_apart
+            measured[point] = apart(point, config)
+            logger.info("%s: %s", point, measured[point])
+            bar.update(1)
+    report = Report("growth", config)
+    rows = [row for axis, line in lines.items() for row in rows_of(axis, line, measured)]
+    for row in rows:
+        report.add(row.pop("case"), row.pop("contender"), **row)
+    report.note("of linear: seconds over those of linear growth from the axis's first point.")
+    report.note("over model MiB: peak memory over that of the loaded model.")
+    report.finish()
+    folder = config.results_dir or (None if config.quick else RESULTS)
+    if folder is not None:
+        atomic_write_text(folder / "growth.md", page(lines, measured))
+        save_figure(draw(lines, measured), folder / "growth.png")
+
+
+def points_of(axis: str, config: Config) -> Iterable[Point]:
+    """The axis's points; the first is where all axes cross, but for the model and the dtype."""
+    assert config.device is not None
+    start = Point(
+        config.adapters[0],
+        config.group[0],
+        config.prompt[0],
+        config.model,
+        choose_dtype(None, config.device),
+    )
+    return [replace(start, **{axis: value}) for value in getattr(config, AXES[axis])]
+
+
+# --------------------------------------------------------------------------------------- measuring
+
+
+def _measure_apart(point: Point, config: Config) -> Measured:
+    return in_own_process(measure, point, config)
+
+
+def measure(point: Point, config: Config) -> Measured:
+    """Takes `warmup` and then `repeats` steps of the point."""
+    import torch
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    memory = PeakMemory(config.device)
+    config = chz.replace(config, model=point.model)
+    with base_model(config) as name, local_service(config, dtype=point.dtype) as service:
+        clients = [
+            service.create_lora_training_client(
+                name, rank=config.rank, seed=number, train_unembed=False
+            )
+            for number in range(point.adapters)
+        ]
+        vocab_size = service.engine(name).decoder.vocab_size
+        rng = np.random.default_rng(0)
+        prompts = [random_tokens(rng, point.prompt, vocab_size) for _ in clients]
+        memory.reset()
+        loaded_mib = memory.now_mib()
+        seconds: dict[str, list[float]] = {part: [] for part in PARTS}
+        for number in range(config.warmup + config.repeats):
+            times = step(clients, prompts, point.group, config)
+            if number >= config.warmup:
+                for part, taken in zip(PARTS, times, strict=True):
+                    seconds[part].append(taken)
+        return Measured(seconds, loaded_mib, memory.mib(), num_parameters(name))
+
+
+def num_parameters(name: str) -> int:
+    """Of the model's files."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in Path(resolve_model(name)).glob("*.safetensors"):
+        with safe_open(path, "numpy") as tensors:
+            total += sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+    return total
+
+
+def step(
+    clients: Sequence[Any], prompts: Sequence[list[int]], group_size: int, config: Config
+) -> tuple[float, float]:
+    """Seconds of sampling every client's group and of updating all of them."""
+    samplers = [c.save_weights_and_get_sampling_client() for c in clients]
+    samplers = [future.result() for future in samplers]
+    synchronize(config.device)
+    started = time.perf_counter()
+    params = SamplingParams(max_tokens=config.max_tokens, stop=[])
+    futures = [
+        sampler.sample(ModelInput.from_ints(prompt), group_size, params)
+        for sampler, prompt in zip(samplers, prompts, strict=True)
+    ]
+    responses = [future.result() for future in futures]
+    sampled = time.perf_counter()
+    updates = []
+    for client, prompt, response in zip(clients, prompts, responses, strict=True):
+        data = [
+            # as if every second answer were right
+            policy_datum(t, np.full(len(t.tokens_T), 1.0 if i % 2 else -1.0))
+            for i, t in enumerate(Trajectory.of(prompt, s) for s in response.sequences)
+        ]
+        updates += [client.forward_backward(data, "importance_sampling"), client.optim_step(ADAM)]
+    for future in updates:
+        future.result()
+    synchronize(config.device)
+    return sampled - started, time.perf_counter() - sampled
+
+
+# ----------------------------------------------------------------------------------- what is shown
+
+
+def value_of(axis: str, point: Point, measured: Measured) -> float:
+    """What linear growth is counted in."""
+    if axis == "model":
+        return float(measured.parameters)
+    # between two dtypes nothing grows
+    return 1.0 if axis == "dtype" else float(getattr(point, axis))
+
+
+def rows_of(
+    axis: str, line: Sequence[Point], measured: dict[Point, Measured]
+) -> Iterable[dict[str, Any]]:
+    first = line[0]
+    for point in line:
+        found = measured[point]
+        grown = value_of(axis, point, found) / value_of(axis, first, measured[first])
+        for part in PARTS:
+            linear = measured[first].median(part) * grown
+            yield {
+                "case": f"{axis} {getattr(point, axis)}",
+                "contender": part,
+                "seconds": found.seconds[part],
+                "of linear": round(found.median(part) / linear, 3),
+                "peak MiB": round(found.peak_mib),
+                "over model MiB": round(found.peak_mib - found.loaded_mib),
+            }
+
+
+def page(lines: dict[str, list[Point]], measured: dict[Point, Measured]) -> str:
+    columns = ("value", "sample s", "of linear", "update s", "of linear", "peak MiB", "over model")
+    parts = ["# How a GRPO step grows", "", "Written by `uv run benchmarks/growth.py`.", ""]
+    for axis, line in lines.items():
+        rows = list(rows_of(axis, line, measured))
+        table = [
+            [
+                getattr(point, axis),
+                *(
+                    value
+                    for row in rows[2 * i : 2 * i + 2]
+                    for value in (statistics.median(row["seconds"]), row["of linear"])
+                ),
+                rows[2 * i]["peak MiB"],
+                rows[2 * i]["over model MiB"],
+            ]
+            for i, point in enumerate(line)
+        ]
+        parts += [f"## {axis}", "", *(f"    {t}" for t in text_table(columns, table).splitlines())]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def draw(lines: dict[str, list[Point]], measured: dict[Point, Measured]) -> "Figure":
+    """A panel per axis of numbers, log-log: seconds of both parts, grey lines of linear growth."""
+    from matplotlib.figure import Figure
+
+    drawn = [axis for axis in lines if axis not in ("model", "dtype")] or list(lines)[:1]
+    figure = Figure(figsize=(4.2 * len(drawn), 7), layout="constrained")
+    panels = figure.subplots(2, len(drawn), squeeze=False)
+    for column, axis in enumerate(drawn):
+        line = sorted(lines[axis], key=lambda p: value_of(axis, p, measured[p]))
+        xs = [value_of(axis, point, measured[point]) for point in line]
+        top, bottom = panels[0][column], panels[1][column]
+        for colour, part in zip(LINE_COLOURS, PARTS, strict=False):
+            ys = [measured[point].median(part) for point in line]
+            top.plot(xs, ys, marker="o", color=colour, label=part)
+            top.plot(xs, [ys[-1] * x / xs[-1] for x in xs], color="0.75", linewidth=1, zorder=0)
+        over = [measured[point].peak_mib - measured[point].loaded_mib for point in line]
+        bottom.plot(xs, over, marker="o", color=LINE_COLOURS[2])
+        for panel in (top, bottom):
+            panel.set_xscale("log", base=2)
+            panel.set_xlabel(axis)
+        top.set_yscale("log")
+        top.set_ylabel("seconds of a step (grey: linear)")
+        bottom.set_ylabel("MiB over the loaded model")
+        bottom.set_ylim(bottom=0)
+        top.legend()
+    return figure
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main)
