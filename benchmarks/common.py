@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import chz
 import numpy as np
 
-from training.models import resolve_model
+from training.models import load_tokenizer, resolve_model
 from utils.config.entrypoint import to_plain
 from utils.devices import Dtype, choose_dtype
 from utils.runs.files import append_jsonl
@@ -305,6 +305,19 @@ def random_tokens(rng: np.random.Generator, length: int, vocab_size: int) -> lis
 
 def importable(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def why_no_trl(name: str, wanted: bool, config: Settings) -> str | None:
+    """Why there is no row of TRL; None where there is one."""
+    if not wanted:
+        return "trl=false"
+    if not importable("trl"):
+        return "it is not installed (uv run --with 'trl>=1.16' ...)"
+    try:
+        load_tokenizer(name)
+    except ValueError:
+        return f"it needs a tokenizer, which {config.model} has not"
+    return None
 
 
 def flat_gradient(client: Any) -> np.ndarray:

@@ -28,7 +28,6 @@ from common import (
     Report,
     base_model,
     flat_gradient,
-    importable,
     load_hf,
     local_service,
     prepare,
@@ -36,6 +35,7 @@ from common import (
     random_tokens,
     randomise_adapters,
     synchronize,
+    why_no_trl,
 )
 
 from training.api import AdamParams, Datum, ModelInput, SamplingParams
@@ -172,13 +172,7 @@ def reward_even(answers_G: Sequence[Sequence[int]]) -> list[float]:
 
 def step_rows(report: Report, name: str, config: Config) -> None:
     """Times whole GRPO steps, in turn with TRL's where it can be imported."""
-    reason = None
-    if not config.trl:
-        reason = "trl=false"
-    elif not importable("trl"):
-        reason = "it is not installed (uv run --with 'trl>=1.16' ...)"
-    elif not has_tokenizer(name):
-        reason = f"it needs a tokenizer, which {config.model} has not"
+    reason = why_no_trl(name, config.trl, config)
     with local_service(config, dtype=config.dtype) as service:
         client = service.create_lora_training_client(
             name, rank=config.rank, seed=0, train_unembed=False
@@ -206,14 +200,6 @@ def step_rows(report: Report, name: str, config: Config) -> None:
             against=seconds["engine"],
             goal=4.0 if contender != "engine" else None,
         )
-
-
-def has_tokenizer(name: str) -> bool:
-    try:
-        load_tokenizer(name)
-    except ValueError:
-        return False
-    return True
 
 
 def prompt_of(tokenizer: Any, length: int) -> tuple[list[int], str]:

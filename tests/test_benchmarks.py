@@ -89,6 +89,17 @@ def test_grpo_update(run: Any) -> None:
     assert "TRL: skipped, trl=false" in table
 
 
+def test_sft_epoch(run: Any) -> None:
+    table, rows = run("sft_epoch", "trl=false")
+    assert [(row["case"], row["contender"]) for row in rows] == [("epoch", "engine")]
+    assert "TRL: skipped, trl=false" in table
+
+
+def test_sft_epoch_steps_of_whole_batches(load_benchmark: Any) -> None:
+    with pytest.raises(ValueError, match="num_examples=7: not a multiple of batch_size=2"):
+        load_benchmark("sft_epoch").Config(num_examples=7, batch_size=2)
+
+
 def test_adapters(run: Any) -> None:
     table, rows = run("adapters")
     # three adapters go in two groups, whose times add up
@@ -118,7 +129,7 @@ def test_growth(run: Any, tmp_path: Path) -> None:
 
 
 def test_growth_names_a_wrong_axis(load_benchmark: Any) -> None:
-    with pytest.raises(ValueError, match="axes=.*'rank'.*allowed are adapters, group"):
+    with pytest.raises(ValueError, match=r"axes=.*'rank'.*allowed are adapters, group"):
         load_benchmark("growth").Config(axes=["rank"])
     with pytest.raises(ValueError, match=r"adapters=\[0\]"):
         load_benchmark("growth").Config(adapters=[0])
