@@ -2,12 +2,14 @@
 
     uv run benchmarks/sampling.py
     uv run --with vllm benchmarks/sampling.py model=random_1b device=cuda
+    uv run benchmarks/sampling.py parts=profile
     uv run benchmarks/sampling.py quick=true
 
 No side stops at an end token, so every answer has the same length, which is checked. Every round
 has a new prompt: nobody's prompt cache helps. The engine also returns the samples' logprobs, which
-are compared with those of transformers. vLLM is skipped where it cannot be imported. Appends to
-benchmarks/results/sampling.jsonl.
+are compared with those of transformers. vLLM is skipped where it cannot be imported. parts=profile
+says where the milliseconds of a step go, of 1 and of num_samples rows, with an adapter and without.
+Appends to benchmarks/results/sampling.jsonl.
 """
 
 import logging
@@ -29,6 +31,7 @@ from common import (
     race,
     random_tokens,
 )
+from decode_profile import add_profile
 
 from training.api import ModelInput, SampleResponse, SamplingClient, SamplingParams
 from training.models import resolve_model
@@ -37,6 +40,7 @@ from training.models import resolve_model
 # the root mean square in bf16.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 GOAL = 4.0
+PARTS = ("speed", "profile")
 
 
 @chz.chz(typecheck=True)
@@ -45,6 +49,14 @@ class Config(DtypeSettings):
     num_samples: int = chz.field(default=16, doc="answers to it")
     max_tokens: int = chz.field(default=64, doc="length of every answer")
     vllm: bool = chz.field(default=True, doc="compare with vLLM too, where it can be imported")
+    parts: list[str] = chz.field(
+        default_factory=lambda: ["speed"], doc="speed, profile (of a decode step), or both"
+    )
+
+    @chz.validate
+    def _parts(self) -> None:
+        if unknown := sorted(set(self.parts) - set(PARTS)):
+            raise ValueError(f"parts={unknown}: allowed are {', '.join(PARTS)}")
 
 
 QUICK = {"prompt_tokens": 20, "num_samples": 3, "max_tokens": 5}
@@ -55,6 +67,21 @@ def main(config: Config) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     config = prepare(config, QUICK)
+    if "profile" in config.parts:
+        profile(config)
+    if "speed" in config.parts:
+        speed(config)
+
+
+def profile(config: Config) -> None:
+    report = Report("sampling", config)
+    rows_of = sorted({1, config.num_samples})
+    with base_model(config) as name, local_service(config, dtype=config.dtype) as service:
+        add_profile(report, service, name, rows_of=rows_of, prompt_tokens=config.prompt_tokens)
+    report.finish()
+
+
+def speed(config: Config) -> None:
     assert config.device is not None and config.dtype is not None
     report = Report("sampling", config)
     with base_model(config) as name, local_service(config, dtype=config.dtype) as service:

@@ -77,6 +77,22 @@ def test_sampling(run: Any) -> None:
     assert "vLLM: skipped, vllm=false" in table
 
 
+def test_sampling_profile(run: Any) -> None:
+    from training.backends.local.sampler import Sampler
+
+    step = Sampler.step
+    _, rows = run("sampling", "parts=profile")
+    assert Sampler.step is step
+    cases = {row["case"] for row in rows}
+    assert cases == {f"{n} rows, {a}" for n in (1, 3) for a in ("no adapter", "rank 32")}
+    for case in cases:
+        parts = {row["contender"]: row for row in rows if row["case"] == case}
+        whole = parts.pop("a step")
+        assert sum(row["ms"] for row in parts.values()) == pytest.approx(whole["ms"], abs=0.1)
+        assert whole["operators"] > 100
+        assert {"drawing", "head", "norms", "attention", "layers' products"} <= set(parts)
+
+
 def test_grpo_update(run: Any) -> None:
     table, rows = run("grpo_update", "trl=false")
     assert [(row["case"], row["contender"]) for row in rows] == [
