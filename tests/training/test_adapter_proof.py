@@ -445,6 +445,20 @@ def test_an_adapter_that_gives_no_numbers_ends_its_own_answers(
     assert json.loads((tmp_path / "adapter_proof.json").read_text()).keys() == {"calm"}
 
 
+def test_an_adapter_that_gives_no_numbers_is_an_error_where_it_is_looked_at_alone(
+    service: Any, model: str
+) -> None:
+    wild = service.create_lora_training_client(model, rank=2, seed=0)
+    randomise(wild, seed=1, size=1e30)
+    path = wild.save_state("wild").result().path
+    proof = AdapterProof(service, model)
+    with pytest.raises(RequestFailedError, match="NaN"):
+        proof.sampler(wild, "wild")
+    with pytest.raises(RequestFailedError, match="NaN"):
+        proof.check(service.create_sampling_client(path), "read back", checkpoint=path)
+    assert proof.figures == {}
+
+
 def test_where_more_rows_may_change_bits_it_has_a_pass_of_its_own(
     service: Any, model: str, trainer: Any, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
