@@ -245,8 +245,9 @@ class AdapterProof:
     def _judge(self, name: str, probed: Probed | None) -> None:
         # what is no number is an error of each answer
         if probed is not None:
-            dtype, largest_b, *logprobs = probed
-            self._tell(name, compare(name, *logprobs, dtype=dtype, largest_b=largest_b))
+            dtype, largest_b, sampled, base, trained = probed
+            figures = compare(name, sampled, base, trained, dtype=dtype, largest_b=largest_b)
+            self._tell(name, figures)
 
     def _tell(self, name: str, figures: Figures) -> None:
         self.figures[name] = figures

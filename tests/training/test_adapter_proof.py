@@ -218,7 +218,8 @@ def test_a_checkpoint_that_is_not_in_use_is_an_error(
     path = saved(service, model, 1)
     lose(monkeypatch, lambda _: None)
     with Endpoints(device="cpu") as endpoints:
-        base, tuned = endpoints.sampler(model), endpoints.sampler(model, path)
+        base: Any = endpoints.sampler(model)
+        tuned: Any = endpoints.sampler(model, path)
         first = base if asked == "base" else tuned
         waiting = [ask(first, b"a lazy dog", 1), ask(first, b"a fox", 9)]
         for answer in waiting:

@@ -273,6 +273,8 @@ def test_what_is_wrong_with_it_is_told(
         ("def problems(self, split): return [][split]", "TypeError: list indices must be"),
         ("def problems(self, split): raise ValueError('too few')", "ValueError: too few"),
         ("def problems(self, split): return open('nowhere')", "FileNotFoundError: "),
+        # in a library, called from there
+        ("def problems(self, split): return __import__('json').loads('[')", "JSONDecodeError: "),
     ],
 )
 def test_what_its_own_code_raises_is_told_with_its_line(
