@@ -680,7 +680,9 @@ def test_an_enforced_schema_is_not_resampled_and_equal_problems_get_other_seeds(
     assert len(set(sampler.seeds)) == 2
 
 
-def test_arc_without_schema_keeps_the_reason(model: str, tmp_path: Path) -> None:
+def test_arc_without_schema_keeps_the_reason(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     task = {
         "train": [{"input": [[1, 0]], "output": [[0, 1]]}, {"input": [[2, 0]], "output": [[0, 2]]}],
         "test": [{"input": [[3, 0]]}],
@@ -703,7 +705,7 @@ def test_arc_without_schema_keeps_the_reason(model: str, tmp_path: Path) -> None
             "groups_per_batch=1",
             "group_size=2",
             "eval_size=1",
-            "eval_group_size=1",
+            "eval_group_size=2",
             "enforce_schema=false",
             "max_resamples=2",
             "max_tokens=4",
@@ -712,9 +714,16 @@ def test_arc_without_schema_keeps_the_reason(model: str, tmp_path: Path) -> None
         ]
     )
     samples = read_jsonl(run / "samples.jsonl")
-    assert [s["kind"] for s in samples] == ["eval", "train", "train", "eval"]
+    assert [s["kind"] for s in samples] == ["eval"] * 2 + ["train"] * 2 + ["eval"] * 2
     for sample in samples:
         assert sample["reward"] == 0
         assert "not JSON" in sample["note"] or "expected an object" in sample["note"]
     assert (run / "final_results.json").is_file()
     assert batches(run)[0]["successes"] == 0
+    # what came of it, on the screen and on the page
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for shown in (capsys.readouterr().out, page):
+        assert "6 self-edits, 6 of them refused; 0 carried out" in shown
+        assert "held-out problem" in shown and "95% for new answers to these" in shown
+        assert "no valid form" in shown
+        assert "+0.000 on one problem, whose answers earned the same each time" in shown

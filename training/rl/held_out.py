@@ -117,6 +117,8 @@ def verdict(found: HeldOut) -> str | None:
         answers = for_new_answers([*found.before_P_G.values()], [*found.after_P_G.values()])
     mean = fmean(found.differences_P)
     told = f"Held out, after against before: {mean:+.3f}"
+    if problems is None and answers is None and found.num_problems == 1:
+        return f"{told} on one problem, whose answers earned the same each time"
     if problems is None and answers is None:
         return f"{told} for each of {found.num_problems} problems"
     told += f" ({', '.join(_told_intervals(found, problems, answers))})."

@@ -132,6 +132,11 @@ def test_one_problem_has_the_interval_for_new_answers_alone() -> None:
     assert table is not None and table[1][2][2] is None and table[1][2][3] is not None
     assert line is not None and "for new answers to the same problems" in line
     assert "paired by problem" not in line
+    alike = said(groups(0, a=0) + groups(1, a=8))
+    assert alike == (
+        "Held out, after against before: +1.000 on one problem, whose answers earned the same each "
+        "time"
+    )
 
 
 def test_many_problems_are_not_listed() -> None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from training.domains.arc.grids import FAMILIES
 from training.domains.arc.self_edit import Bounds, SelfEdit, SelfEditError, parse_self_edit
 from training.domains.base import Samples, Table
 
@@ -42,10 +43,11 @@ def _features(sample: Mapping[str, Any], bounds: Bounds) -> Iterator[tuple[int, 
         yield 4, 0, "no valid form"
         return
     yield _rate_bin(edit)
-    for place, family in enumerate(edit.families):
-        yield 1, place, f"{family} augmentations"
+    for place, family in enumerate(FAMILIES):
+        if family in edit.families:
+            yield 1, place, f"{family} augmentations"
     if not edit.families:
-        yield 1, 4, "no augmentation"
+        yield 1, len(FAMILIES), "no augmentation"
     outputs = edit.strategy == "train_using_output_tokens"
     yield 2, outputs, "loss on outputs" if outputs else "loss on all tokens"
     epochs = edit.num_train_epochs

@@ -16,10 +16,13 @@ def sample(
     when: str, reward: float, rate: float, *families: str, epochs: int = 1, all_tokens: bool = False
 ) -> dict[str, Any]:
     edit = SelfEdit(
-        *(family in families for family in ("basic", "size", "chain", "repeat")),
-        "train_using_all_tokens" if all_tokens else "train_using_output_tokens",
-        rate,
-        epochs,
+        use_basic_augmentations="basic" in families,
+        use_size_augmentations="size" in families,
+        use_chain_augmentations="chain" in families,
+        use_repeat_augmentations="repeat" in families,
+        strategy="train_using_all_tokens" if all_tokens else "train_using_output_tokens",
+        learning_rate=rate,
+        num_train_epochs=epochs,
     )
     return {"when": when, "reward": reward, "answer": json.dumps(edit.to_json())}
 
@@ -30,7 +33,7 @@ def test_features_before_and_after_with_what_they_earned() -> None:
         sample("held out, before", 0.0, 1e-3, "basic", "size", epochs=3, all_tokens=True),
         sample("train, batch 1", 1.0, 5e-3),
         sample("train, batch 1", 0.0, 0.00299, "basic"),
-        sample("held out, after", 1.0, 3e-3),
+        sample("held out, after", 1.0, 3e-3, "size"),
         {"when": "held out, after", "reward": 0.0, "answer": "no JSON"},
     ]
     headers, rows = change_table(samples, BOUNDS)
@@ -40,8 +43,8 @@ def test_features_before_and_after_with_what_they_earned() -> None:
         ["learning rate 0.001 to 0.003", "1/2", "0/2", "0.00 of 2"],
         ["learning rate 0.003 to 0.01", "0/2", "1/2", "1.00 of 2"],
         ["basic augmentations", "1/2", "0/2", "0.00 of 2"],
-        ["size augmentations", "1/2", "0/2", "0.00 of 1"],
-        ["no augmentation", "1/2", "1/2", "0.67 of 3"],
+        ["size augmentations", "1/2", "1/2", "0.50 of 2"],
+        ["no augmentation", "1/2", "0/2", "0.50 of 2"],
         ["loss on all tokens", "1/2", "0/2", "0.00 of 1"],
         ["loss on outputs", "1/2", "1/2", "0.50 of 4"],
         ["1 epoch", "1/2", "1/2", "0.50 of 4"],
