@@ -174,7 +174,8 @@ class CacheBlock:
         own: list[tuple[torch.Tensor, torch.Tensor]],
         lengths: list[int],
     ) -> None:
-        self.prefix = prefix
+        # keys turned, as the products read them
+        self.prefix = prefix and [(key.transpose(1, 2), value) for key, value in prefix]
         self.prefix_length = prefix[0][0].shape[1] if prefix else 0
         self.keys = [key for key, _ in own]
         self.values = [value for _, value in own]
@@ -253,45 +254,80 @@ class CacheBlock:
         return bias.unsqueeze(1)
 
     def _store(self, cache: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """Appends [slots, kv_heads, d]; what is filled now, [kv_heads * slots, filled, d]."""
+        """Appends [kv_heads, slots, d]; what is filled now, [kv_heads * slots, filled, d]."""
         if self._ragged:
-            cache[:, self._every_slot, self._at] = new.transpose(0, 1)
+            cache[:, self._every_slot, self._at] = new
         else:
-            cache[:, :, self._filled - 1] = new.transpose(0, 1)
-        return cache.view(-1, cache.shape[2], cache.shape[3])[:, : self._filled]
+            cache.select(2, self._filled - 1).copy_(new)
+        return cache.view(-1, cache.shape[2], cache.shape[3]).narrow(1, 0, self._filled)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind
     ) -> torch.Tensor:
-        """One new token per row: query [rows, heads, d], key, value [rows, kv_heads, d].
+        """One new token per row: query [heads, rows, d], key, value [kv_heads, rows, d] -> [rows,
+        heads, d].
 
-        In the order [kv_heads, slots, ...] the products with the prefix and those with each slot's
-        own tokens are views of one another.
+        The fewer operations the better: each takes some microseconds, however small it is.
         """
         if self._gather is not None:
             rows_of_slots = self._gather[0]
-            query, key, value = (t.index_select(0, rows_of_slots) for t in (query, key, value))
-        slots, heads, d = query.shape
-        kv_heads, prefix = key.shape[1], self.prefix_length
+            query, key, value = (t.index_select(1, rows_of_slots) for t in (query, key, value))
         keys = self._store(self.keys[layer], key)
         values = self._store(self.values[layer], value)
+        alone = query.shape[1] == 1 and self.prefix is None and kind.softcap is None
+        out = (self._alone if alone else self._together)(layer, query, keys, values, kind)
+        return out if self._gather is None else out.index_select(0, self._gather[1])
+
+    def _alone(
+        self,
+        _layer: int,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        kind: Kind,
+    ) -> torch.Tensor:
+        """A single row: its heads are as queries of one length."""
+        heads, _, d = query.shape
+        bias = self._bias(kind.window)
+        out = F.scaled_dot_product_attention(
+            query.reshape(len(keys), 1, -1, d),
+            keys.unsqueeze(1),
+            values.unsqueeze(1),
+            attn_mask=None if bias is None else bias.unsqueeze(0).to(query.dtype),
+            scale=kind.scale,
+        )
+        return out.reshape(1, heads, -1)
+
+    def _together(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        kind: Kind,
+    ) -> torch.Tensor:
+        """In the order [kv_heads, slots, ...] the products with the prefix and those with each
+        slot's own tokens are views of one another."""
+        heads, slots, d = query.shape
+        kv_heads, prefix = len(keys) // slots, self.prefix_length
         groups = heads // kv_heads
         scaled = query.new_empty(kv_heads, slots, groups, d)
-        torch.mul(query.view(slots, kv_heads, groups, d).transpose(0, 1), kind.scale, out=scaled)
+        torch.mul(query.view(kv_heads, groups, slots, d).transpose(1, 2), kind.scale, out=scaled)
         by_slot = (kv_heads * slots, groups, -1)
         by_head = (kv_heads, slots * groups, -1)
         scores = torch.bmm(scaled.view(by_slot), keys.transpose(1, 2))
         scores = scores.view(kv_heads, slots, groups, -1)
-        if self.prefix is not None:
-            shared = torch.bmm(scaled.view(by_head), self.prefix[layer][0].transpose(1, 2))
+        if self.prefix is None:
+            out = torch.bmm(self._softmax(scores, kind).view(by_slot), values)
+        else:
+            prefix_keys, prefix_values = self.prefix[layer]
+            shared = torch.bmm(scaled.view(by_head), prefix_keys)
             scores = torch.cat([shared.view(kv_heads, slots, groups, -1), scores], dim=-1)
-        weights = self._softmax(scores, kind)
-        out = torch.bmm(weights.view(by_slot)[..., prefix:], values)
-        if self.prefix is not None:
-            out.view(by_head).baddbmm_(weights.view(by_head)[..., :prefix], self.prefix[layer][1])
+            of_prefix, of_own = self._softmax(scores, kind).split([prefix, keys.shape[1]], dim=-1)
+            out = torch.bmm(of_own.view(by_slot), values)
+            out.view(by_head).baddbmm_(of_prefix.view(by_head), prefix_values)
         # values may be narrower than keys
-        out = out.view(kv_heads, slots, groups, -1).transpose(0, 1).reshape(slots, heads, -1)
-        return out if self._gather is None else out.index_select(0, self._gather[1])
+        return out.view(kv_heads, slots, groups, -1).transpose(0, 1).reshape(slots, heads, -1)
 
     def _softmax(self, scores: torch.Tensor, kind: Kind) -> torch.Tensor:
         dtype = scores.dtype
@@ -359,10 +395,13 @@ class DecodeAttention:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Kind
     ) -> torch.Tensor:
+        if len(self.blocks) == 1:
+            return self.blocks[0].attend(layer, query, key, value, kind)
         sizes = [block.rows for block in self.blocks]
-        parts = (t.transpose(0, 1).split(sizes) for t in (query, key, value))
-        outputs = [
-            block.attend(layer, q, k, v, kind)
-            for block, q, k, v in zip(self.blocks, *parts, strict=True)
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        parts = (t.split(sizes, dim=1) for t in (query, key, value))
+        return torch.cat(
+            [
+                block.attend(layer, q, k, v, kind)
+                for block, q, k, v in zip(self.blocks, *parts, strict=True)
+            ]
+        )

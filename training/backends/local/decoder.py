@@ -11,6 +11,7 @@ import logging
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from training.backends.local.linear import (
     LoraPass,
     PackedMatrix,
     PassHolder,
+    RowMatrix,
     accumulate_low_rank,
     add_low_rank_,
     sampled_rows,
@@ -258,8 +260,18 @@ class Decoder:
         self, hidden: torch.Tensor, lora: LoraPass
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Before scaling and soft-capping, and what accumulate_low_rank needs of them."""
-        out = self._head_matrix(hidden, self.head_bias)
+        if len(hidden) == 1 and self._head_row is not None:
+            out = self._head_row(hidden)
+        else:
+            out = self._head_matrix(hidden, self.head_bias)
         return out, add_low_rank_(out, hidden, HEAD, lora)
+
+    @cached_property
+    def _head_row(self) -> RowMatrix | None:
+        """Made when a single row is first decoded: it takes half as much memory again."""
+        if not RowMatrix.holds(self.head_weight):
+            return None
+        return RowMatrix(self.head_weight, self.head_bias)
 
     def _capped(self, logits: torch.Tensor) -> torch.Tensor:
         if self.logit_scale != 1:
