@@ -21,7 +21,8 @@ import numpy as np
 from evaluation.stats import paired_difference
 from training.api import AdamParams, ServiceClient
 from training.domains.base import Problem, Reward
-from training.domains.knowledge.domain import LOOP, KnowledgeDomain, KnowledgeDomainConfig
+from training.domains.knowledge.domain import KnowledgeDomain
+from training.domains.knowledge.domain_config import LOOP, KnowledgeDomainConfig
 from training.domains.knowledge.edit_parsing import EditError, parse_edit
 from training.domains.knowledge.forms import MODEL
 from training.domains.knowledge.passages import Passage

@@ -26,7 +26,7 @@ from training.domains.knowledge.inner import InnerLoop, InnerSettings
 from training.domains.knowledge.own_edits import EditSampling
 from training.domains.knowledge.own_files import read_own
 from training.domains.knowledge.passages import Passage
-from training.domains.knowledge.sources import Source
+from training.domains.knowledge.sources import Source, TooFewError
 from training.endpoints import Endpoints
 from training.models import check_rank, context_length, load_tokenizer, resolve_model
 from utils.config.errors import ConfigError, problems_of, raise_problems
@@ -72,7 +72,7 @@ def check(config: TableConfig, endpoints: Endpoints) -> Task:
     others = config.skill_passages if SKILL in rows else 0
     try:
         source = source_of(config, num_train=others, num_test=number_of_passages(config, others))
-    except ConfigError as error:
+    except TooFewError as error:
         of_skill = f"; {others} of them are for the row skill, see skill_passages" * bool(others)
         raise ConfigError(f"{error}{of_skill}") from error
     passages = source.passages("test")

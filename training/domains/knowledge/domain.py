@@ -9,158 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, variance
 from typing import Any
-
-import chz
 
 from training.api import ServiceClient
 from training.domains.base import Algorithm, Problem, Reward, Samples, Split, Table
-from training.domains.knowledge.config import (
-    KnowledgeConfig,
-    chosen_preset,
-    inner_settings,
-    source_of,
-)
+from training.domains.knowledge.config import chosen_preset, inner_settings, source_of
+from training.domains.knowledge.domain_config import LOOP, KnowledgeDomainConfig
 from training.domains.knowledge.edit_grammars import grammar_of
 from training.domains.knowledge.edit_parsing import EditError, ParsedEdit, parse_edit
-from training.domains.knowledge.forms import (
-    MODEL,
-    Choices,
-    EditPrompts,
-    PromptForm,
-    check_form,
-)
+from training.domains.knowledge.edit_rewards import EditRewards
+from training.domains.knowledge.forms import MODEL, EditPrompts
 from training.domains.knowledge.grading import Judge
-from training.domains.knowledge.inner import InnerJob, InnerLoop, InnerOutcome, Preset, items_of
-from training.domains.knowledge.llm_judge import log_asked_again, open_judge, rule_judge
+from training.domains.knowledge.inner import InnerJob, InnerLoop, items_of
+from training.domains.knowledge.llm_judge import open_judge, rule_judge
 from training.domains.knowledge.passages import Passage, Question
-from training.domains.knowledge.reliability import (
-    RewardKind,
-    reliability,
-    reward,
-    warn_unreliable,
-)
 from training.domains.knowledge.seal_settings import seal_settings
 from training.domains.knowledge.shown import (
     Trial,
     add_passages,
-    note_of,
     summary_lines,
     told,
     write_seal_files,
 )
 from training.endpoints import Endpoints
 from training.models import check_rank, context_length, load_tokenizer
-from utils.config.entrypoint import ConfigError, problems_of, raise_problems
-from utils.config.help import EVALUATION, SAMPLING, WHAT
+from utils.config.entrypoint import ConfigError
 from utils.runs.report import Report
 from utils.runs.run_dir import RunDir
 
-logger = logging.getLogger(__name__)
-
 _SPLITS: tuple[Split, ...] = ("train", "test")
-
-# of rl_loop.py where neither the user says otherwise; seal: arXiv 2506.10943 and its code
-LOOP: dict[Preset, dict[str, Any]] = {
-    "small": {
-        "num_steps": 2,
-        "groups_per_batch": 4,
-        "group_size": 3,
-        "temperature": 1.0,
-        "learning_rate": 1e-3,
-        "lora_rank": 16,
-        "rest_em_epochs": 2,
-        "rest_em_batch_size": 2,
-        "selection": "best",
-        "eval_size": 12,
-        "eval_group_size": 1,
-        "eval_temperature": 1.0,
-    },
-    "seal": {
-        "num_steps": 2,
-        "groups_per_batch": 50,
-        "group_size": 5,
-        "temperature": 1.0,
-        "learning_rate": 3e-4,
-        "lora_rank": 64,
-        "lora_alpha": 128.0,
-        "rest_em_epochs": 2,
-        "rest_em_batch_size": 10,
-        "selection": "best",
-        "eval_size": 200,
-        "eval_group_size": 1,
-        "eval_temperature": 1.0,
-    },
-}
-
-
-@chz.chz(typecheck=True)
-class KnowledgeDomainConfig(KnowledgeConfig):
-    num_train_passages: int | None = chz.field(
-        default=None,
-        doc="that self-edits are learned on; default: 8 of a made world, else 100 (two of SEAL's "
-        "rounds)",
-        metadata=WHAT,
-    )
-    num_test_passages: int | None = chz.field(
-        default=None, doc="held out; default: 5 of a made world, else 200"
-    )
-
-    form: str | None = chz.field(
-        default=None,
-        doc="of self-edits (docs/knowledge.md lists them); model: the model chooses it, and the "
-        "learning rate; default: model with preset=small, else implications",
-        metadata=SAMPLING,
-    )
-    edit_prompt: PromptForm | None = chz.field(
-        default=None, doc="raw (for base models) or chat; default: raw with preset=seal, else chat"
-    )
-    model_forms: list[str] = chz.field(
-        default_factory=lambda: list(Choices().forms), doc="what form=model chooses from"
-    )
-    model_rates: list[float] = chz.field(
-        default_factory=lambda: list(Choices().learning_rates), doc="and its learning rates"
-    )
-    max_tokens: int = chz.field(default=384, doc="longest self-edit that is sampled (SEAL: 8192)")
-
-    reward: RewardKind = chz.field(
-        default="logprob",
-        doc="accuracy; gain of it over the base model; logprob: mean gain of the right answers' "
-        "log-probability, in nats, which is less noisy",
-        metadata=EVALUATION,
-    )
-    repeats: int = chz.field(default=2, doc="inner runs of each self-edit (SEAL: 3)")
-    eval_repeats: int = chz.field(
-        default=1, doc="of each held-out self-edit; more passages tell more than more repeats"
-    )
-    min_gain: float | None = chz.field(
-        default=None,
-        doc="a success gains more than this over the base model; default: than the noise between "
-        "repeats; SEAL keeps every best one: -1e9",
-    )
-
-    @chz.validate
-    def _check(self) -> None:
-        problems = []
-        at_least_one = ("num_train_passages", "num_test_passages", "max_tokens")
-        for name in (*at_least_one, "repeats", "eval_repeats"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
-        if self.min_gain is not None and math.isnan(self.min_gain):
-            problems.append(f"min_gain={self.min_gain}: a number is needed; no gain is above it")
-        problems += problems_of(lambda: check_form(self.form or "qa"), lambda: self.choices)
-        raise_problems(problems)
-
-    @property
-    def choices(self) -> Choices:
-        return Choices(tuple(self.model_forms), tuple(self.model_rates))
 
 
 class KnowledgeDomain:
@@ -207,11 +86,15 @@ class KnowledgeDomain:
         for passage in (p for split in _SPLITS for p in self._source.passages(split)):
             for item in items_of(InnerJob(passage, None)):
                 self.inner.answerer.check(item)
-        # the repeats of every self-edit that was carried out; of the base model there is one
-        self._known: dict[str, list[InnerOutcome]] = {}
-        self._held_out = {passage.id for passage in self._source.passages("test")}
+        self._rewards = EditRewards(
+            self.inner,
+            config.reward,
+            repeats=config.repeats,
+            eval_repeats=config.eval_repeats,
+            held_out={passage.id for passage in self._source.passages("test")},
+            min_gain=config.min_gain,
+        )
         self._lines: dict[object, str] = {}
-        self._warned = False
 
     def close(self) -> None:
         self._closed.close()
@@ -252,49 +135,28 @@ class KnowledgeDomain:
         passage: Passage = problem.data
         texts = self.inner.texts(InnerJob(passage, passage.context))
         length = sum(len(self._tokenizer.encode(text)) for text in texts)
-        return length * self.inner.settings.num_epochs * self._repeats(passage)
+        return length * self.inner.settings.num_epochs * self._rewards.repeats(passage)
 
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
     ) -> list[list[Reward]]:
         """Trains an adapter for every repeat of every new self-edit, all together, and asks all."""
         edits_P_G = [[self._edit(answer) for answer in answers_G] for answers_G in answers_P_G]
-        jobs: dict[str, list[InnerJob]] = {}
-        for problem, edits_G in zip(problems_P, edits_P_G, strict=True):
-            for edit in (None, *edits_G):
-                if (
-                    not isinstance(edit, str)
-                    and (key := _key(problem.data, edit)) not in self._known
-                ):
-                    jobs[key] = self._jobs(problem.data, edit)
-        self._carry_out([job for jobs_R in jobs.values() for job in jobs_R], desc="self-edits")
-        threshold = self.config.min_gain
-        if threshold is None:
-            threshold = self._noise(problems_P, edits_P_G)
-        return [
-            self._graded(problem.data, edits_G, threshold)
-            for problem, edits_G in zip(problems_P, edits_P_G, strict=True)
-        ]
+        return self._rewards.rewards([problem.data for problem in problems_P], edits_P_G)
 
     def state(self) -> dict[str, Any]:
-        known = {
-            key: [dataclasses.asdict(outcome) for outcome in outcomes_R]
-            for key, outcomes_R in self._known.items()
-        }
-        return {"known": known}
+        return {"known": self._rewards.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._known = {
-            key: [InnerOutcome(**outcome) for outcome in outcomes_R]
-            for key, outcomes_R in state.get("known", {}).items()
-        }
-        self._ask_again()
+        """Asks the judge again about the answers that it failed to grade."""
+        self._rewards.load_state(state.get("known", {}))
+        passages = {p.id: p for split in _SPLITS for p in self._source.passages(split)}
+        self._rewards.ask_again(passages, self._graded_by_judge)
 
     # ------------------------------------------------------------------------- what a run shows
 
     def look_up_base(self, problems: list[Problem]) -> None:
-        missing = [p.data for p in problems if _key(p.data, None) not in self._known]
-        self._carry_out([InnerJob(passage, None) for passage in missing], desc="base model")
+        self._rewards.look_up_base([problem.data for problem in problems])
 
     def answer_table(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> Table:
         headers = ["passage", "when", "self-edit", "reward", "training and result"]
@@ -317,9 +179,9 @@ class KnowledgeDomain:
     def summary(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> list[str]:
         trials = self._trials(problems, samples)
         trained = [trial for trial in trials if trial.sample["kind"] == "train"]
-        lines = [*summary_lines(trials, self._lines), self._reliability(trained)]
+        lines = [*summary_lines(trials, self._lines), self._rewards.reliability_line(trained)]
         if self.config.judge_kind == "llm":
-            lines.append(self._verdicts_line())
+            lines.append(self._rewards.verdicts_line())
         return lines
 
     def write_files(
@@ -340,35 +202,6 @@ class KnowledgeDomain:
         assert self._judge is not None, "open_calls() comes before any grading"
         return self._judge(asked)
 
-    def _ask_again(self) -> None:
-        """The judge about answers that it failed to grade before the run was taken up again."""
-        passages = {p.id: p for split in _SPLITS for p in self._source.passages(split)}
-        lacking = [
-            (key, r, q)
-            for key, outcomes_R in self._known.items()
-            for r, outcome in enumerate(outcomes_R)
-            for q, verdict in enumerate(outcome.correct_Q)
-            if verdict is None
-        ]
-        if not lacking:
-            return
-        asked = []
-        for key, r, q in lacking:
-            passage = passages[json.loads(key)[0]]
-            asked.append((passage, passage.questions[q], self._known[key][r].answers_Q[q]))
-        verdicts = self._graded_by_judge(asked)
-        for (key, r, q), verdict in zip(lacking, verdicts, strict=True):
-            self._known[key][r].correct_Q[q] = verdict
-        log_asked_again(verdicts)
-
-    def _verdicts_line(self) -> str:
-        verdicts = [
-            v for outcomes_R in self._known.values() for o in outcomes_R for v in o.correct_Q
-        ]
-        line = f"Judge: {len(verdicts)} answers, {verdicts.count(None)} without a verdict"
-        again = ", which are asked about again when the run is taken up again"
-        return line + again * (None in verdicts)
-
     def _edit(self, answer: str) -> ParsedEdit | str:
         """The self-edit, or why there is none."""
         try:
@@ -376,112 +209,15 @@ class KnowledgeDomain:
         except EditError as error:
             return str(error)
 
-    def _jobs(self, passage: Passage, edit: ParsedEdit | None) -> list[InnerJob]:
-        if edit is None:
-            return [InnerJob(passage, None)]
-        return [
-            InnerJob(passage, edit.text, learning_rate=edit.learning_rate, repeat=r)
-            for r in range(self._repeats(passage))
-        ]
-
-    def _repeats(self, passage: Passage) -> int:
-        held_out = passage.id in self._held_out
-        return self.config.eval_repeats if held_out else self.config.repeats
-
-    def _carry_out(self, jobs: list[InnerJob], *, desc: str) -> None:
-        found: dict[str, list[InnerOutcome]] = {}
-        for job, outcome in zip(jobs, self.inner.run(jobs, desc=desc), strict=True):
-            key = _key_of(job.passage, job.edit, job.learning_rate)
-            found.setdefault(key, []).append(outcome)
-        self._known |= found
-
-    def _values(self, passage: Passage, edit: ParsedEdit, kind: RewardKind) -> list[float]:
-        """Of the repeats that came to an end and could be graded."""
-        [before] = self._known[_key(passage, None)]
-        values_R = [reward(kind, after, before) for after in self._known[_key(passage, edit)]]
-        return [value for value in values_R if value is not None]
-
-    def _gains(self, passage: Passage, edit: ParsedEdit) -> list[float]:
-        kind = "gain" if self.config.reward == "accuracy" else self.config.reward
-        return self._values(passage, edit, kind)
-
-    def _noise(self, problems_P: list[Problem], edits_P_G: list[list[ParsedEdit | str]]) -> float:
-        """The standard deviation of an edit's mean gain over its repeats, pooled over edits; 0
-        where nothing was repeated."""
-        variances = []
-        for problem, edits_G in zip(problems_P, edits_P_G, strict=True):
-            for edit in edits_G:
-                if (
-                    not isinstance(edit, str)
-                    and len(gains_R := self._gains(problem.data, edit)) > 1
-                ):
-                    variances.append(variance(gains_R) / len(gains_R))
-        return math.sqrt(fmean(variances)) if variances else 0.0
-
-    def _graded(
-        self, passage: Passage, edits_G: list[ParsedEdit | str], threshold: float
-    ) -> list[Reward]:
-        values_G = [
-            [] if isinstance(edit, str) else self._values(passage, edit, self.config.reward)
-            for edit in edits_G
-        ]
-        graded = [fmean(values_R) for values_R in values_G if values_R]
-        rewards_G = []
-        for edit, values_R in zip(edits_G, values_G, strict=True):
-            if isinstance(edit, str):
-                rewards_G.append(Reward(0.0, False, edit))
-                continue
-            outcomes_R = self._known[_key(passage, edit)]
-            note = note_of(outcomes_R, self._known[_key(passage, None)][0])
-            if values_R:
-                solved = fmean(self._gains(passage, edit)) > threshold
-                rewards_G.append(Reward(fmean(values_R), solved, note))
-            elif all(outcome.failed for outcome in outcomes_R):
-                rewards_G.append(Reward(0.0, False, note))
-            else:
-                # no verdict is no wrong answer: it must not count against the edit
-                rewards_G.append(Reward(fmean(graded) if graded else 0.0, False, note))
-        return rewards_G
-
-    def _reliability(self, trials: Sequence[Trial]) -> str:
-        if self.config.repeats < 2:
-            return "Reliability of the reward: unknown with repeats=1"
-        by_passage: dict[str, dict[str, list[float]]] = {}
-        for trial in trials:
-            if not isinstance(trial.edit, str):
-                values_R = self._values(trial.passage, trial.edit, self.config.reward)
-                if len(values_R) == self.config.repeats:
-                    edits = by_passage.setdefault(trial.passage.id, {})
-                    edits[_key(trial.passage, trial.edit)] = values_R
-        rewards_P_K_R = [list(edits.values()) for edits in by_passage.values() if len(edits) > 1]
-        if not rewards_P_K_R:
-            return "Reliability of the reward: unknown, no passage has two graded self-edits"
-        found = reliability(rewards_P_K_R)
-        if not self._warned:
-            # a run shows this again and again
-            warn_unreliable(found, self.config.reward)
-            self._warned = True
-        return f"Reward ({self.config.reward}): {found.told(self.config.reward)}"
-
     def _trials(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> list[Trial]:
         """The answers whose passages are known, with what came of them."""
         passages: dict[str, Passage] = {p.id: p.data for split in problems for p in problems[split]}
         trials = []
         for sample in samples:
             passage = passages.get(sample["problem"])
-            if passage is None or (before := self._known.get(_key(passage, None))) is None:
+            if passage is None or (before := self._rewards.base(passage)) is None:
                 continue
             edit = self._edit(sample["answer"])
-            outcomes = [] if isinstance(edit, str) else self._known[_key(passage, edit)]
-            trials.append(Trial(sample, passage, edit, outcomes, before[0]))
+            outcomes = [] if isinstance(edit, str) else self._rewards.outcomes(passage, edit)
+            trials.append(Trial(sample, passage, edit, outcomes, before))
         return trials
-
-
-def _key(passage: Passage, edit: ParsedEdit | None) -> str:
-    if edit is None:
-        return _key_of(passage, None, None)
-    return _key_of(passage, edit.text, edit.learning_rate)
-
-
-def _key_of(passage: Passage, text: str | None, learning_rate: float | None) -> str:
-    return json.dumps([passage.id, text, learning_rate])

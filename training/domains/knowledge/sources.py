@@ -38,6 +38,10 @@ _SQUAD_FILES = (
 )
 
 
+class TooFewError(ConfigError):
+    """A file holds fewer passages than are asked for."""
+
+
 class Source(Protocol):
     """`has_questions` is False where nothing can be asked, and so nothing be rewarded. `shots` are
     worked examples of the answer prompt, about things of no split, in wordings of training."""
@@ -77,7 +81,8 @@ def open_source(
     - own: `data_path` is a file or folder; it is split as one file of SQuAD is.
 
     Raises ConfigError, with all that is wrong, for an unknown source or kind, files that are not
-    what they should be, and more passages than there are; FileNotFoundError for a missing file.
+    what they should be, and more passages than there are (TooFewError of a file); FileNotFoundError
+    for a missing file.
     """
     numbers: dict[Split, int] = {"train": num_train, "test": num_test}
     problems = [
@@ -239,7 +244,7 @@ def _subset(place: str, passages: list[Passage], start: int, number: int) -> lis
     try:
         return subset(passages, start, number)
     except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise TooFewError(f"{place}: {error}") from error
 
 
 def _passages(prefix: str, rows: list[Row], name: str) -> list[Passage]:

@@ -13,7 +13,8 @@ import pytest
 from rl_loop import entrypoint
 
 from training.domains.base import Problem, ShowsAnswers, Split
-from training.domains.knowledge.domain import KnowledgeDomain, KnowledgeDomainConfig
+from training.domains.knowledge.domain import KnowledgeDomain
+from training.domains.knowledge.domain_config import KnowledgeDomainConfig
 from training.domains.knowledge.inner import InnerJob, InnerOutcome
 from training.domains.knowledge.seal_files import read_rows
 from training.domains.knowledge.seal_runs import read_run
