@@ -16,7 +16,7 @@ questions with answers against the passage alone and against another passage's a
 edits of one form that cover a half of the facts each, as drafts of one model do. d3
 (knowledge_rounds.py): held-out reward before and after rounds that imitate the best edits, and
 edits by chance. d4: general questions that the base model answers right (knowledge_probe.py), asked
-again of adapters that are held to the base model on questions about other things, by kl_weight.
+again of adapters that are held to the base model on other questions, by kl_weight.
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ from knowledge_runs import (
 
 from evaluation.stats import paired_difference
 from training.connect import connect
+from training.domains.knowledge.anchors import AnchorKind, anchor_passages
 from training.domains.knowledge.grading import RuleJudge
 from training.domains.knowledge.inner import (
     InnerLoop,
@@ -77,8 +78,9 @@ class Config:
     seeds: int = chz.field(default=3, doc="seeds of edits and adapters; repeats of d2")
     edit: str = chz.field(default="qa+reverse", doc="forms of d1's edits")
     kl_weights: list[float] = chz.field(
-        default_factory=lambda: [0.0, 1.0, 0.3], doc="of d4; 0 is what others are compared with"
+        default_factory=lambda: [0.0, 0.3, 0.1], doc="of d4; 0 is what others are compared with"
     )
+    kl_anchors: AnchorKind = chz.field(default="lines", doc="of d4, as in the scripts")
     rank: int | None = chz.field(default=None, doc="of the adapter; default: preset=small's")
     learning_rate: float | None = chz.field(default=None, doc="default: preset=small's")
     epochs: int | None = chz.field(default=None, doc="default: preset=small's")
@@ -184,8 +186,7 @@ def d2_runs(config: Config, source: Source) -> Iterator[tuple[InnerSettings, lis
 def d4_runs(config: Config, source: Source) -> Iterator[tuple[InnerSettings, list[Run]]]:
     passages = source.passages("test")[:8]
     yield settings_of(config), [Run(BASE, passage, None, 0) for passage in (PROBE, *passages)]
-    # things of no split
-    anchors = tuple(passage for passage, _ in source.example_edit("qa"))
+    anchors = anchor_passages(config.kl_anchors, source)
     for weight in config.kl_weights:
         settings = settings_of(config)
         yield (
@@ -193,6 +194,7 @@ def d4_runs(config: Config, source: Source) -> Iterator[tuple[InnerSettings, lis
                 settings,
                 adapt=dataclasses.replace(settings.adapt, anchor_weight=weight),
                 anchors=anchors,
+                anchors_as_lines=config.kl_anchors == "lines",
             ),
             [
                 Run(D4_FORM, p, edit_text(source, p, D4_FORM, 0), 0, asked_too=PROBE)

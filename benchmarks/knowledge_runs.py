@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from training.domains.knowledge.general_questions import GENERAL
 from training.domains.knowledge.inner import InnerJob, InnerLoop, InnerOutcome, InnerSettings
 from training.domains.knowledge.passages import Passage
 from utils.runs.files import append_jsonl, read_jsonl
@@ -47,7 +48,12 @@ class Run:
 
 def setting_name(settings: InnerSettings) -> str:
     adapt = settings.adapt
-    anchored = f" kl{adapt.anchor_weight:g}" if adapt.anchor_weight else ""
+    anchored = ""
+    if adapt.anchor_weight:
+        kind = "lines" if settings.anchors_as_lines else "prompts"
+        # without a word more: made things
+        of_kind = f" {kind}" if settings.anchors == GENERAL else ""
+        anchored = f" kl{adapt.anchor_weight:g}{of_kind}"
     return (
         f"r{adapt.lora['rank']} lr{settings.learning_rate:g} e{settings.num_epochs} "
         f"b{adapt.batch_size}{anchored}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from training.domains.knowledge.general_questions import GENERAL
 from utils.runs.files import read_jsonl
 
 
@@ -146,6 +147,17 @@ def test_what_is_kept_is_a_share_of_what_was_known(evidence: Any) -> None:
     assert kept[1].split()[7] == "50"
     nats = [line for line in table if " nats " in line]
     assert nats[0].split()[3] == "2" and nats[1].split()[7] == "0"
+
+
+def test_what_is_asked_for_again_is_not_what_adapters_are_held_to(
+    load_benchmark: Callable[[str], Any],
+) -> None:
+    probe = load_benchmark("knowledge_probe").PROBE
+    held = [question.text for passage in GENERAL for question in passage.questions]
+    assert not {question.text for question in probe.questions} & set(held)
+    # nor is the answer given away
+    answers = {question.answer for question in probe.questions if len(question.answer) > 3}
+    assert not [text for text in held if any(answer in text for answer in answers)]
 
 
 def test_an_adapter_asked_about_two_passages_has_a_record_of_each(

@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 import chz
 
+from training.domains.knowledge.anchors import AnchorKind, anchor_passages
 from training.domains.knowledge.documents import DocumentForm
 from training.domains.knowledge.inner import InnerSettings, Preset, preset
 from training.domains.knowledge.llm_judge import JudgeKind, judge_problems
 from training.domains.knowledge.sources import Source, SourceName, open_source
-from utils.config.entrypoint import raise_problems
+from utils.config.entrypoint import ConfigError, raise_problems
 from utils.config.help import EVALUATION, MODEL, WHAT, group
 from utils.devices import DTYPE_DOC, Dtype
 from utils.llm.roles import RoleConfig
@@ -70,6 +71,12 @@ class KnowledgeConfig:
     kl_weight: float = chz.field(
         default=0.0, doc="holds adapters to the base model on questions about other things"
     )
+    kl_anchors: AnchorKind | None = chz.field(
+        default=None,
+        doc="of kl_weight: everyday questions as lines of a self-edit (lines) or in the answer "
+        "prompt (prompts), or questions about made things in it (things); default: lines, prompts "
+        "with prompt_form=chat",
+    )
     early_stop: bool = chz.field(
         default=False, doc="stop when the loss of an edit's last line, held out, rises"
     )
@@ -108,6 +115,10 @@ class KnowledgeConfig:
                 problems.append(f"{name}={value}: a number above 0 is needed")
         if not 0 <= self.kl_weight < float("inf"):
             problems.append(f"kl_weight={self.kl_weight}: a number from 0 is needed")
+        if self.kl_anchors is not None and not self.kl_weight:
+            problems.append(
+                f"kl_anchors={self.kl_anchors}: with kl_weight=0 nothing is held; set kl_weight"
+            )
         problems += judge_problems(self.judge_kind, self.judge)
         raise_problems(problems)
 
@@ -140,7 +151,8 @@ def source_of(config: KnowledgeConfig, *, num_train: int, num_test: int) -> Sour
 def inner_settings(
     config: KnowledgeConfig, source: Source, context: int | None, **changes: Any
 ) -> InnerSettings:
-    """For a model that takes `context` tokens; `changes` are fields of InnerSettings."""
+    """For a model that takes `context` tokens; `changes` are fields of InnerSettings. Raises
+    ConfigError for anchors that do not go with the answer prompt."""
     base = preset(chosen_preset(config), base_model=config.model_name, seed=config.seed)
     lora = dict(base.adapt.lora)
     given = {
@@ -164,8 +176,17 @@ def inner_settings(
     }
     own = {name: value for name, value in own.items() if value is not None}
     if config.kl_weight:
-        # things of no split
-        own["anchors"] = tuple(passage for passage, _ in source.example_edit("qa"))
+        is_raw = own.get("prompt_form", base.prompt_form) == "raw"
+        kind = config.kl_anchors or ("lines" if is_raw else "prompts")
+        if kind == "lines" and not is_raw:
+            raise ConfigError(
+                "kl_anchors=lines: answers to a chat do not go on with a line; prompt_form=raw or "
+                "kl_anchors=prompts do"
+            )
+        own |= {
+            "anchors": anchor_passages(kind, source),
+            "anchors_as_lines": kind == "lines",
+        }
     own |= {
         "early_stop": config.early_stop,
         "mask_until": config.mask_until,

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from training.api import Datum, ModelInput, RequestFailedError, TrainingClient
+from training.domains.knowledge.anchors import ANCHOR_TOP_K
 from training.domains.knowledge.answers import Item
 from training.domains.knowledge.gate import (
     BUDGETS,
@@ -19,7 +20,7 @@ from training.domains.knowledge.gate import (
     scale_search,
 )
 from training.domains.knowledge.grading import Judge
-from training.domains.knowledge.inner import ANCHOR_TOP_K, InnerLoop
+from training.domains.knowledge.inner import InnerLoop
 from training.domains.knowledge.soft_targets import answer_datum, divergences
 
 

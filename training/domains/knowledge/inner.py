@@ -16,7 +16,6 @@ from training.api import (
     APIFuture,
     Datum,
     ForwardBackwardOutput,
-    ModelInput,
     RequestFailedError,
     SampleResponse,
     SamplingClient,
@@ -24,6 +23,7 @@ from training.api import (
     ServiceClient,
     TrainingClient,
 )
+from training.domains.knowledge.anchors import anchor_datums
 from training.domains.knowledge.answers import Answerer, AnswerSettings, Item
 from training.domains.knowledge.documents import (
     CAP,
@@ -35,12 +35,9 @@ from training.domains.knowledge.documents import (
 from training.domains.knowledge.grading import Judge
 from training.domains.knowledge.passages import Passage, Shot
 from training.domains.knowledge.seeds import stable_seed
-from training.domains.knowledge.soft_targets import answer_datum
 
 Preset = Literal["small", "seal"]
 PRESETS: tuple[Preset, ...] = ("small", "seal")
-# of the base model's answers, per position, where the adapter is held to it
-ANCHOR_TOP_K = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ class InnerSettings(AnswerSettings):
     `cap`: documents of an edit at most. `mask_until`: nothing up to and with it is learned of a
     text. `early_stop` holds the last document of an edit out, and stops where its loss rises.
     `adapt.anchor_weight` (kl_weight) holds the adapter to the base model's answers to questions
-    about `anchors`.
+    about `anchors`, in the answer prompt or as lines of a self-edit.
     """
 
     base_model: str
@@ -63,6 +60,7 @@ class InnerSettings(AnswerSettings):
     mask_until: str = ""
     early_stop: bool = False
     anchors: tuple[Passage, ...] = ()
+    anchors_as_lines: bool = False
 
 
 def preset(
@@ -373,31 +371,18 @@ class InnerLoop:
         return _Asked(self.answerer.ask(items_Q, sampler), scored)
 
     def _anchors(self) -> list[Datum]:
-        """Questions about other entities with the base model's answers, as soft targets: the
-        cross-entropy to them is the KL divergence from the base model, but for a constant."""
         settings = self.settings
         if not settings.adapt.anchor_weight:
             return []
         if self._anchor_datums is None:
             base = self._service.create_sampling_client(base_model=settings.base_model)
-            prompts = [
-                self.answerer.prompt(Item(passage, question))
-                for passage in settings.anchors
-                for question in passage.questions
-            ]
-            futures = [
-                base.sample(
-                    ModelInput.from_ints(prompt),
-                    1,
-                    self.answerer.params,
-                    topk_sample_logprobs=ANCHOR_TOP_K,
-                )
-                for prompt in prompts
-            ]
-            self._anchor_datums = [
-                answer_datum(prompt, future.result())
-                for prompt, future in zip(prompts, futures, strict=True)
-            ]
+            self._anchor_datums = anchor_datums(
+                base,
+                self.answerer,
+                settings.anchors,
+                tokenizer=self._tokenizer,
+                as_lines=settings.anchors_as_lines,
+            )
         return self._anchor_datums
 
     def _read(
