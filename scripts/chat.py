@@ -24,7 +24,7 @@ from training.adapter_proof import AdapterProof
 from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
 from training.checkpoint_folders import checkpoint_folder
-from training.connect import connect
+from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend, connect, has_own_engines
 from training.domains.base import Message
 from training.models import resolve_model
 from training.running_response import RunningResponse
@@ -59,9 +59,8 @@ class Config:
         default="auto", doc="the model's own chat template, or the plain form for base models"
     )
 
-    backend: Literal["local", "tinker"] = chz.field(
-        default="local", doc="where the model runs", metadata=group("Where it runs")
-    )
+    backend: Backend = chz.field(default="local", doc=BACKEND_DOC, metadata=group("Where it runs"))
+    num_engines: int | None = chz.field(default=None, doc=NUM_ENGINES_DOC)
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
@@ -92,7 +91,7 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    if config.backend == "local":
+    if has_own_engines(config.backend):
         raise_problems(problems_of(lambda: resolve_model(config.model_name)))
     path = config.checkpoint_path
     opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
@@ -102,6 +101,7 @@ def main(config: Config) -> None:
             base_url=config.base_url,
             device=config.device,
             dtype=config.dtype,
+            num_engines=config.num_engines,
         )
         if path is not None:
             path = checkpoint_folder(path)

@@ -87,6 +87,7 @@ def main(config: Config) -> None:
                     base_url=config.base_url,
                     device=config.device,
                     dtype=config.dtype,
+                    num_engines=config.num_engines,
                 )
             stack.enter_context(contextlib.closing(service))
             counter = InnerLoop(

@@ -20,6 +20,7 @@ from typing import Any
 from dotenv import load_dotenv
 
 from training.adapter_proof import AdapterProof
+from training.connect import has_own_engines
 from training.domains.base import CallsModels
 from training.domains.checks import check_with_model, checked_rewards
 from training.domains.registry import make_domain, with_domain_fields
@@ -65,11 +66,11 @@ def main(config: Any) -> None:
 
     # everything that can be wrong with the settings, before a model is loaded or a file written
     checks: list[Callable[[], object]] = [lambda: check_loss(config.loss_fn, config.loss_fn_config)]
-    if config.backend == "local":
+    if has_own_engines(config.backend):
         checks.append(lambda: resolve_model(config.model_name))
     raise_problems(problems_of(*checks))
     log_path = config.log_path or new_run_path("rl_loop")
-    may_change = ("num_steps", "sinks", "dry_run", "save_every", "keep_checkpoints")
+    may_change = ("num_steps", "sinks", "dry_run", "save_every", "keep_checkpoints", "num_engines")
     with contextlib.ExitStack() as stack:
         # what only the loaded model tells comes last
         with held_log():
@@ -80,12 +81,13 @@ def main(config: Any) -> None:
                     base_url=config.base_url,
                     device=config.device,
                     dtype=config.dtype,
+                    num_engines=config.num_engines,
                 )
                 stack.enter_context(contextlib.closing(service))
                 domain = make_domain(config.domain, config, service)
                 stack.enter_context(contextlib.closing(domain))
                 settings = Settings.of(config, domain)
-                if config.backend == "local" and config.lora_rank is not None:
+                if has_own_engines(config.backend) and config.lora_rank is not None:
                     check_rank(config.model_name, "lora_rank", config.lora_rank)
                 limit = PromptLimit.of(config, service, domain)
                 chosen = choose_both(domain, config.domain, limit, settings.eval_size)
@@ -217,7 +219,7 @@ def main(config: Any) -> None:
         write_published(domain, problems, run.path)
         report = live.finish()
     print(f"\n{time.perf_counter() - started:.0f} s in all. Report: {shown_path(report)}")
-    if config.backend == "local" and state.checkpoint is not None:
+    if has_own_engines(config.backend) and state.checkpoint is not None:
         adapter = shown_path(state.checkpoint)
         merge = command("export", checkpoint_path=adapter, output_dir="XXXX")
         print(f"Adapter (PEFT format): {adapter}\nMerge it:  {merge}")

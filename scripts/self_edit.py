@@ -11,12 +11,12 @@ Writes no files. All settings of scripts/rl_loop.py domain=arc can be given.
 import contextlib
 import logging
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import chz
 from dotenv import load_dotenv
 
-from training.connect import connect
+from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend, connect, has_own_engines
 from training.domains.arc.config import ArcConfig
 from training.domains.arc.domain import ArcDomain
 from training.domains.arc.examples import ExampleSet
@@ -43,9 +43,8 @@ class Config(ArcConfig):
     answer: str | None = chz.field(default=None, doc="the self-edit; default: the model writes it")
     num_shown: int = chz.field(default=3, doc="training examples that are drawn")
 
-    backend: Literal["local", "tinker"] = chz.field(
-        default="local", doc="where the model runs", metadata=MODEL
-    )
+    backend: Backend = chz.field(default="local", doc=BACKEND_DOC, metadata=MODEL)
+    num_engines: int | None = chz.field(default=None, doc=NUM_ENGINES_DOC)
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
@@ -116,6 +115,7 @@ def main(config: Config) -> None:
                 base_url=config.base_url,
                 device=config.device,
                 dtype=config.dtype,
+                num_engines=config.num_engines,
             )
             stack.enter_context(contextlib.closing(service))
             [task] = load_tasks([config.task_id])
@@ -128,7 +128,7 @@ def main(config: Config) -> None:
             policy = Policy(
                 service.create_lora_training_client(config.model_name, rank=1, seed=0),
                 domain,
-                enforce_schema=config.backend == "local",
+                enforce_schema=has_own_engines(config.backend),
                 max_resamples=3,
                 seed=config.seed,
             )

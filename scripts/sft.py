@@ -21,6 +21,7 @@ from dotenv import load_dotenv
 from training.adapt import mean_weighted
 from training.api import AdamParams, TrainingClient
 from training.checkpoint_folders import checkpoint_folder
+from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend
 from training.examples import Example, load_examples
 from training.loop import (
     Recorder,
@@ -82,7 +83,8 @@ class Config:
         munger=lambda _, path: path if not path or "://" in path else str(expanded(path)),
         doc="an adapter to go on from, with a new optimizer; of a run's folder, the last",
     )
-    backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
+    backend: Backend = chz.field(default="local", doc=BACKEND_DOC)
+    num_engines: int | None = chz.field(default=None, doc=NUM_ENGINES_DOC)
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
@@ -155,6 +157,7 @@ def main(config: Config) -> None:
                     base_url=config.base_url,
                     device=config.device,
                     dtype=config.dtype,
+                    num_engines=config.num_engines,
                 )
                 stack.enter_context(contextlib.closing(service))
                 if started_from is not None:

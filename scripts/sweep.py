@@ -32,6 +32,7 @@ from dotenv import load_dotenv
 
 from utils.config.entrypoint import (
     ConfigError,
+    as_config_errors,
     exit_on_config_error,
     exit_with_help,
     load_config,
@@ -44,7 +45,8 @@ from utils.runs.files import shown_path
 from utils.runs.locks import claimed
 from utils.runs.progress import progress
 from utils.runs.tables import text_table
-from utils.sweeps.launch import LAUNCHERS, Job, JobResult, Launcher, make_launcher
+from utils.sweeps.launch import Job, JobResult, Launcher
+from utils.sweeps.launchers import LAUNCHERS, make_launcher
 from utils.sweeps.manifest import (
     LONGEST_NAME,
     Cell,
@@ -78,6 +80,7 @@ class Config:
         default=None, doc="compute threads of each cell; default: cores / max_parallel"
     )
     launcher: str = chz.field(default="local", doc=f"where cells run: {', '.join(LAUNCHERS)}")
+    gpus: float = chz.field(default=0, doc="of each cell, with launcher=ray")
     dry_run: bool = chz.field(default=False, doc="print the grid, and stop")
 
     log_path: Path | None = chz.field(
@@ -101,6 +104,8 @@ class Config:
             problems.append(f"threads={self.threads}: at least 1 is needed")
         if self.launcher not in LAUNCHERS:
             problems.append(f"launcher={self.launcher!r}: known are {', '.join(LAUNCHERS)}")
+        if self.gpus and self.launcher == "local":
+            problems.append(f"gpus={self.gpus:g} needs launcher=ray; local cells share the GPUs")
         raise_problems(problems)
 
 
@@ -140,7 +145,13 @@ def main(config: Config, plan: Plan) -> None:
             f"; {num_others} of values not given now stay as they are" if num_others else "",
         )
         threads = config.threads or max(1, (os.cpu_count() or 1) // config.max_parallel)
-        launcher = make_launcher(config.launcher, max_parallel=config.max_parallel, threads=threads)
+        with as_config_errors():
+            launcher = make_launcher(
+                config.launcher,
+                max_parallel=config.max_parallel,
+                threads=threads,
+                gpus=config.gpus,
+            )
         stopped = run_cells(plan, manifest, left, launcher)
         text = write_outcome(plan.folder, manifest, config.metrics, config.plot)
     print(f"\n{text}\n\nReport: {shown_path(plan.folder / 'sweep.html')}")

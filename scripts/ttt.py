@@ -19,15 +19,15 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import chz
 from dotenv import load_dotenv
 
-from training.connect import connect
+from training.connect import NUM_ENGINES_DOC
 from training.domains.bbh.results import load_finished
 from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
-from training.loop import exit_on_interrupt
+from training.loop import connect_for_run, exit_on_interrupt
 from utils.config.entrypoint import (
     as_config_errors,
     config_entrypoint,
@@ -54,6 +54,10 @@ class Config:
     model_name: str = chz.field(
         default="embedded", doc="embedded, a folder or a hub id", metadata=MODEL
     )
+    backend: Literal["local", "processes", "ray"] = chz.field(
+        default="local", doc="where adapters are trained: here, or on num_engines engines"
+    )
+    num_engines: int | None = chz.field(default=None, doc=NUM_ENGINES_DOC)
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
@@ -76,13 +80,20 @@ def main(config: Any) -> None:
         return
     log_path = config.log_path or new_run_path("ttt", about=config.domain)
     # where items come from may change, as long as they are the same
-    ignored = ("max_parallel_adapters", "dry_run", "source", "output_file")
+    ignored = ("max_parallel_adapters", "num_engines", "dry_run", "source", "output_file")
     with contextlib.ExitStack() as stack:
         # what only the loaded model tells comes last
         with held_log():
             work = make_ttt(config.domain, config)
             with as_config_errors():
-                service = connect("local", device=config.device, dtype=config.dtype)
+                service = connect_for_run(
+                    log_path,
+                    config.backend,
+                    base_url=None,
+                    device=config.device,
+                    dtype=config.dtype,
+                    num_engines=config.num_engines,
+                )
             stack.enter_context(contextlib.closing(service))
             if config.dry_run:
                 print(work.plan())

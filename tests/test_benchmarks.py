@@ -475,3 +475,29 @@ def test_busy_processes_have_the_environment_in_their_name(
         assert "GOMP_SPINCOUNT" not in chosen
         assert (chosen["OMP_WAIT_POLICY"], chosen["OMP_NUM_THREADS"]) == ("passive", "1")
     assert os.environ["GOMP_SPINCOUNT"] == "5"
+
+
+def test_pool_scale(run: Any) -> None:
+    _, rows = run("pool", "parts=scale", "service_ms=1")
+    assert [(row["case"], row["requests a batch"]) for row in rows] == [
+        ("1 engines", 8),
+        ("2 engines", 8),
+    ]
+    for row in rows:
+        assert row["driver CPU ms a request"] > 0 and row["round s"] >= 0.001
+        assert row["round with a loss s"] > 0
+
+
+@pytest.mark.slow
+def test_pool_overhead(run: Any) -> None:
+    _, rows = run("pool", "parts=overhead,two")
+    found = [(row["case"], row["contender"]) for row in rows if "Ray" not in row["contender"]]
+    assert found == [
+        *((case, name) for case in ("inner loop", "GRPO step") for name in OVERHEAD),
+        *((case, name) for case in ("inner loop", "GRPO step") for name in TWO),
+    ]
+    assert all(row["median s"] > 0 for row in rows)
+
+
+OVERHEAD = ("in process", "child process")
+TWO = ("one engine, two threads", "two engines, one thread each")

@@ -33,7 +33,8 @@ def code_of(page: Path) -> list[str]:
 def commands(page: Path) -> list[str]:
     """The commands that are written out, without those with gaps."""
     found = re.findall(
-        r"uv run (?:--with \S+ )?((?:scripts|benchmarks|docs)/\w+\.py[^`\n]*)", text_of(page)
+        r"uv run (?:--(?:with|extra) \S+ )?((?:scripts|benchmarks|docs)/\w+\.py[^`\n]*)",
+        text_of(page),
     )
     lines = [line.replace("\\|", "|").partition(" #")[0].strip() for line in found]
     return [line for line in dict.fromkeys(lines) if not re.search(GAPS, line)]

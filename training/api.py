@@ -257,6 +257,16 @@ class ModelInput:
         return self.append(EncodedTextChunk([token]))
 
 
+def require_model_input(prompt: Any) -> ModelInput:
+    """Raises ValueError for anything else."""
+    if not isinstance(prompt, ModelInput):
+        raise ValueError(
+            f"prompt is a {type(prompt).__name__}; a ModelInput is needed, "
+            "ModelInput.from_ints(tokens) makes one"
+        )
+    return prompt
+
+
 @dataclass(frozen=True)
 class Datum:
     """One training sequence. Every tensor in `loss_fn_inputs` is aligned with `model_input`:

@@ -125,3 +125,27 @@ def _stop_text(text: str | None) -> None:
         raise ValueError("an empty string stops nowhere; use stop=[] for no stop")
     if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError("half a surrogate pair is no text that a model can write")
+
+
+def checkpoint_name(name: Any) -> str:
+    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+        raise ValueError(f"checkpoint name {name!r}: a plain name without '/' is needed")
+    return name
+
+
+def sample_arguments(
+    num_samples: Any,
+    include_prompt_logprobs: Any,
+    topk_prompt_logprobs: Any,
+    topk_sample_logprobs: Any,
+) -> dict[str, Any]:
+    """Of SamplingClient.sample(), besides the prompt and the SamplingParams."""
+    return check_values(
+        "sample",
+        {
+            "num_samples": (num_samples, whole(1)),
+            "include_prompt_logprobs": (include_prompt_logprobs, flag),
+            "topk_prompt_logprobs": (topk_prompt_logprobs, whole(0)),
+            "topk_sample_logprobs": (topk_sample_logprobs, whole(0)),
+        },
+    )

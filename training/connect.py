@@ -1,12 +1,24 @@
 """connect(): a service client by the name of its backend. The only file that knows the backends."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from training.api import ServiceClient
 from utils.openmp import bound_spinning
 
-BACKENDS = ("local", "tinker")
+# of the setting, in every script that has it
+Backend = Literal["local", "processes", "ray", "tinker"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+BACKEND_DOC = "local, processes or ray (num_engines of them), or tinker (a server)"
+NUM_ENGINES_DOC = "of backend=processes or ray: one for each GPU, or a share of the cores each"
+
+
+def has_own_engines(backend: str) -> bool:
+    """Whether models run on this project's engine, here or in other processes, so that all of its
+    extensions of the API are there and checkpoints are folders."""
+    return backend != "tinker"
 
 
 def connect(
@@ -16,17 +28,34 @@ def connect(
     checkpoint_dir: str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    num_engines: int | None = None,
     **engine_options: Any,
 ) -> ServiceClient:
-    """A service client of the named backend; nothing heavy is loaded before the first client.
+    """A service client of the named backend; no model is loaded before the first client.
 
-    `base_url` belongs to "tinker"; `checkpoint_dir`, `device`, `dtype` (see
-    utils.devices) and `engine_options` (training.backends.local.engine.EngineOptions) belong to
-    "local". Raises ValueError otherwise.
+    `base_url` belongs to "tinker". `checkpoint_dir`, `device`, `dtype` (see utils.devices) and
+    `engine_options` (training.backends.local.options.EngineOptions) belong to the others.
+    `num_engines` (default 1), and further options of PoolServiceClient, belong to "processes" and
+    "ray", which begin that many engines at once. `address` belongs to "ray": a cluster's, or
+    "local" for one of its own (default: RAY_ADDRESS, else "local"); and `cpus` and `patience`, see
+    RayTransport. Raises ValueError otherwise, and ImportError where a backend's package is missing.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")
+    given = {
+        "base_url": base_url,
+        "checkpoint_dir": checkpoint_dir,
+        "device": device,
+        "dtype": dtype,
+        "num_engines": num_engines,
+        **engine_options,
+    }
+    _refuse_others(backend, {name: value for name, value in given.items() if value is not None})
+    if backend == "tinker":
+        from training.backends.tinker import RemoteServiceClient
+
+        return RemoteServiceClient(base_url=base_url)
     if backend == "local":
-        if base_url is not None:
-            raise ValueError(f"base_url={base_url!r} needs backend='tinker'; got backend='local'")
         # before torch is imported
         bound_spinning()
         from training.backends.local.service import LocalServiceClient
@@ -34,19 +63,44 @@ def connect(
         return LocalServiceClient(
             checkpoint_dir=checkpoint_dir, device=device, dtype=dtype, **engine_options
         )
-    if backend == "tinker":
-        given = {
-            "checkpoint_dir": checkpoint_dir,
-            "device": device,
-            "dtype": dtype,
-            **engine_options,
-        }
-        local_only = [f"{name}={v!r}" for name, v in sorted(given.items()) if v is not None]
-        if local_only:
-            raise ValueError(
-                f"{', '.join(local_only)}: only for backend='local'; got backend='tinker'"
-            )
-        from training.backends.tinker import RemoteServiceClient
+    from training.backends.pool.clients import PoolServiceClient
 
-        return RemoteServiceClient(base_url=base_url)
-    raise ValueError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")
+    return PoolServiceClient(
+        _transport(backend, engine_options),
+        num_engines=1 if num_engines is None else num_engines,
+        checkpoint_dir=checkpoint_dir,
+        device=device,
+        dtype=dtype,
+        **engine_options,
+    )
+
+
+def _transport(backend: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """Takes out of `options` what is the transport's own."""
+    if backend == "ray":
+        from training.backends.pool.ray_actors import RayTransport
+
+        own = ("address", "cpus", "patience")
+        return partial(RayTransport, **{name: options.pop(name) for name in own if name in options})
+    from training.backends.pool.children import ChildTransport
+
+    return ChildTransport
+
+
+def _refuse_others(backend: str, given: dict[str, Any]) -> None:
+    """Raises ValueError for what belongs to another backend."""
+    if backend == "tinker":
+        others = {name: value for name, value in given.items() if name != "base_url"}
+        if others:
+            listed = ", ".join(f"{name}={value!r}" for name, value in sorted(others.items()))
+            raise ValueError(f"{listed}: only for backend='local'; got backend='tinker'")
+        return
+    for name, needed in (
+        ("base_url", "'tinker'"),
+        ("num_engines", "'processes' or 'ray'"),
+        ("address", "'ray'"),
+    ):
+        if name in given and f"'{backend}'" not in needed:
+            raise ValueError(
+                f"{name}={given[name]!r} needs backend={needed}; got backend={backend!r}"
+            )

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from training.api import ServiceClient, TrainingClient
-from training.connect import connect
+from training.connect import connect, has_own_engines
 from training.models import adapter_fingerprint
 from utils.config.entrypoint import as_config_errors
 from utils.interrupts import exit_when_stopped, uninterrupted
@@ -34,11 +34,16 @@ def connect_for_run(
     base_url: str | None,
     device: str | None,
     dtype: str | None = None,
+    num_engines: int | None = None,
 ) -> ServiceClient:
-    """connect(), where the local backend keeps its checkpoints inside the run."""
-    checkpoint_dir = log_path.resolve() / "checkpoints" if backend == "local" else None
+    """connect(), where this project's own engines keep their checkpoints inside the run."""
     return connect(
-        backend, base_url=base_url, device=device, dtype=dtype, checkpoint_dir=checkpoint_dir
+        backend,
+        base_url=base_url,
+        device=device,
+        dtype=dtype,
+        num_engines=num_engines,
+        checkpoint_dir=log_path.resolve() / "checkpoints" if has_own_engines(backend) else None,
     )
 
 

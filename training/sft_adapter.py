@@ -6,6 +6,7 @@ from typing import Any
 from training.adapter_proof import AdapterProof
 from training.api import TrainingClient
 from training.checkpoint_folders import check_checkpoint
+from training.connect import has_own_engines
 from training.models import check_rank, resolve_model
 from utils.config.entrypoint import problems_of
 
@@ -15,7 +16,7 @@ def model_problems(config: Any, started_from: str | None) -> list[str]:
     if started_from is None:
         return problems_of(lambda: check_rank(config.model_name, "lora_rank", config.lora_rank))
     problems = problems_of(lambda: resolve_model(config.model_name))
-    if config.backend == "local":
+    if has_own_engines(config.backend):
         wrong = problems_of(lambda: check_checkpoint(started_from, config.model_name))
         problems += [f"checkpoint_path: {problem}" for problem in wrong]
     return problems
@@ -45,7 +46,7 @@ def prove(
     """Holds what answers with the trained adapter against the trainer: the last checkpoint as it is
     read back, or the service's own sampler."""
     proof = AdapterProof(service, config.model_name, run)
-    if config.backend == "local" and checkpoint is not None:
+    if has_own_engines(config.backend) and checkpoint is not None:
         sampler = service.create_sampling_client(checkpoint, config.model_name)
         proof.check(sampler, "the trained adapter", trainer=trainer)
     else:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from training.connect import has_own_engines
 from utils.runs.files import read_jsonl, shown_path
 from utils.runs.report import Report, line_plot
 from utils.terminal import command
@@ -48,6 +49,6 @@ def closing_words(config: Any, checkpoint: str, report: Path, seconds: float) ->
         f"Report: {shown_path(report)}\n\n"
         f"Talk to it:  {talk}\nJudge it:    {judge}"
     )
-    if config.backend == "local":
+    if has_own_engines(config.backend):
         words += f"\nMerge it:    {command('export', checkpoint_path=adapter, output_dir='XXXX')}"
     return words

@@ -116,7 +116,7 @@ def row_problems(rows: Sequence[str], means: Means) -> list[str]:
         elif plain in SINGLE_ONLY and means.setting != "single":
             problems.append(f"rows: {row} needs setting=single, with an adapter for each passage")
         elif plain == SKILL and not means.sums:
-            problems.append(f"rows: {row} adds adapters up, which backend=local alone can do")
+            problems.append(f"rows: {row} adds adapters up, which backend=tinker cannot")
     return problems
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import chz
 
 from evaluation.knowledge.choice import Means, default_rows, row_problems
 from evaluation.knowledge.rows import Setting
+from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend, has_own_engines
 from training.domains.knowledge.config import KnowledgeConfig, chosen_preset, chosen_source
 from training.domains.knowledge.forms import MODEL as MODEL_FORM
 from training.domains.knowledge.forms import PromptForm, check_form
@@ -36,9 +36,8 @@ class TableConfig(KnowledgeConfig):
     seeds: int = chz.field(default=1, doc="of adapters and of templates' edits")
     dry_run: bool = chz.field(default=False, doc="print rows, runs and an estimate of time")
 
-    backend: Literal["local", "tinker"] = chz.field(
-        default="local", doc="where the model runs", metadata=MODEL
-    )
+    backend: Backend = chz.field(default="local", doc=BACKEND_DOC, metadata=MODEL)
+    num_engines: int | None = chz.field(default=None, doc=NUM_ENGINES_DOC)
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     passage_epochs: int | None = chz.field(
         default=None, doc="of the passage alone; default: 20 with preset=small, else as for edits"
@@ -112,5 +111,5 @@ class TableConfig(KnowledgeConfig):
             has_templates=chosen_source(self) == "made",
             has_generator=self.generator != RoleConfig(),
             has_file=self.edits_file is not None,
-            sums=self.backend == "local",
+            sums=has_own_engines(self.backend),
         )

@@ -19,6 +19,7 @@ from evaluation.knowledge.rows import (
 from evaluation.knowledge.table_config import TableConfig
 from evaluation.knowledge.writing import Calls, OwnModel, Writers, WrittenFile
 from training.api import ServiceClient
+from training.connect import has_own_engines
 from training.domains.knowledge.config import chosen_source, inner_settings, source_of
 from training.domains.knowledge.edits import read_edits
 from training.domains.knowledge.forms import EditPrompts
@@ -63,7 +64,7 @@ def check(config: TableConfig, endpoints: Endpoints) -> Task:
         role = partial(config.generator.role, temperature=config.temperature, seed=config.seed)
         roles.append(role(GENERATOR, max_tokens=config.max_tokens))
     problems = endpoints.check(roles)
-    if config.backend == "local":
+    if has_own_engines(config.backend):
         problems += problems_of(lambda: resolve_model(config.model_name))
     raise_problems(problems)
     if config.inner_rank is not None:
@@ -146,7 +147,7 @@ def make_writers(
                 tokenizer=task.tokenizer,
                 max_tokens=config.max_tokens,
                 temperature=config.temperature,
-                use_grammar=config.use_grammar and config.backend == "local",
+                use_grammar=config.use_grammar and has_own_engines(config.backend),
             ),
             seed=config.seed,
             context=task.settings.context,

@@ -4,6 +4,7 @@ uv run pytest tests/scripts/test_connect.py
 """
 
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,13 @@ NEEDED = {"sft": ["examples_file=none.jsonl"], "self_edit": ["task_id=none"]}
             "device='cpu': only for backend='local'; got backend='tinker'",
         ),
         (["base_url=http://x"], "base_url='http://x' needs backend='tinker'; got backend='local'"),
+        (
+            ["num_engines=2"],
+            "num_engines=2 needs backend='processes' or 'ray'; got backend='local'",
+        ),
+        (["backend=ray"], "Ray is needed, which is an extra: uv sync --extra ray"),
     ],
-    ids=["tinker", "local"],
+    ids=["tinker", "local", "engines", "ray"],
 )
 def test_options_of_the_other_backend_are_refused(
     script: str,
@@ -51,6 +57,8 @@ def test_options_of_the_other_backend_are_refused(
     (tmp_path / "none.jsonl").touch()
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
+    # as where it is not installed
+    monkeypatch.setitem(sys.modules, "ray", None)
     arguments = [f"model_name={tmp_path}", *typed, *NEEDED.get(script, [])]
     with pytest.raises(SystemExit) as caught:
         SCRIPTS[script](arguments)
@@ -74,5 +82,6 @@ def test_only_the_local_backend_saves_into_the_run(
         "base_url": None,
         "device": "cpu",
         "dtype": "auto",
+        "num_engines": None,
         "checkpoint_dir": tmp_path.resolve() / "checkpoints",
     }

@@ -5,6 +5,7 @@ from typing import Literal
 
 import chz
 
+from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend
 from training.domains.registry import RL_INPUT
 from utils.config.entrypoint import raise_problems
 from utils.config.help import EVALUATION, MODEL, OUTPUT, SAMPLING, WHAT
@@ -27,7 +28,8 @@ class Config:
     model_name: str = chz.field(
         default="embedded", doc="embedded, a folder or a hub id", metadata=MODEL
     )
-    backend: Literal["local", "tinker"] = chz.field(default="local", doc="where the model runs")
+    backend: Backend = chz.field(default="local", doc=BACKEND_DOC)
+    num_engines: int | None = chz.field(default=None, doc=NUM_ENGINES_DOC)
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
     device: str | None = chz.field(
         default=None, doc="cpu or cuda; default: cuda where there is one"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from training.api import ServiceClient
+from training.connect import has_own_engines
 from training.control_tokens import RefusedByTemplateError
 from training.domains.base import Domain, Problem, Split
 from training.domains.checks import checked_problems
@@ -28,7 +29,7 @@ class PromptLimit(NamedTuple):
     def of(cls, config: Any, service: ServiceClient, domain: Domain) -> "PromptLimit":
         """For the model of `config`, whose weights are not loaded. Raises ValueError or OSError
         where it has no tokenizer or cannot be found."""
-        if config.backend == "local":
+        if has_own_engines(config.backend):
             tokenizer, context = (
                 load_tokenizer(config.model_name),
                 context_length(config.model_name),

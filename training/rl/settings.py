@@ -7,6 +7,7 @@ from chz.tiepin import is_subtype_instance, type_repr
 
 from training.adapter_proof import AdapterProof
 from training.api import AdamParams, ServiceClient, TrainingClient
+from training.connect import has_own_engines
 from training.domains.base import Algorithm, Domain
 from training.loop import Schedule, learning_rate_factor
 from training.rl.policy import Policy
@@ -109,7 +110,7 @@ def make_trainer(
             checkpoint, config.model_name
         )
     options: dict[str, Any] = {"rank": settings.lora_rank, "seed": config.seed}
-    if config.backend == "local":
+    if has_own_engines(config.backend):
         options["lora_alpha"] = settings.lora_alpha
     return service.create_lora_training_client(config.model_name, **options)
 
@@ -120,7 +121,7 @@ def make_policy(
     return Policy(
         trainer,
         domain,
-        enforce_schema=config.enforce_schema and config.backend == "local",
+        enforce_schema=config.enforce_schema and has_own_engines(config.backend),
         max_resamples=config.max_resamples,
         seed=config.seed,
         proof=proof,

@@ -1,10 +1,10 @@
 """Where the runs of a sweep go: a launcher takes jobs, and tells when they begin and end.
 
-launcher = make_launcher("local", max_parallel=2, threads=1)
+launcher = LocalLauncher(max_parallel=2, threads=1)
 launcher.submit(Job("lr=0.1", [sys.executable, "scripts/sft.py", "lr=0.1"], log, folder))
 for update in launcher.wait(1.0): ...
 
-A cluster's queue joins as another class with these three methods, named in LAUNCHERS.
+A cluster's queue joins as another class with these three methods, named in launchers.py.
 """
 
 from __future__ import annotations
@@ -181,17 +181,3 @@ def _in_child(parent: int) -> Callable[[], None]:
                 os._exit(CANNOT_START)
 
     return prepare
-
-
-class _LauncherClass(Protocol):
-    def __call__(self, *, max_parallel: int, threads: int) -> Launcher: ...
-
-
-LAUNCHERS: dict[str, _LauncherClass] = {"local": LocalLauncher}
-
-
-def make_launcher(name: str, *, max_parallel: int, threads: int) -> Launcher:
-    """The launcher of that name; a ValueError that lists them for any other."""
-    if name not in LAUNCHERS:
-        raise ValueError(f"launcher={name!r}: known are {', '.join(LAUNCHERS)}")
-    return LAUNCHERS[name](max_parallel=max_parallel, threads=threads)

@@ -245,7 +245,7 @@ def test_rows_by_name() -> None:
         ("file", {}, "needs edits_file="),
         ("equal-generator", {}, "needs the role"),
         ("other", {"setting": "cpt"}, "needs setting=single"),
-        ("skill", {"sums": False}, "backend=local alone"),
+        ("skill", {"sums": False}, "which backend=tinker cannot"),
     ],
 )
 def test_rows_that_cannot_be(row: str, changes: dict[str, Any], problem: str) -> None:

@@ -24,7 +24,8 @@ from places import ROOT
 from utils.config.entrypoint import ConfigError
 from utils.runs.files import read_jsonl
 from utils.runs.locks import claimed
-from utils.sweeps.launch import CANNOT_START, Job, JobResult, LocalLauncher, Update, make_launcher
+from utils.sweeps.launch import CANNOT_START, Job, JobResult, LocalLauncher, Update
+from utils.sweeps.launchers import make_launcher
 from utils.sweeps.manifest import (
     Cell,
     Manifest,
@@ -454,7 +455,7 @@ def test_how_a_cell_ended(tmp_path: Path, code: int, stopped: bool, status: str)
 
 
 def test_an_unknown_launcher_is_an_error_that_lists_them() -> None:
-    with pytest.raises(ValueError, match="launcher='moon': known are local"):
+    with pytest.raises(ValueError, match="launcher='moon': known are local, ray"):
         make_launcher("moon", max_parallel=1, threads=1)
 
 
@@ -518,7 +519,7 @@ def test_wrong_arguments(run: Callable[..., Ended], arguments: list[str], messag
 def test_own_settings_are_checked_together(run: Callable[..., Ended]) -> None:
     ended = run("script=toy", "max_parallel=0", "threads=0", "launcher=moon")
     assert ended.code == 2
-    for words in ("max_parallel=0: at least 1", "threads=0: at least 1", "known are local"):
+    for words in ("max_parallel=0: at least 1", "threads=0: at least 1", "known are local, ray"):
         assert words in ended.err
 
 

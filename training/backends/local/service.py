@@ -32,7 +32,7 @@ from training.api import (
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
     SupportedModel,
-    TensorData,
+    require_model_input,
 )
 from training.backends.local import losses
 from training.backends.local.adapter_sums import summed, with_trained_ranks_scaled
@@ -54,6 +54,7 @@ from training.backends.local.checkpoints import (
     read_state,
     save_adapter,
 )
+from training.backends.local.custom_loss import Surrogate, for_logprobs
 from training.backends.local.decoder import Decoder
 from training.backends.local.engine import Engine, EngineOptions
 from training.backends.local.loading import loads_with_transformers
@@ -62,7 +63,15 @@ from training.backends.local.probing import Trained, make_probe
 from training.backends.local.sampler import Probe, SampleJob
 from training.backends.local.stops import StopStrings
 from training.backends.local.trainer import TrainJob
-from training.checks import check_values, flag, optional, real, whole
+from training.checks import (
+    check_values,
+    checkpoint_name,
+    flag,
+    optional,
+    real,
+    sample_arguments,
+    whole,
+)
 from training.models import EMBEDDED, lacks_tokenizer, model_files, resolve_model
 from utils.devices import choose_device, choose_dtype, free_memory
 from utils.runs.inputs import Input, data_input
@@ -367,31 +376,31 @@ class LocalTrainingClient(_Ready):
     ) -> APIFuture[ForwardBackwardOutput]:
         """Two passes: logprobs, then cross_entropy with weights -dC/dlogp, exact because
         cross_entropy is linear in the logprobs. Blocks for the first pass."""
-        targets = [{"target_tokens": d.loss_fn_inputs["target_tokens"]} for d in data]
-        plain = [Datum(d.model_input, t) for d, t in zip(data, targets, strict=True)]
-        first = self._job(plain, "cross_entropy", None, backward=False, drop=True)
-        outputs = self._submit(first).result().loss_fn_outputs
-        leaves = [o["logprobs"].to_torch().requires_grad_() for o in outputs]
-        loss, metrics = loss_fn(data, leaves)
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        weighted = [
-            Datum(
-                d.model_input,
-                {**d.loss_fn_inputs, "weights": torch.zeros_like(leaf) if g is None else -g},
-            )
-            for d, leaf, g in zip(plain, leaves, gradients, strict=True)
-        ]
-        second = self._job(weighted, "cross_entropy", None, backward=True, drop=True)
-        # other masks would make it the gradient of another function
-        second.pass_number = first.pass_number
-        surrogate = self._submit(second)
+        output, pass_number = self.logprobs_for_custom(for_logprobs(data)).result()
+        surrogate = Surrogate(data, loss_fn, output)
+        return self.backward_of_custom(surrogate.data, pass_number).map(surrogate.combined)
 
-        def combine(output: ForwardBackwardOutput) -> ForwardBackwardOutput:
-            own = {"loss:sum": float(loss), "surrogate_loss:sum": output.metrics["loss:sum"]}
-            logprobs = [{"logprobs": TensorData.from_torch(leaf)} for leaf in leaves]
-            return ForwardBackwardOutput(output.loss_fn_output_type, logprobs, {**metrics, **own})
+    def logprobs_for_custom(
+        self, data: list[Datum]
+    ) -> "APIFuture[tuple[ForwardBackwardOutput, int]]":
+        """Local extension: the first pass of forward_backward_custom, with the number of the pass
+        that its dropout masks are those of."""
+        job = self._job(data, "cross_entropy", None, backward=False, drop=True)
 
-        return surrogate.map(combine)
+        def numbered(output: ForwardBackwardOutput) -> tuple[ForwardBackwardOutput, int]:
+            assert job.pass_number is not None
+            return output, job.pass_number
+
+        return self._submit(job).map(numbered)
+
+    def backward_of_custom(
+        self, data: list[Datum], pass_number: int
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Local extension: the second pass, with the masks of the first: others would make it the
+        gradient of another function."""
+        job = self._job(data, "cross_entropy", None, backward=True, drop=True)
+        job.pass_number = pass_number
+        return self._submit(job)
 
     @property
     def has_gradient(self) -> bool:
@@ -431,12 +440,14 @@ class LocalTrainingClient(_Ready):
 
         return self._engine.submit_call(self._queue, save)
 
-    def save_into(self, folder: Path, *, with_optimizer: bool) -> APIFuture[str]:
+    def save_into(
+        self, folder: Path, *, with_optimizer: bool, overwrite: bool = False
+    ) -> APIFuture[str]:
         """Local extension: what save_state() writes, or without the optimizer what
-        save_weights_for_sampler() writes, as a new folder of the caller's."""
+        save_weights_for_sampler() writes, as a folder of the caller's."""
 
         def save() -> str:
-            self._save(folder, with_optimizer=with_optimizer, overwrite=False)
+            self._save(folder, with_optimizer=with_optimizer, overwrite=overwrite)
             return str(folder)
 
         return self._engine.submit_call(self._queue, save)
@@ -592,9 +603,7 @@ class LocalTrainingClient(_Ready):
         return self._engine.submit_train(self._queue, job)
 
     def _place(self, kind: str, name: str) -> Path:
-        if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
-            raise ValueError(f"checkpoint name {name!r}: a plain name without '/' is needed")
-        return self._folder / kind / name
+        return self._folder / kind / checkpoint_name(name)
 
     def _save(self, folder: Path, *, with_optimizer: bool, overwrite: bool) -> None:
         save_adapter(
@@ -650,14 +659,8 @@ class LocalSamplingClient(_Ready):
         `on_token` is given every token as it comes, on the worker's thread, and must return at
         once; False ends that sample.
         """
-        checked = check_values(
-            "sample",
-            {
-                "num_samples": (num_samples, whole(1)),
-                "include_prompt_logprobs": (include_prompt_logprobs, flag),
-                "topk_prompt_logprobs": (topk_prompt_logprobs, whole(0)),
-                "topk_sample_logprobs": (topk_sample_logprobs, whole(0)),
-            },
+        checked = sample_arguments(
+            num_samples, include_prompt_logprobs, topk_prompt_logprobs, topk_sample_logprobs
         )
         job = self._job(prompt, checked["num_samples"], sampling_params)
         vocab_size = self._engine.decoder.vocab_size
@@ -693,8 +696,8 @@ class LocalSamplingClient(_Ready):
         job = self.logprobs_job(prompt)
         return self._engine.submit_sample(job).map(lambda r: r.prompt_logprobs or [])
 
-    def save_into(self, folder: Path) -> APIFuture[str]:
-        """Local extension: writes its adapter as a new folder that create_sampling_client takes."""
+    def save_into(self, folder: Path, *, overwrite: bool = False) -> APIFuture[str]:
+        """Local extension: writes its adapter as a folder that create_sampling_client takes."""
         weights, engine = self._weights, self._engine
         if weights is None:
             raise ValueError("this sampler is the base model's; it has no adapter to save")
@@ -707,7 +710,7 @@ class LocalSamplingClient(_Ready):
                 engine.decoder,
                 engine.model_name,
                 optimizer=None,
-                overwrite=False,
+                overwrite=overwrite,
             )
             return str(folder)
 
@@ -764,12 +767,7 @@ class LocalSamplingClient(_Ready):
         return job
 
     def _job(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> SampleJob:
-        if not isinstance(prompt, ModelInput):
-            raise ValueError(
-                f"prompt is a {type(prompt).__name__}; a ModelInput is needed, "
-                "ModelInput.from_ints(tokens) makes one"
-            )
-        tokens = prompt.to_ints()
+        tokens = require_model_input(prompt).to_ints()
         decoder = self._engine.decoder
         _check_tokens("prompt", tokens, decoder)
         room = decoder.context_length - len(tokens)

@@ -364,7 +364,7 @@ class InnerLoop:
     def _ask_sum(self, job: SumJob, items_Q: Sequence[Item]) -> _Asked:
         summed = getattr(self._service, "create_training_client_from_sum", None)
         if summed is None:
-            raise ValueError("adapters can be added up by backend=local alone")
+            raise ValueError("backend=tinker cannot add adapters up")
         trainer: TrainingClient = summed(list(job.terms), self.settings.base_model)
         scored = self.answerer.score(items_Q, trainer)
         sampler = trainer.save_weights_and_get_sampling_client().result()

@@ -1,0 +1,102 @@
+"""Scripts on several engines: one setting, the same results.
+
+uv run pytest tests/scripts/test_pool_scripts.py
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import rl_loop
+import ttt
+from bbh_world import NAMES, generated, save_bbh_model, write_files
+from engine_kills import engine_pids, killed_again_and_again
+from run_results import loop_difference, ttt_difference
+from test_rl_loop import GYM
+from test_ttt_script import QUICK
+
+pytestmark = [
+    pytest.mark.usefixtures("one_torch_thread"),
+    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two engines need two cores"),
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    from tiny_chat import save_chat_model
+
+    # engines have as many threads as this process
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("AUTODIDACT_CACHE", str(tmp_path / "cache"))
+    return save_chat_model(tmp_path / "model", favourites="0123")
+
+
+def test_rl_loop_on_two_engines_has_the_bits_of_one_process(model: str, tmp_path: Path) -> None:
+    runs = []
+    for arguments in (["backend=local"], ["backend=processes", "num_engines=2"]):
+        runs.append(tmp_path / arguments[0])
+        shared = [f"model_name={model}", "num_steps=2", "eval_every=1", f"log_path={runs[-1]}"]
+        rl_loop.entrypoint([*GYM, *shared, *arguments])
+    assert loop_difference(runs[1], runs[0]) is None
+    # it resumes with another number of engines
+    shared = [f"model_name={model}", "num_steps=3", "eval_every=1"]
+    for run, arguments in zip(
+        runs, (["backend=local"], ["backend=processes", "num_engines=1"]), strict=True
+    ):
+        rl_loop.entrypoint([*GYM, *shared, f"log_path={run}", *arguments])
+    assert loop_difference(runs[1], runs[0]) is None
+
+
+@pytest.fixture
+def run_ttt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("AUTODIDACT_CACHE", str(tmp_path / "cache"))
+    model = save_bbh_model(tmp_path / "model")
+    folder = tmp_path / "bbh"
+    folder.mkdir()
+    data = write_files(folder, generated(NAMES[:3], 9))
+    given = [f"model_name={model}", f"data_dir={data}", f"tasks={','.join(NAMES[:3])}", *QUICK]
+
+    def run(name: str, *arguments: str) -> Path:
+        ttt.entrypoint([*given, f"log_path={tmp_path / name}", *arguments])
+        return tmp_path / name
+
+    return run
+
+
+@pytest.mark.slow
+def test_ttt_on_two_engines_has_the_bits_of_one_process(run_ttt: Callable[..., Path]) -> None:
+    """As long as each of them has one adapter, as the one process then."""
+    one = run_ttt("one", "max_parallel_adapters=1")
+    two = run_ttt("two", "max_parallel_adapters=2", "backend=processes", "num_engines=2")
+    assert ttt_difference(two, one) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds engines in /proc")
+@pytest.mark.parametrize("script", ["rl_loop", "ttt"])
+def test_random_kills_of_engines_change_nothing(
+    script: str, model: str, run_ttt: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Ten of each script at least."""
+
+    def run(name: str) -> Path:
+        engines = ["backend=processes", "num_engines=2"]
+        if script == "ttt":
+            return run_ttt(name, *engines, "epochs=20", "max_parallel_adapters=2")
+        path = tmp_path / name
+        shared = [f"model_name={model}", "num_steps=20", "eval_every=5", f"log_path={path}"]
+        rl_loop.entrypoint([*GYM, *shared, *engines])
+        return path
+
+    difference = ttt_difference if script == "ttt" else loop_difference
+    wanted, kills, again = run("wanted"), 0, 0
+    while kills < 10:
+        again += 1
+        with killed_again_and_again(seed=again, longest=12) as killed:
+            path = run(f"killed-{again}")
+        kills += len(killed)
+        assert difference(path, wanted) is None
+        assert engine_pids() == []

@@ -1,0 +1,36 @@
+"""How an engine works; known without loading torch."""
+
+from dataclasses import dataclass
+
+from training import checks
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Sizes of the batched passes, and switches that benchmarks compare.
+
+    max_train_tokens: packed tokens per micro-batch; None: 2048 on CPU, 16384 on a GPU.
+    max_prefill_tokens: prompt tokens prefilled at once. max_rows: samples decoding together.
+    share_prompts: compute a prefix common to several sequences once.
+    decode_steps_while_training: how many tokens every sample gets after each micro-batch of a
+    training pass. With 0, which makes a program's bits its own, sampling waits for the whole pass.
+    Above 0, as a server wants it, new samples join there too, with at most max_prefill_tokens of
+    prompts at once (or one longer prompt), so that no row waits for more than one micro-batch and
+    one such prefill.
+    """
+
+    max_train_tokens: int | None = None
+    max_prefill_tokens: int = 4096
+    max_rows: int = 256
+    share_prompts: bool = True
+    decode_steps_while_training: int = 0
+
+    def __post_init__(self) -> None:
+        checks.check_fields(
+            self,
+            max_train_tokens=checks.optional(checks.whole(1)),
+            max_prefill_tokens=checks.whole(1),
+            max_rows=checks.whole(1),
+            share_prompts=checks.flag,
+            decode_steps_while_training=checks.whole(0),
+        )

@@ -1,0 +1,143 @@
+"""Engines as Ray actors, on this machine or on those of a cluster; needs the extra `ray`.
+
+Independent actors, each with the resources of one device, that end with the driver. Ray never
+starts one again and never repeats a call: what was lost is the pool's to make again (lane.py).
+"""
+
+import os
+import platform
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from training.backends.pool.host import EngineSettings, begin
+from training.backends.pool.transport import EngineLostError
+from utils.ray_cluster import OWN, address_of, import_ray, join, leave, listed
+
+SECONDS_BETWEEN_SIGNS = 5.0
+# for an engine that was told to end
+SECONDS_TO_END = 10.0
+
+
+class RayTransport:
+    """`cpus`: of each engine, which gets as many threads; default: its share of this machine's
+    cores in a cluster of its own, else 1. With them goes a GPU where the cluster has some, unless
+    the device is "cpu". `patience`: how many seconds a place is waited for, since a cluster may
+    have to grow first.
+
+    Raises ImportError where Ray is not installed, ValueError where no cluster answers or it has no
+    GPU for device="cuda".
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        silence: float,
+        address: str | None = None,
+        cpus: int | None = None,
+        patience: float = 60.0,
+    ) -> None:
+        self._ray = import_ray()
+        cores = os.cpu_count() or 1
+        if cpus is None:
+            is_own = not self._ray.is_initialized() and address_of(address) == OWN
+            cpus = max(1, cores // settings.num_engines) if is_own else 1
+        join(self._ray, address, max(cores, cpus * settings.num_engines))
+        # Ray shows each actor its own GPU alone
+        self._settings = replace(settings, own_device=False)
+        self._silence = silence
+        self._patience = patience
+        self._needs: dict[str, float] = {"CPU": cpus}
+        has_gpus = bool(self._ray.cluster_resources().get("GPU"))
+        if settings.device != "cpu" and has_gpus:
+            self._needs["GPU"] = 1
+        elif settings.device not in (None, "cpu"):
+            there = listed(self._ray.cluster_resources())
+            self.close()
+            raise ValueError(f"device={settings.device!r}: the Ray cluster has {there}")
+
+    def start(self, index: int) -> "RayLink":
+        ray, needs = self._ray, self._needs
+        actor = (
+            _engine_class(ray)
+            .options(
+                num_cpus=needs["CPU"],
+                num_gpus=needs.get("GPU", 0),
+                # one that came back without its adapters would go on as if nothing had happened
+                max_restarts=0,
+                max_task_retries=0,
+            )
+            .remote(index, self._settings)
+        )
+        try:
+            pid, place = ray.get(actor.sign.remote(), timeout=self._patience)
+        except ray.exceptions.GetTimeoutError as error:
+            ray.kill(actor, no_restart=True)
+            raise EngineLostError(
+                f"num_engines={self._settings.num_engines}: no room in the Ray cluster for engine "
+                f"{index} within {self._patience:g} s; each needs {listed(needs)}, there are "
+                f"{listed(ray.cluster_resources())}, of them free "
+                f"{listed(ray.available_resources())}; use fewer engines, or add machines"
+            ) from error
+        except ray.exceptions.RayError as error:
+            ray.kill(actor, no_restart=True)
+            raise EngineLostError(_reason(error)) from error
+        return RayLink(ray, actor, pid, place, self._silence)
+
+    def close(self) -> None:
+        leave(self._ray)
+
+
+def _engine_class(ray: Any) -> Any:
+    # made here, so that this module can be read without Ray
+    class Engine:
+        def __init__(self, index: int, settings: EngineSettings) -> None:
+            self._host = begin(index, settings)
+
+        def run(self, message: bytes) -> bytes:
+            return self._host.run(message)
+
+        @ray.method(concurrency_group="signs")
+        def sign(self) -> tuple[int, str]:
+            return os.getpid(), platform.node()
+
+    # so that a busy one can say that it lives
+    return ray.remote(concurrency_groups={"signs": 1})(Engine)
+
+
+class RayLink:
+    def __init__(self, ray: Any, actor: Any, pid: int, place: str, silence: float) -> None:
+        self.pid = pid
+        self.place = place
+        self._ray = ray
+        self._actor = actor
+        self._silence = silence
+
+    def run(self, message: bytes) -> bytes:
+        ray = self._ray
+        try:
+            answer = self._actor.run.remote(message)
+            while not ray.wait([answer], timeout=SECONDS_BETWEEN_SIGNS)[0]:
+                ray.get(self._actor.sign.remote(), timeout=self._silence)
+            return ray.get(answer)
+        except ray.exceptions.GetTimeoutError as error:
+            raise EngineLostError(f"no sign of life for {self._silence:g} s") from error
+        except ray.exceptions.RayError as error:
+            raise EngineLostError(_reason(error)) from error
+
+    def kill(self) -> None:
+        ray = self._ray
+        deadline = time.monotonic() + SECONDS_TO_END
+        with suppress(ray.exceptions.RayError):
+            ray.kill(self._actor, no_restart=True)
+            # only told so far
+            while time.monotonic() < deadline:
+                with suppress(ray.exceptions.GetTimeoutError):
+                    ray.get(self._actor.sign.remote(), timeout=1.0)
+                    time.sleep(0.05)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -1,0 +1,81 @@
+"""Ray, the optional extra: imported when it is asked for, joined once per process."""
+
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+INSTALL = "Ray is needed, which is an extra: uv sync --extra ray"
+# read when ray is imported. Under `uv run` it would send the folder to every machine and build an
+# environment there; workers are to run as their machines were set up
+ENVIRONMENT = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+# what goes through it here are messages
+OBJECT_STORE_BYTES = 256 * 2**20
+OWN = "local"
+
+_lock = threading.Lock()
+_users = 0
+# whether this process joined by itself, and so leaves
+_joined = False
+
+
+def import_ray() -> Any:
+    """Raises ImportError that says how to install it."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ImportError(INSTALL) from error
+
+
+def address_of(address: str | None) -> str:
+    """What to join where nothing else is said: RAY_ADDRESS, else a cluster of this process's own
+    (Ray itself would join whatever runs on the machine)."""
+    return address or os.environ.get("RAY_ADDRESS") or OWN
+
+
+def join(ray: Any, address: str | None, num_cpus: int) -> None:
+    """Joins the cluster at address_of(address), or goes on with the one that this process has
+    joined. One of its own has `num_cpus`, and can be reached from this machine alone. Raises
+    ValueError where nobody answers."""
+    global _users, _joined
+    with _lock:
+        if not ray.is_initialized():
+            _begin(ray, address_of(address), num_cpus)
+            _joined = True
+        _users += 1
+
+
+def leave(ray: Any) -> None:
+    """After join(), once: the last one ends the connection, and with it a cluster of its own."""
+    global _users, _joined
+    with _lock:
+        _users -= 1
+        if _users == 0 and _joined:
+            ray.shutdown()
+            _joined = False
+
+
+def _begin(ray: Any, address: str, num_cpus: int) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address == OWN:
+        # whoever reaches its ports can run anything
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options |= {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"address={address!r}: no Ray cluster answers there ({reason}); start one (ray start "
+            "--head), correct address or RAY_ADDRESS, or leave them out for one of this "
+            "machine's own"
+        ) from error
+
+
+def listed(resources: Mapping[str, float]) -> str:
+    """The resources that matter here, for messages."""
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
