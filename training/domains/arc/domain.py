@@ -43,6 +43,10 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _result(outcome: dict[str, Any]) -> str:
+    return f"{outcome['num_steps']}, {outcome['cell_accuracy']:.0%}"
+
+
 class ArcDomain:
     name = "arc"
     algorithm: Algorithm = "rest_em"
@@ -189,20 +193,21 @@ class ArcDomain:
     # ------------------------------------------------------------------------- what a run shows
 
     def answer_table(self, problems: Mapping[Split, Sequence[Problem]], samples: Samples) -> Table:
-        """Self-edits that look the same and came together stand in one row."""
+        """Self-edits that look the same and came together stand in one row; why one was refused is
+        in its sample's note."""
         by_id = {p.id: p for split in problems for p in problems[split]}
         counts: Counter[tuple[str, ...]] = Counter()
         for sample in samples:
             if (problem := by_id.get(sample["problem"])) is None:
                 continue
-            base = self.outcome(problem, None)
-            solved = "-" if base is None else "yes" if base["solved"] else "no"
+            base, outcome = (self.outcome(problem, answer) for answer in (None, sample["answer"]))
+            solved = "-" if base is None else "solved" if base["solved"] else "no"
+            when = sample["when"].removeprefix("held out, ").removeprefix("train, ")
             edit = edit_summary(sample["answer"], self.bounds)
-            told = (edit, f"{sample['reward']:.2f}", sample["note"])
-            counts[sample["problem"], solved, sample["when"], *told] += 1
+            result = "refused" if outcome is None else _result(outcome)
+            counts[problem.id, solved, when, edit, f"{sample['reward']:.2f}", result] += 1
         rows = [[*row[:3], count, *row[3:]] for row, count in counts.items()]
-        headers = ["task", "base solved?", "when", "times", "self-edit", "reward"]
-        return [*headers, "training and result"], rows
+        return ["task", "base", "when", "times", "self-edit", "reward", "steps, cells"], rows
 
     def add_to_report(
         self, report: Report, problems: Mapping[Split, Sequence[Problem]], samples: Samples

@@ -358,7 +358,11 @@ def test_equal_self_edits_stand_in_one_row_and_are_counted(make: Any) -> None:
     headers, rows = domain.answer_table(problems, samples)
     times = headers.index("times")
     assert [row[times] for row in rows] == [2, 1, 1, 1] * 2
-    assert [row[2] for row in rows] == ["train, batch 1"] * 4 + ["held out, after"] * 4
+    assert [row[2] for row in rows] == ["batch 1"] * 4 + ["after"] * 4
+    outcome = domain.outcome(problem, self_edit())
+    assert outcome is not None
+    assert rows[0][-1] == f"{outcome['num_steps']}, {outcome['cell_accuracy']:.0%}"
+    assert rows[3][-1] == "refused"
     # refused are one with 12 steps and one that is no JSON, each time
     assert domain.summary(problems, samples) == [
         "10 self-edits, 4 of them refused; 2 carried out: equal ones of a task once."
