@@ -48,12 +48,18 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 @chz.chz(typecheck=True)
-class Config(DtypeSettings):
+class Sizes(DtypeSettings):
+    """Of the steps; benchmarks/training_profile.py takes the same."""
+
     batch_size: int = chz.field(default=8, doc="sequences per step")
     min_tokens: int = chz.field(default=100, doc="shortest sequence")
     max_tokens: int = chz.field(default=300, doc="longest sequence")
     answer_tokens: int = chz.field(default=20, doc="tokens with a loss, give or take a quarter")
     rank: int = chz.field(default=16, doc="LoRA rank on attention and MLP layers")
+
+
+@chz.chz(typecheck=True)
+class Config(Sizes):
     memory: bool = chz.field(default=True, doc="measure peak memory, each in its own process")
 
 
@@ -66,7 +72,7 @@ class Example:
     num_answer: int
 
 
-def make_batches(config: Config, vocab_size: int) -> list[list[Example]]:
+def make_batches(config: Sizes, vocab_size: int) -> list[list[Example]]:
     """One batch per round, all with the same lengths. Random tokens share no prefix, so prompt
     sharing gains nothing here."""
     rng = np.random.default_rng(0)
@@ -217,7 +223,7 @@ def peak_memory(config: Config, contender: str) -> dict[str, float]:
     with base_model(config) as name, local_service(config, dtype=config.dtype) as service:
         step: Callable[[list[Example]], float]
         if contender == "engine":
-            client = _client(service, name, config)
+            client = training_client(service, name, config)
             vocab_size = service.engine(name).decoder.vocab_size
             step = lambda batch: engine_step(client, batch)  # noqa: E731
         else:
@@ -232,7 +238,7 @@ def peak_memory(config: Config, contender: str) -> dict[str, float]:
         return {"loaded MiB": round(loaded), "peak MiB": round(memory.mib())}
 
 
-def _client(service: Any, name: str, config: Config) -> Any:
+def training_client(service: Any, name: str, config: Sizes) -> Any:
     return service.create_lora_training_client(name, rank=config.rank, seed=0, train_unembed=False)
 
 
@@ -253,7 +259,7 @@ def main(config: Config) -> None:
     report = Report("training_speed", config)
     losses: dict[str, list[float]] = {"engine": [], "HF + PEFT": [], "HF + PEFT, few logits": []}
     with base_model(config) as name, local_service(config, dtype=config.dtype) as service:
-        client = _client(service, name, config)
+        client = training_client(service, name, config)
         decoder = service.engine(name).decoder
         batches = make_batches(config, decoder.vocab_size)
         folder = client.save_weights_for_sampler("start").result().path

@@ -51,6 +51,18 @@ def test_training_speed(run: Any) -> None:
     assert rows[0]["settings"]["quick"] is True
 
 
+def test_training_profile(run: Any, load_benchmark: Any) -> None:
+    _, rows = run("training_profile", "batch_size=2")
+    module = load_benchmark("training_profile")
+    found = by_contender(rows)
+    alone = "frozen products alone"
+    assert list(found) == [*module.PARTS, module.REST, "a step", alone]
+    unsure = (module.REST, module.CASTS)
+    assert all(row["ms"] > 0 for part, row in found.items() if part not in unsure)
+    parts = sum(found[part]["ms"] for part in (*module.PARTS, module.REST))
+    assert parts == pytest.approx(found["a step"]["ms"], abs=0.5)
+
+
 @pytest.mark.parametrize("contender", ["engine", "HF + PEFT", "HF + PEFT, few logits"])
 def test_training_memory(load_benchmark: Any, tiny_model: Any, contender: str) -> None:
     module = load_benchmark("training_speed")

@@ -216,15 +216,20 @@ class Decoder:
         positions_T: torch.Tensor,
         plan: AttentionPlan,
         lora: LoraPass,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Final hidden states [T, hidden] of packed tokens, after the model's last norm."""
+        """Final hidden states [T, hidden] of packed tokens, after the model's last norm; only the
+        rows `wanted` [n], ascending, if given."""
         self.holder.current = lora
         lora.tokens = len(tokens_T)
         if lora.training:
             lora.anchor = torch.zeros((), requires_grad=True)
         assert self._body is not None
         try:
-            return self._body(tokens_T, positions_T, plan)
+            if isinstance(self._body, LlamaBody):
+                return self._body(tokens_T, positions_T, plan, wanted)
+            hidden = self._body(tokens_T, positions_T, plan)
+            return hidden if wanted is None else hidden.index_select(0, wanted)
         finally:
             # or the adapters of this pass would stay until the next one
             self.holder.current = LoraPass()

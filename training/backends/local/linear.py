@@ -100,6 +100,19 @@ class LoraPass:
         }
         return LoraPass(slices, self.training, self.anchor, stacked, stop - start)
 
+    def picked(self, index: torch.Tensor) -> "LoraPass":
+        """For some of its rows, which are then numbered from 0; `index` ascends."""
+        slices = []
+        for s in self.slices:
+            ends = torch.tensor((s.start, s.stop), device=index.device)
+            start, stop = torch.searchsorted(index, ends).tolist()
+            if start < stop:
+                dropout = s.dropout
+                if dropout is not None:
+                    dropout = dropout.take(index[start:stop] - s.start)
+                slices.append(LoraSlice(start, stop, s.groups, dropout))
+        return LoraPass(slices, self.training, self.anchor, tokens=len(index))
+
     def spread(self, n: int) -> "LoraPass":
         """For a batch in which every row of this pass stands n times in a row."""
         slices = [s.spread(n) for s in self.slices]

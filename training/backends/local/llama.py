@@ -57,14 +57,18 @@ class LlamaBody:
                 linear = LoraLinear(paths[0], [getattr(parent, name) for name in names], holder)
                 linears.append(linear)
                 self.linears.append((linear, paths))
-            self._layers.append(_Layer(layer, number, linears, kinds[number], activations))
+            self._layers.append(_Layer(layer, number, linears, kinds[number], activations, holder))
         # their weights live on in the grouped products
         body.layers = nn.ModuleList()
 
     def __call__(
-        self, tokens_T: torch.Tensor, positions_T: torch.Tensor, plan: AttentionPlan
+        self,
+        tokens_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        plan: AttentionPlan,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[T, hidden], after the last norm."""
+        """[T, hidden], after the last norm; only the rows `wanted` [n], ascending, if given."""
         x = self._embed(tokens_T).to(self._activations)
         with self._rotaries.choosing(positions_T, plan):
             cos, sin = self._rotary(x.unsqueeze(0), position_ids=positions_T.unsqueeze(0))
@@ -72,9 +76,9 @@ class LlamaBody:
         # rotate_half(x) * sin is x with its halves exchanged times this
         signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
         rotation = (cos[0].unsqueeze(1), signed.unsqueeze(1))
-        for layer in self._layers:
+        for layer in self._layers[:-1]:
             x = layer(x, rotation, plan)
-        return self._norm(x)
+        return self._norm(self._layers[-1](x, rotation, plan, wanted))
 
 
 class _Norm:
@@ -107,8 +111,10 @@ class _Layer:
         linears: list[LoraLinear],
         kind: Kind,
         activations: torch.dtype,
+        holder: PassHolder,
     ) -> None:
         attention = layer.self_attn
+        self._holder = holder
         self._number = number
         self._kind = kind
         self._qkv, self._o, self._gate_up, self._down = linears
@@ -130,8 +136,14 @@ class _Layer:
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         plan: AttentionPlan,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        x = x + self._o(self._attention(self._input_norm(x), rotation, plan))
+        attended = self._attention(self._input_norm(x), rotation, plan)
+        if wanted is not None:
+            # nobody reads what a last layer makes of the other rows
+            attended, x = attended.index_select(0, wanted), x.index_select(0, wanted)
+            self._holder.current = self._holder.current.picked(wanted)
+        x = x + self._o(attended)
         gate, up = self._gate_up(self._mlp_norm(x)).chunk(2, dim=-1)
         return x + self._down(self._activation(gate) * up)
 

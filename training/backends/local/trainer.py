@@ -167,23 +167,31 @@ class Trainer:
             job, data = jobs[job_index], [d for _, d in data_of_job[job_index]]
             dropout = _body_dropout(job, data, device)
             lora.slices.append(job.adapter.slice(start, stop, dropout))
+            job.adapter.has_grad |= backward
+        index_of_job = {
+            job_index: _positions_with_logits(jobs[job_index], data, packing)
+            for job_index, data in data_of_job.items()
+        }
+        wanted = np.unique(np.concatenate([*index_of_job.values()]))
+        if not len(wanted):
+            return
         with torch.set_grad_enabled(backward):
             hidden = self._decoder.hidden(
                 to_device(packing.tokens, device),
                 to_device(packing.positions, device),
                 SegmentAttention(packing.segments),
                 lora,
+                None if len(wanted) == len(packing.tokens) else to_device(wanted, device),
             )
         with torch.no_grad():
             d_hidden = torch.zeros(hidden.shape, device=device) if backward else None
             for job_index, data in data_of_job.items():
-                rows = _JobRows(jobs[job_index], data, packing, device)
+                index = np.searchsorted(wanted, index_of_job[job_index])
+                rows = _JobRows(jobs[job_index], data, index, device)
                 if len(rows.index):
                     self._head(rows, hidden, d_hidden, results[job_index])
         if d_hidden is not None:
             hidden.backward(d_hidden.to(hidden.dtype))
-            for owner, _, _ in packing.owner_slices:
-                jobs[int(owner)].adapter.has_grad = True  # type: ignore[call-overload]
 
     def _head(
         self,
@@ -235,24 +243,28 @@ def _members(batch: Sequence[Tree]) -> list[int]:
     return [m for tree in batch for m in tree.members]
 
 
+def _positions_with_logits(
+    job: TrainJob, member_datums: list[tuple[int, int]], packing: Packing
+) -> np.ndarray:
+    """Of one job, datum after datum, where they stand in the packing."""
+    return np.concatenate([packing.index[m][job.prepared[d].positions] for m, d in member_datums])
+
+
 class _JobRows:
-    """The positions of one job in one micro-batch that need logits, datum after datum."""
+    """What the head needs of one job in one micro-batch; `index` [n] are its rows of hidden."""
 
     def __init__(
         self,
         job: TrainJob,
         member_datums: list[tuple[int, int]],
-        packing: Packing,
+        index: np.ndarray,
         device: torch.device,
     ) -> None:
         self.job = job
         self._datums = [d for _, d in member_datums]
         prepared = [job.prepared[d] for d in self._datums]
         self._counts = [len(p.positions) for p in prepared]
-        self.index = to_device(
-            np.concatenate([packing.index[m][job.prepared[d].positions] for m, d in member_datums]),
-            device,
-        )
+        self.index = to_device(index, device)
         # K may differ between data only where a datum has no positions at all
         filled = [p for p in prepared if len(p.positions)]
         self.targets = _cat([p.targets for p in filled], device)
