@@ -20,18 +20,17 @@ sides. Appends to benchmarks/results/serving.jsonl.
 import contextlib
 import logging
 import os
-import queue
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any
 from unittest.mock import patch
 
 import chz
 import numpy as np
+from chats import Training, chat, openai_client
 from common import (
     Report,
     Settings,
@@ -218,21 +217,6 @@ def start(report: Report, config: Config, name: str) -> None:
     report.add("start", "to the first answer", seconds=answered)
 
 
-def openai_client(server: Server) -> Any:
-    import openai
-
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
-
-
-def chat(client: Any, name: str) -> float:
-    """Seconds that a short completion takes."""
-    started = time.perf_counter()
-    client.chat.completions.create(
-        model=name, messages=[{"role": "user", "content": "Name a colour."}], max_tokens=8
-    )
-    return time.perf_counter() - started
-
-
 def many_clients(
     report: Report, config: Config, name: str, server: Server, local: Any, count: int
 ) -> float:
@@ -343,12 +327,15 @@ def latency(report: Report, config: Config, name: str, vocab_size: int) -> None:
     """A server for each size of micro-batches: what chats gain by smaller ones, and training
     loses."""
     alone: dict[int, float] = {}
+    rng = np.random.default_rng(0)
+    length = config.sequence_tokens
+    data = [_datum(rng, length, vocab_size) for _ in range(config.pass_tokens // length)]
     for size in config.max_train_tokens:
         with serving(name, config, f"max_train_tokens={size}") as server:
             client = openai_client(server)
             chat(client, name)
             idle = [chat(client, name) for _ in range(config.chats)]
-            with Training(server, name, config, vocab_size) as training:
+            with Training(server, name, data, config.rank) as training:
                 alone[size] = training.next_pass()
                 training.next_pass()
                 beside = [chat(client, name) for _ in range(config.chats_beside_training)]
@@ -361,43 +348,6 @@ def latency(report: Report, config: Config, name: str, vocab_size: int) -> None:
                 **{"p50 ms": round(p50), "p95 ms": round(p95)},
                 **{"pass alone s": round(alone[size], 2), "ratio": round(alone[size] / first, 3)},
             )
-
-
-class Training:
-    """A client that trains without a pause, in a thread, until the block ends."""
-
-    def __init__(self, server: Server, name: str, config: Config, vocab_size: int) -> None:
-        self._server = server
-        self._name = name
-        self._config = config
-        rng = np.random.default_rng(0)
-        length = config.sequence_tokens
-        count = config.pass_tokens // length
-        self._data = [_datum(rng, length, vocab_size) for _ in range(count)]
-        self._passes: queue.Queue[float] = queue.Queue()
-        self._is_wanted = True
-        self._thread = threading.Thread(target=self._train)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._is_wanted = False
-        self._thread.join()
-
-    def next_pass(self) -> float:
-        """The seconds of the next one, when it is done."""
-        return self._passes.get()
-
-    def _train(self) -> None:
-        with contextlib.closing(connect("tinker", base_url=self._server.url)) as service:
-            trainer = service.create_lora_training_client(self._name, rank=self._config.rank)
-            while self._is_wanted:
-                started = time.perf_counter()
-                trainer.forward_backward(self._data, "cross_entropy").result()
-                self._passes.put(time.perf_counter() - started)
-                trainer.optim_step(ADAM).result()
 
 
 def apart(report: Report, config: Config, name: str, vocab_size: int) -> None:
