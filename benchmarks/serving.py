@@ -336,8 +336,9 @@ def latency(report: Report, config: Config, name: str, vocab_size: int) -> None:
             chat(client, name)
             idle = [chat(client, name) for _ in range(config.chats)]
             with Training(server, name, data, config.rank) as training:
-                alone[size] = training.next_pass()
+                # the first one packs weights
                 training.next_pass()
+                alone[size] = training.next_pass()
                 beside = [chat(client, name) for _ in range(config.chats_beside_training)]
         first = alone[config.max_train_tokens[0]]
         for contender, seconds in (("idle", idle), ("beside training", beside)):
