@@ -2,6 +2,7 @@
 about 80 a second, so that the first are answered before the last are sent."""
 
 import asyncio
+import contextlib
 import resource
 import time
 from collections.abc import Sequence
@@ -53,13 +54,20 @@ def allow_open_files(number: int) -> None:
 
 
 async def _opened(server: Server, name: str, asked: Sequence[Asked], clients: int) -> Opened:
-    async with httpx.AsyncClient(
-        base_url=f"{server.url}{TINKER}",
-        headers={"X-API-Key": server.key},
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        timeout=TIMEOUT,
-    ) as http:
-        samplers = [await _sampler(http, name) for _ in range(clients)]
+    async with contextlib.AsyncExitStack() as opened:
+        # a pool of connections each: what one does for a request grows with the open ones
+        https = [
+            await opened.enter_async_context(
+                httpx.AsyncClient(
+                    base_url=f"{server.url}{TINKER}",
+                    headers={"X-API-Key": server.key},
+                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                    timeout=TIMEOUT,
+                )
+            )
+            for _ in range(clients)
+        ]
+        samplers = [await _sampler(http, name) for http in https]
         watch = _Watch(server)
         watching = asyncio.ensure_future(watch.look())
         started = time.perf_counter()
@@ -67,9 +75,9 @@ async def _opened(server: Server, name: str, asked: Sequence[Asked], clients: in
 
         async def one(number: int, sample: Asked) -> list[int]:
             seq_id, client = divmod(number, clients)
-            request_id = await _post(http, samplers[client], seq_id, sample)
+            request_id = await _post(https[client], samplers[client], seq_id, sample)
             accepted.append(time.perf_counter() - started)
-            return await _answer(http, request_id)
+            return await _answer(https[client], request_id)
 
         try:
             answers = await asyncio.gather(*(one(n, sample) for n, sample in enumerate(asked)))

@@ -56,7 +56,7 @@ GOAL, GOAL_CLIENTS = 1.15, 8
 # Largest relative difference of a client's losses between the two ways.
 TOLERANCES = {"cpu": 1e-4, "cuda": 2e-2}
 # that the open samples come from
-OPEN_CLIENTS = 4
+OPEN_CLIENTS = 40
 # the server's, see HostOptions
 ENGINE_ROWS = 256
 LOOK_SECONDS = 0.1
