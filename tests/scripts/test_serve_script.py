@@ -154,9 +154,11 @@ def test_the_engine_is_given_its_sizes(folder: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("training.connect.connect", asked)
     keys = Keys.for_loopback(folder)
-    for given, wanted in (({}, None), ({"max_train_tokens": 512}, 512)):
+    for wanted in (None, 512):
         config = serve.Config(
-            model_name=str(folder / "model"), store_dir=folder / f"store-{wanted}", **given
+            model_name=str(folder / "model"),
+            store_dir=folder / f"store-{wanted}",
+            max_train_tokens=wanted,
         )
         with pytest.raises(Asked) as caught:
             serve.loaded(config, keys)
