@@ -49,10 +49,9 @@ BOUNDED: dict[str, Tokenizer] = {
 def texts_of(tokenizer: Tokenizer) -> list[str]:
     """Those of few tokens for their length above all."""
     draw = random.Random(0)
-    pieces = sorted(tokenizer.get_vocab(), key=len)[-50:]
-    written = [
-        tokenizer.decode([tokenizer.token_to_id(p)], skip_special_tokens=False) for p in pieces
-    ]
+    vocab = tokenizer.get_vocab()
+    pieces = sorted(vocab, key=len)[-50:]
+    written = [tokenizer.decode([vocab[p]], skip_special_tokens=False) for p in pieces]
     letters = " \n\tabxyzé\u1fbe\u0308\u0301\u212a\u2581世🙂<|_>"
     drawn = ["".join(draw.choices(letters, k=300)) for _ in range(20)]
     return [
