@@ -3,7 +3,6 @@
 torch and transformers are imported where they are used, so that --help is quick.
 """
 
-import ctypes
 import gc
 import importlib.util
 import logging
@@ -27,6 +26,7 @@ import numpy as np
 from training.models import load_tokenizer, resolve_model
 from utils.config.entrypoint import to_plain
 from utils.devices import Dtype, choose_dtype
+from utils.heap import return_freed_memory
 from utils.runs.files import append_jsonl
 from utils.runs.progress import progress
 from utils.runs.provenance import PACKAGES, package_versions, run_meta
@@ -183,8 +183,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
         elif sys.platform == "linux":
             # what earlier work freed must go back to the system, or it hides what comes now
-            if platform.libc_ver()[0] == "glibc":
-                ctypes.CDLL("libc.so.6").malloc_trim(0)
+            return_freed_memory()
             try:
                 Path("/proc/self/clear_refs").write_text("5")
             except OSError as error:

@@ -36,6 +36,7 @@ from training.serving.trained_models import TrainedModels
 from training.serving.training_requests import TrainingRequests
 from training.serving.uploads import Uploads
 from training.serving.workers import Workers
+from utils.heap import return_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class Host:
         self._clock = clock
         self._started_at = clock()
         self._forgot_at = clock()
+        # adapters, whose memory the C library would keep
+        self._has_freed = False
         self._lengths: dict[str, int | None] = {}
         self._backend = Backend(service)
         self._activity = Activity(clock, lambda: self._backend.tokens_trained)
@@ -213,6 +216,7 @@ class Host:
         models = self._trained.free_session(session_id)
         samplers = self._samplers.free_session(session_id)
         if models or samplers:
+            self._has_freed = True
             logger.info("session %s: freed %d models, %d samplers", session_id, models, samplers)
 
     # ------------------------------------------------------------------------------------ training
@@ -281,6 +285,9 @@ class Host:
         while True:
             await asyncio.sleep(self.options.sweep_seconds)
             self.sweep()
+            if self._has_freed:
+                self._has_freed = False
+                await self._workers.load(return_freed_memory)
 
     def sweep(self) -> None:
         """Frees what silent clients hold, expired results and expired checkpoints."""

@@ -406,3 +406,40 @@ def test_after_a_restart_clients_learn_what_is_left(connect_local, tmp_path, fol
         remembered["service"] = connect_local()
         serve(make_host(remembered["service"], store, folder), scenario)
         store.close()
+
+
+# --------------------------------------------------------------------------------------- memory
+
+
+def test_freed_adapters_memory_goes_back_to_the_system(
+    hosts: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once after each sweep that follows, not for clients that had none."""
+    returned: list[int] = []
+    monkeypatch.setattr(
+        "training.serving.host.return_freed_memory", lambda: returned.append(len(returned))
+    )
+    host = hosts(sweep_seconds=0.01)
+    sweeps: list[None] = []
+    sweep = host.sweep
+    monkeypatch.setattr(host, "sweep", lambda: (sweep(), sweeps.append(None)))
+
+    async def some_sweeps() -> None:
+        seen = len(sweeps)
+        await until(lambda: len(sweeps) >= seen + 3)
+
+    async def scenario(host: Host) -> None:
+        for wanted in (1, 2):
+            client = Client(host)
+            await client.create()
+            await some_sweeps()
+            assert len(returned) == wanted - 1
+            host.finish(OWNER, client.session_id)
+            await until(lambda wanted=wanted: len(returned) >= wanted)
+            await some_sweeps()
+            assert len(returned) == wanted
+        host.finish(OWNER, Client(host).session_id)
+        await some_sweeps()
+        assert len(returned) == 2
+
+    serve(host, scenario)
