@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,36 @@ def test_training_speed_notices_other_work(
 
 
 def test_sampling(run: Any) -> None:
-    table, rows = run("sampling", "vllm=false")
+    # this interpreter has no vLLM, which its process tells
+    table, rows = run("sampling", f"rivals_python={sys.executable}")
     found = by_contender(rows)
     assert list(found) == ["engine", "transformers generate()"]
-    assert found["transformers generate()"]["goal"] == ">= 4"
-    assert "vLLM: skipped, vllm=false" in table
+    assert [row["case"][:3] for row in rows] == ["1 x", "1 x", "3 x", "3 x"]
+    assert found["transformers generate()"]["goal"] == ">= 4.5"
+    assert "vllm: skipped, it is not installed there" in table
+    assert "llama.cpp: skipped, model=" in table and "has no GGUF file here" in table
+
+
+def test_a_rival_in_a_process(load_benchmark: Any, tmp_path: Path) -> None:
+    rivals = load_benchmark("rival_process")
+    script = tmp_path / "rival.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "print(json.dumps({'ready': json.loads(sys.stdin.readline())['rival']}), flush=True)\n"
+        "print(json.dumps({'got': json.loads(sys.stdin.readline())}), flush=True)\n"
+        "sys.exit('its last words: ' + os.environ['VLLM_CPU_KVCACHE_SPACE'])\n"
+    )
+    python = Path(sys.executable)
+    process = rivals.RivalProcess(python, script, {"rival": "r"}, VLLM_CPU_KVCACHE_SPACE="1")
+    try:
+        assert process.about == "r"
+        assert process.ask({"prompt": [1]}) == {"got": {"prompt": [1]}}
+        with pytest.raises(RuntimeError, match="its last words: 1"):
+            process.ask({})
+    finally:
+        process.close()
+    with pytest.raises(rivals.MissingRivalError, match=r"vllm_environment\.sh makes it"):
+        rivals.RivalProcess(tmp_path / "python", script, {})
 
 
 def test_sampling_profile(run: Any) -> None:

