@@ -85,7 +85,13 @@ def main(config: Config) -> None:
             run = stack.enter_context(opened)
             stack.enter_context(exit_unfinished(run.path))
             endpoints = stack.enter_context(
-                Endpoints(device=config.device, dtype=config.dtype, run_path=run.path)
+                Endpoints(
+                    device=config.device,
+                    dtype=config.dtype,
+                    sampler=config.sampler,
+                    sampler_options=config.sampler_options,
+                    run_path=run.path,
+                )
             )
             describe_roles(*(target.role for target in plan.targets[:1]), *plan.judges)
             roles = {f"{role.name}.model": role for role in plan.judges}

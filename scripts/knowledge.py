@@ -88,6 +88,8 @@ def main(config: Config) -> None:
                     device=config.device,
                     dtype=config.dtype,
                     num_engines=config.num_engines,
+                    sampler=config.sampler,
+                    sampler_options=config.sampler_options,
                 )
             stack.enter_context(contextlib.closing(service))
             counter = InnerLoop(

@@ -82,6 +82,8 @@ def main(config: Any) -> None:
                     device=config.device,
                     dtype=config.dtype,
                     num_engines=config.num_engines,
+                    sampler=config.sampler,
+                    sampler_options=config.sampler_options,
                 )
                 stack.enter_context(contextlib.closing(service))
                 domain = make_domain(config.domain, config, service)

@@ -24,6 +24,13 @@ from typing import TYPE_CHECKING
 import chz
 from dotenv import load_dotenv
 
+from training.connect import (
+    SAMPLER_DOC,
+    SAMPLER_OPTIONS_DOC,
+    Sampler,
+    SamplerOptions,
+    connect,
+)
 from training.models import resolve_model
 from training.serving.keys import LOOPBACK_FILE, Keys
 from utils.config.entrypoint import as_config_errors, config_entrypoint, held_log, raise_problems
@@ -77,6 +84,8 @@ class Config:
         default=None, doc="cpu or cuda; default: cuda where there is one", metadata=MODEL
     )
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
+    sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
+    sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
     max_train_tokens: int | None = chz.field(
         default=None,
         doc="of one micro-batch of a training pass, which samples that come meanwhile wait for; "
@@ -191,7 +200,6 @@ def check_store_and_keys(config: Config) -> None:
 
 def loaded(config: Config, keys: Keys) -> "App":
     """The app, with the model in memory. Raises ValueError, for a store of another version too."""
-    from training.connect import connect
     from training.serving.app import AppOptions, make_app
     from training.serving.base_models import BaseModels
     from training.serving.host import Host, HostOptions
@@ -212,6 +220,8 @@ def loaded(config: Config, keys: Keys) -> "App":
         "local",
         device=config.device,
         dtype=config.dtype,
+        sampler=config.sampler,
+        sampler_options=config.sampler_options,
         # on the disk of the store, which takes what is written there in
         checkpoint_dir=store.staging,
         max_rows=options.engine_rows + options.reserved_rows,

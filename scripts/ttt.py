@@ -24,7 +24,13 @@ from typing import Any, Literal
 import chz
 from dotenv import load_dotenv
 
-from training.connect import NUM_ENGINES_DOC
+from training.connect import (
+    NUM_ENGINES_DOC,
+    SAMPLER_DOC,
+    SAMPLER_OPTIONS_DOC,
+    Sampler,
+    SamplerOptions,
+)
 from training.domains.bbh.results import load_finished
 from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
 from training.loop import connect_for_run, exit_on_interrupt
@@ -62,6 +68,8 @@ class Config:
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
+    sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
+    sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
     max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
 
     log_path: Path | None = chz.field(
@@ -93,6 +101,8 @@ def main(config: Any) -> None:
                     device=config.device,
                     dtype=config.dtype,
                     num_engines=config.num_engines,
+                    sampler=config.sampler,
+                    sampler_options=config.sampler_options,
                 )
             stack.enter_context(contextlib.closing(service))
             if config.dry_run:

@@ -13,6 +13,7 @@ import pytest
 
 from utils.openmp import bound_spinning
 
+pytest.register_assert_rewrite("vllm_contract")
 # before a test's module imports torch; pytest-xdist's processes, as many as cores, get one each
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,6 +1,6 @@
 """connect(): a service client by the name of its backend. The only file that knows the backends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +13,10 @@ Backend = Literal["local", "processes", "ray", "tinker"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 BACKEND_DOC = "local, processes or ray (num_engines of them), or tinker (a server)"
 NUM_ENGINES_DOC = "of backend=processes or ray: one for each GPU, or a share of the cores each"
+Sampler = Literal["local", "vllm"]
+SAMPLER_DOC = "what samples with backend=local: its engine, or vllm (docs/scaling.md)"
+SamplerOptions = dict[str, bool | int | float | str]
+SAMPLER_OPTIONS_DOC = "of sampler=vllm, such as sampler_options.max_loras=16"
 
 
 def has_own_engines(backend: str) -> bool:
@@ -29,6 +33,8 @@ def connect(
     device: str | None = None,
     dtype: str | None = None,
     num_engines: int | None = None,
+    sampler: str = "local",
+    sampler_options: Mapping[str, Any] | None = None,
     **engine_options: Any,
 ) -> ServiceClient:
     """A service client of the named backend; no model is loaded before the first client.
@@ -38,7 +44,8 @@ def connect(
     `num_engines` (default 1), and further options of PoolServiceClient, belong to "processes" and
     "ray", which begin that many engines at once. `address` belongs to "ray": a cluster's, or
     "local" for one of its own (default: RAY_ADDRESS, else "local"); and `cpus` and `patience`, see
-    RayTransport. Raises ValueError otherwise, and ImportError where a backend's package is missing.
+    RayTransport. `sampler` "vllm", with `sampler_options` (VllmOptions), belongs to "local" and
+    samples by vLLM. Raises ValueError otherwise, and ImportError where a backend's package is missing.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")
@@ -48,8 +55,13 @@ def connect(
         "device": device,
         "dtype": dtype,
         "num_engines": num_engines,
+        "sampler": None if sampler == "local" else sampler,
         **engine_options,
     }
+    if sampler not in get_args(Sampler):
+        raise ValueError(f"sampler={sampler!r}: allowed are {', '.join(get_args(Sampler))}")
+    if sampler_options and sampler != "vllm":
+        raise ValueError(f"sampler_options={sampler_options!r} need sampler='vllm'")
     _refuse_others(backend, {name: value for name, value in given.items() if value is not None})
     if backend == "tinker":
         from training.backends.tinker import RemoteServiceClient
@@ -58,11 +70,19 @@ def connect(
     if backend == "local":
         # before torch is imported
         bound_spinning()
+        local: dict[str, Any] = {
+            "checkpoint_dir": checkpoint_dir,
+            "device": device,
+            "dtype": dtype,
+            **engine_options,
+        }
+        if sampler == "vllm":
+            from training.backends.vllm.service import VllmServiceClient
+
+            return VllmServiceClient(sampler_options=sampler_options, **local)
         from training.backends.local.service import LocalServiceClient
 
-        return LocalServiceClient(
-            checkpoint_dir=checkpoint_dir, device=device, dtype=dtype, **engine_options
-        )
+        return LocalServiceClient(**local)
     from training.backends.pool.clients import PoolServiceClient
 
     return PoolServiceClient(
@@ -99,6 +119,7 @@ def _refuse_others(backend: str, given: dict[str, Any]) -> None:
         ("base_url", "'tinker'"),
         ("num_engines", "'processes' or 'ray'"),
         ("address", "'ray'"),
+        ("sampler", "'local'"),
     ):
         if name in given and f"'{backend}'" not in needed:
             raise ValueError(

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from training.adapter_proof import AdapterProof, Figures
 from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
-from training.connect import connect
+from training.connect import Sampler, connect
 from training.domains.base import Message
 from training.loop import require_models
 from training.models import resolve_model
@@ -79,10 +79,14 @@ class Endpoints:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        sampler: Sampler = "local",
+        sampler_options: Mapping[str, Any] | None = None,
         run_path: Path | None = None,
     ) -> None:
         self._device = device
         self._dtype = dtype
+        self._sampler: Sampler = sampler
+        self._sampler_options = sampler_options
         self._service: ServiceClient | None = None
         self._samplers: dict[tuple[str, str | None], SamplingClient] = {}
         self._proofs: dict[str, AdapterProof] = {}
@@ -105,6 +109,8 @@ class Endpoints:
             problems += [f"{name}: {problem}" for problem in found]
         if local and self._device is not None:
             problems += self._device_problems(self._device)
+        elif local and self._sampler != "local":
+            problems += problems_of(self._connected)
         return problems
 
     def _device_problems(self, device: str) -> list[str]:
@@ -159,7 +165,13 @@ class Endpoints:
 
     def _connected(self) -> ServiceClient:
         if self._service is None:
-            self._service = connect("local", device=self._device, dtype=self._dtype)
+            self._service = connect(
+                "local",
+                device=self._device,
+                dtype=self._dtype,
+                sampler=self._sampler,
+                sampler_options=self._sampler_options,
+            )
         return self._service
 
     def close(self) -> None:

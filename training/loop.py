@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from training.api import ServiceClient, TrainingClient
-from training.connect import connect, has_own_engines
+from training.connect import Sampler, connect, has_own_engines
 from training.models import adapter_fingerprint
 from utils.config.entrypoint import as_config_errors
 from utils.interrupts import exit_when_stopped, uninterrupted
@@ -35,6 +35,8 @@ def connect_for_run(
     device: str | None,
     dtype: str | None = None,
     num_engines: int | None = None,
+    sampler: Sampler = "local",
+    sampler_options: Mapping[str, Any] | None = None,
 ) -> ServiceClient:
     """connect(), where this project's own engines keep their checkpoints inside the run."""
     return connect(
@@ -44,6 +46,8 @@ def connect_for_run(
         dtype=dtype,
         num_engines=num_engines,
         checkpoint_dir=log_path.resolve() / "checkpoints" if has_own_engines(backend) else None,
+        sampler=sampler,
+        sampler_options=sampler_options,
     )
 
 

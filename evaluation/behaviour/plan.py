@@ -22,6 +22,7 @@ from evaluation.behaviour.targets import (
     make_targets,
 )
 from training.checkpoint_folders import checkpoint_folder
+from training.connect import SAMPLER_DOC, SAMPLER_OPTIONS_DOC, Sampler, SamplerOptions
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
 from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group, nested_docs
@@ -76,6 +77,8 @@ class Config:
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
+    sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
+    sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
 
     num_samples: int = chz.field(default=1, doc="answers to each prompt", metadata=SAMPLING)
     max_tokens: int = chz.field(default=512, doc="of an answer; longer ones are judged as cut off")
@@ -154,7 +157,12 @@ def make_plan(config: Config) -> Plan:
             max_tokens=config.max_tokens,
             seed=config.seed,
         )
-    with Endpoints(device=config.device, dtype=config.dtype) as endpoints:
+    with Endpoints(
+        device=config.device,
+        dtype=config.dtype,
+        sampler=config.sampler,
+        sampler_options=config.sampler_options,
+    ) as endpoints:
         # the checkpoints' own models are the base model
         for role in [*(target.role for target in targets[:1]), *judges]:
             problems += endpoints.check([role])

@@ -10,7 +10,16 @@ import chz
 
 from evaluation.knowledge.choice import Means, default_rows, row_problems
 from evaluation.knowledge.rows import Setting
-from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend, has_own_engines
+from training.connect import (
+    BACKEND_DOC,
+    NUM_ENGINES_DOC,
+    SAMPLER_DOC,
+    SAMPLER_OPTIONS_DOC,
+    Backend,
+    Sampler,
+    SamplerOptions,
+    has_own_engines,
+)
 from training.domains.knowledge.config import KnowledgeConfig, chosen_preset, chosen_source
 from training.domains.knowledge.forms import MODEL as MODEL_FORM
 from training.domains.knowledge.forms import PromptForm, check_form
@@ -39,6 +48,8 @@ class TableConfig(KnowledgeConfig):
     backend: Backend = chz.field(default="local", doc=BACKEND_DOC, metadata=MODEL)
     num_engines: int | None = chz.field(default=None, doc=NUM_ENGINES_DOC)
     base_url: str | None = chz.field(default=None, doc="server of backend=tinker")
+    sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
+    sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
     passage_epochs: int | None = chz.field(
         default=None, doc="of the passage alone; default: 20 with preset=small, else as for edits"
     )

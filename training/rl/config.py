@@ -5,7 +5,15 @@ from typing import Literal
 
 import chz
 
-from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend
+from training.connect import (
+    BACKEND_DOC,
+    NUM_ENGINES_DOC,
+    SAMPLER_DOC,
+    SAMPLER_OPTIONS_DOC,
+    Backend,
+    Sampler,
+    SamplerOptions,
+)
 from training.domains.registry import RL_INPUT
 from utils.config.entrypoint import raise_problems
 from utils.config.help import EVALUATION, MODEL, OUTPUT, SAMPLING, WHAT
@@ -35,6 +43,8 @@ class Config:
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
+    sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
+    sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
     algorithm: Literal["grpo", "rest_em"] | None = chz.field(
         default=None, doc="grpo, or rest_em (imitate the successes); default: the domain's"
     )
@@ -45,6 +55,7 @@ class Config:
     )
     lora_rank: int | None = chz.field(default=None, doc="of the policy's adapter")
     lora_alpha: float | None = chz.field(default=None, doc="of the policy's adapter (local only)")
+    train_unembed: bool = chz.field(default=True, doc="adapt the output head too")
     grad_clip_norm: float = chz.field(default=0.0, doc="global norm; 0: off")
     loss_fn: Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"] = chz.field(
         default="importance_sampling", doc="of grpo"

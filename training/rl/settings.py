@@ -109,7 +109,11 @@ def make_trainer(
         return service.create_training_client_from_state_with_optimizer(
             checkpoint, config.model_name
         )
-    options: dict[str, Any] = {"rank": settings.lora_rank, "seed": config.seed}
+    options: dict[str, Any] = {
+        "rank": settings.lora_rank,
+        "seed": config.seed,
+        "train_unembed": config.train_unembed,
+    }
     if has_own_engines(config.backend):
         options["lora_alpha"] = settings.lora_alpha
     return service.create_lora_training_client(config.model_name, **options)

@@ -33,6 +33,10 @@ from training.backends.local.tokens import no_topk, sample_tokens, stack_topk, t
 _BLOCK = 64
 
 
+def take_every_token(_token: SampledToken) -> bool:
+    return True
+
+
 @dataclass
 class SampleJob:
     """One sample() request, checked. num_samples = 0 asks for prompt logprobs alone."""
@@ -56,7 +60,7 @@ class SampleJob:
     error: Exception | None = None
     on_error: Callable[[Exception], None] = lambda _error: None
     # sees every token as it comes; False ends the sample there
-    on_token: Callable[[SampledToken], bool] = lambda _token: True
+    on_token: Callable[[SampledToken], bool] = take_every_token
     # what is to be known before any of this is answered
     probes: tuple["Probe", ...] = ()
 
@@ -289,7 +293,7 @@ class Sampler:
                 job.prompt_topk = stack_topk([no_topk(job.topk_prompt_logprobs), *parts])
             known = job.prompt_logprobs if job.prompt_topk is None else job.prompt_topk.logprobs
             if known is not None and np.isnan(known[1:]).any():
-                job.error = _not_a_number("the prompt")
+                job.error = not_a_number("the prompt")
 
     def _chosen_logprobs(self, prompts: list[tuple[SampleJob, torch.Tensor]]) -> None:
         """Of the prompts' own tokens; all rows together, so that the head is read once for many."""
@@ -405,7 +409,7 @@ class Sampler:
         logprobs_of_chosen = chosen.tolist()
         for row, logprob in zip(rows, logprobs_of_chosen, strict=True):
             if math.isnan(logprob):
-                row.job.error = _not_a_number(f"{len(row.tokens)} sampled tokens")
+                row.job.error = not_a_number(f"{len(row.tokens)} sampled tokens")
         for at, row in enumerate(rows):
             if k := row.job.topk_sample_logprobs:
                 row.topk += top_k(logprobs[at : at + 1], k)
@@ -433,7 +437,7 @@ def _known(job: SampleJob) -> np.ndarray:
     return job.prompt_logprobs[1:].astype(float)
 
 
-def _not_a_number(what: str) -> RequestFailedError:
+def not_a_number(what: str) -> RequestFailedError:
     return RequestFailedError(
         f"the model's logits are not numbers (NaN) after {what}: its adapter has grown beyond what "
         "the computation can hold; go back to an earlier checkpoint, with a lower learning rate",

@@ -285,11 +285,17 @@ class LocalServiceClient:
             raise ValueError("create_sampling_client needs model_path or base_model")
         if model_path is None:
             assert base_model is not None
-            return LocalSamplingClient(self.engine(base_model), None)
+            return self.new_sampling_client(self.engine(base_model), None)
         state = read_state(model_path)
         engine = self.engine(base_model_of(state, base_model))
         adapter = load_adapter(state, engine.decoder, with_optimizer=False)
-        return LocalSamplingClient(engine, adapter.snapshot())
+        return self.new_sampling_client(engine, adapter.snapshot())
+
+    def new_sampling_client(
+        self, engine: Engine, weights: AdapterWeights | None
+    ) -> "LocalSamplingClient":
+        """Local extension: of weights as they are, None for the base model's; on the worker too."""
+        return LocalSamplingClient(engine, weights)
 
     def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
         """The embedded model and the base models loaded so far; any folder or hub id works."""
@@ -323,7 +329,13 @@ class LocalServiceClient:
     def _training_client(self, engine: Engine, adapter: Adapter) -> "LocalTrainingClient":
         # what could not be saved is not to be trained
         targets_for_peft(adapter.config, engine.decoder)
-        model_id = f"{self._session}-train-{next(self._counter)}"
+        return self._new_training_client(
+            engine, adapter, f"{self._session}-train-{next(self._counter)}"
+        )
+
+    def _new_training_client(
+        self, engine: Engine, adapter: Adapter, model_id: str
+    ) -> "LocalTrainingClient":
         return LocalTrainingClient(self, engine, adapter, model_id, self._checkpoint_dir)
 
 
@@ -463,7 +475,8 @@ class LocalTrainingClient(_Ready):
     def save_weights_and_get_sampling_client(self) -> "APIFuture[LocalSamplingClient]":
         """A sampler of the weights as they are when this request's turn comes."""
         return self._engine.submit_call(
-            self._queue, lambda: LocalSamplingClient(self._engine, self._adapter.snapshot())
+            self._queue,
+            lambda: self._service.new_sampling_client(self._engine, self._adapter.snapshot()),
         )
 
     def save_weights_and_probe(
@@ -669,7 +682,7 @@ class LocalSamplingClient(_Ready):
         job.topk_sample_logprobs = min(checked["topk_sample_logprobs"], vocab_size)
         if on_token is not None:
             job.on_token = on_token
-        return lambda: self._engine.submit_sample(job)
+        return lambda: self._submit(job)
 
     def stream(self, prompt: ModelInput, sampling_params: SamplingParams) -> Iterator[int]:
         """Local extension: the tokens of one sample as they come. Closing the iterator ends it."""
@@ -682,7 +695,7 @@ class LocalSamplingClient(_Ready):
 
         job = self._job(prompt, 1, sampling_params)
         job.on_token = on_token
-        future = self._engine.submit_sample(job)
+        future = self._submit(job)
         future.future().add_done_callback(lambda _future: tokens.put(None))
         future.start()
         try:
@@ -765,6 +778,9 @@ class LocalSamplingClient(_Ready):
         job = self._job(prompt, 0, SamplingParams(max_tokens=1, stop=[]))
         job.include_prompt_logprobs = True
         return job
+
+    def _submit(self, job: SampleJob) -> APIFuture[SampleResponse]:
+        return self._engine.submit_sample(job)
 
     def _job(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> SampleJob:
         tokens = require_model_input(prompt).to_ints()

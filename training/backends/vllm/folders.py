@@ -1,0 +1,79 @@
+"""Adapters as folders for vLLM, a new one with a name and a number of its own for each version:
+vLLM knows an adapter by its name and its path alone, and keeps what it computed for them."""
+
+import contextlib
+import itertools
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+from training.backends.local.adapters import AdapterWeights
+from training.backends.local.checkpoints import save_adapter
+from training.backends.local.engine import Engine
+
+MEMORY = Path("/dev/shm")
+# of what is free in memory, what one adapter may take
+_SHARE = 0.25
+
+
+class AdapterFolder:
+    """One version. `on_release`, which must return at once, gets its number when nobody holds it
+    any more; then the folder goes."""
+
+    def __init__(self, number: int, path: Path, on_release: Callable[[int], None]) -> None:
+        self.key = (f"adapter-{number}", number, str(path))
+        self._finalizer = weakref.finalize(self, _release, number, path, on_release)
+        self._finalizer.atexit = False
+
+    @property
+    def path(self) -> Path:
+        return Path(self.key[2])
+
+
+def _release(number: int, path: Path, on_release: Callable[[int], None]) -> None:
+    on_release(number)
+    # what vLLM has loaded it needs no longer
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class AdapterFolders:
+    """Private folders, in memory where a file system there has the room, else below `on_disk`."""
+
+    def __init__(self, on_disk: Path, on_release: Callable[[int], None]) -> None:
+        self._on_disk = on_disk
+        self._on_release = on_release
+        self._numbers = itertools.count(1)
+        self._roots: dict[Path, Path] = {}
+        self._opened = contextlib.ExitStack()
+
+    def write(self, engine: Engine, weights: AdapterWeights) -> AdapterFolder:
+        number = next(self._numbers)
+        root = self._root(weights.flat.numel() * weights.flat.element_size())
+        path = root / f"adapter-{number}"
+        save_adapter(
+            path,
+            weights.config,
+            weights.layers,
+            engine.decoder,
+            engine.model_name,
+            optimizer=None,
+            overwrite=False,
+        )
+        return AdapterFolder(number, path, self._on_release)
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def _root(self, size: int) -> Path:
+        parent = self._on_disk
+        if MEMORY.is_dir() and size < _SHARE * shutil.disk_usage(MEMORY).free:
+            parent = MEMORY
+        if parent not in self._roots:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(
+                prefix="autodidact-vllm-", dir=parent, ignore_cleanup_errors=True
+            )
+            self._roots[parent] = Path(self._opened.enter_context(folder))
+        return self._roots[parent]

@@ -1,0 +1,163 @@
+"""connect("local", sampler="vllm"): trains in the local engine, samples with vLLM."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from training.adapter_proof import Probed, probe_datum
+from training.api import (
+    APIFuture,
+    ForwardBackwardOutput,
+    ModelInput,
+    SampleResponse,
+    SamplingParams,
+)
+from training.backends.local.adapters import Adapter, AdapterWeights
+from training.backends.local.engine import Engine
+from training.backends.local.sampler import SampleJob
+from training.backends.local.service import (
+    LocalSamplingClient,
+    LocalServiceClient,
+    LocalTrainingClient,
+)
+from training.backends.local.trainer import TrainJob
+from training.backends.vllm.calls import SampleCall
+from training.backends.vllm.engine import VllmEngine, new_log
+from training.backends.vllm.folders import AdapterFolder
+from training.backends.vllm.mapping import check_temperature
+from training.backends.vllm.options import VllmOptions, installed_version
+
+
+class VllmServiceClient(LocalServiceClient):
+    """See training.api.ServiceClient. vLLM starts when the first client of a base model is made,
+    for an adapter of the rank that is needed then."""
+
+    def __init__(self, *, sampler_options: Mapping[str, Any] | None = None, **local: Any) -> None:
+        super().__init__(**local)
+        self._vllm_options = _options(sampler_options or {})
+        if self._vllm_options.sleep and self._device.type == "cpu":
+            raise ValueError("sampler_options.sleep=true: vLLM can sleep on a GPU alone")
+        installed_version(self._vllm_options)
+        self._vllms: dict[str, VllmEngine] = {}
+
+    def vllm(self, engine: Engine, rank: int = 1) -> VllmEngine:
+        with self._lock:
+            found = self._vllms.get(engine.model_name)
+            if found is None:
+                found = self._vllms[engine.model_name] = VllmEngine(
+                    engine,
+                    self._vllm_options,
+                    rank=rank,
+                    folder=self._checkpoint_dir,
+                    log=new_log(self._checkpoint_dir),
+                )
+        return found
+
+    def new_sampling_client(
+        self, engine: Engine, weights: AdapterWeights | None
+    ) -> "VllmSamplingClient":
+        vllm = self.vllm(engine, 1 if weights is None else weights.config.rank)
+        if weights is None:
+            return VllmSamplingClient(engine, None, vllm, vllm.base)
+        vllm.require(weights.config)
+        return VllmSamplingClient(engine, weights, vllm, vllm.add(weights))
+
+    def close(self) -> None:
+        for vllm in self._vllms.values():
+            vllm.close()
+        self._vllms.clear()
+        super().close()
+
+    def _new_training_client(
+        self, engine: Engine, adapter: Adapter, model_id: str
+    ) -> "VllmTrainingClient":
+        # what could not be sampled from is not to be trained
+        self.vllm(engine, adapter.config.rank).require(adapter.config)
+        return VllmTrainingClient(self, engine, adapter, model_id, self._checkpoint_dir)
+
+
+class VllmTrainingClient(LocalTrainingClient):
+    """See training.api.TrainingClient."""
+
+    _service: VllmServiceClient
+
+    def save_weights_and_probe(
+        self, tokens: list[int], judge: Callable[[Probed | None], None], *, with_answers: bool
+    ) -> "APIFuture[VllmSamplingClient]":
+        """Local extension: the local client's, at once: what vLLM says of `tokens` with these
+        weights, and the trainer and the base model here."""
+        job = self._job([probe_datum(tokens)], "cross_entropy", None, backward=False, drop=False)
+        prompt = ModelInput.from_ints(tokens)
+
+        def make() -> VllmSamplingClient:
+            client = self._service.new_sampling_client(self._engine, self._adapter.snapshot())
+            largest = self._adapter.largest_b()
+            if largest:
+                [output] = self._engine.trainer.run([job])
+                trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
+                base = LocalSamplingClient(self._engine, None).logprobs_job(prompt)
+                [of_base] = self._engine.sampler.prompt_logprobs([base])
+                sampled = np.array(client.own_logprobs(prompt).result()[1:], float)
+                judge(Probed(client.dtype, largest, sampled, of_base, trained))
+            return client
+
+        return self._engine.submit_call(self._queue, make)
+
+    def _submit(self, job: TrainJob) -> APIFuture[ForwardBackwardOutput]:
+        vllm = self._service.vllm(self._engine)
+        if vllm.sleeps:
+            self._engine.submit_call(self._queue, vllm.sleep)
+        return super()._submit(job)
+
+
+class VllmSamplingClient(LocalSamplingClient):
+    """See training.api.SamplingClient. The adapter's folder lives as long as this client and its
+    requests. Samples begin at once, whether somebody waits or not."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        weights: AdapterWeights | None,
+        vllm: VllmEngine,
+        adapter: AdapterFolder,
+    ) -> None:
+        super().__init__(engine, weights)
+        self._vllm = vllm
+        self._adapter = adapter
+
+    def own_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
+        """Local extension: compute_logprobs() by vLLM itself, where that one asks the local
+        engine."""
+        tokens = self.logprobs_job(prompt).prompt
+        values = {"adapter": self._adapter.key, "prompt": tokens}
+        future = self._vllm.ask("logprobs", values).future
+        return APIFuture(future).map(lambda logprobs: [None, *logprobs])
+
+    def _submit(self, job: SampleJob) -> APIFuture[SampleResponse]:
+        if job.num_samples == 0:
+            return super()._submit(job)
+        return SampleCall(job, self._adapter, self._engine, self._vllm).api_future
+
+    def _job(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> SampleJob:
+        job = super()._job(prompt, num_samples, params)
+        if num_samples:
+            check_temperature(params.temperature)
+            longest = self._vllm.max_model_len
+            room = longest - len(job.prompt)
+            if room < 1 or (params.max_tokens or 0) > room:
+                raise ValueError(
+                    f"prompt has {len(job.prompt)} tokens, and max_tokens={params.max_tokens}: "
+                    f"vLLM holds {longest} tokens, prompt and answer together; give it more memory "
+                    "(sampler_options.kv_cache_memory_bytes, or max_model_len)"
+                )
+            job.max_tokens = min(job.max_tokens, room)
+        return job
+
+
+def _options(given: Mapping[str, Any]) -> VllmOptions:
+    allowed = [field.name for field in fields(VllmOptions)]
+    if unknown := sorted(set(given) - set(allowed)):
+        raise ValueError(f"sampler_options has {unknown}; allowed are {', '.join(allowed)}")
+    return VllmOptions(**given)
