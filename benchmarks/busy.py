@@ -115,7 +115,7 @@ def engine_round(workload: str, name: str, config: Config) -> Callable[[int], ob
         return lambda number: training_speed.engine_step(client, batches[number])
     client = service.create_sampling_client(base_model=name)
     sizes, prompts = _sizes(config), _prompts(config, vocab_size)
-    return lambda number: sampling.engine_sample(client, prompts[number], sizes)
+    return lambda number: sampling.engine_sample(client, prompts[number], config.num_samples, sizes)
 
 
 def rival_round(workload: str, name: str, config: Config) -> Callable[[int], object]:
@@ -132,7 +132,7 @@ def rival_round(workload: str, name: str, config: Config) -> Callable[[int], obj
         batches = _batches(config, vocab_size)
         return lambda number: step(batches[number])
     sizes, prompts = _sizes(config), _prompts(config, vocab_size)
-    return lambda number: sampling.generate(model, prompts[number], sizes)
+    return lambda number: sampling.generate(model, prompts[number], config.num_samples, sizes)
 
 
 def _prepared(config: Config) -> Config:
@@ -145,7 +145,6 @@ def _sizes(config: Config) -> sampling.Config:
     return sampling.Config(
         device=config.device,
         prompt_tokens=config.prompt_tokens,
-        num_samples=config.num_samples,
         max_tokens=config.max_tokens,
     )
 

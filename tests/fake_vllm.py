@@ -89,7 +89,9 @@ class AsyncLLMEngine:
         self._base = self._service.create_sampling_client(base_model=settings["model"])
 
     @classmethod
-    def from_vllm_config(cls, config: SimpleNamespace) -> "AsyncLLMEngine":
+    def from_vllm_config(
+        cls, config: SimpleNamespace, *, disable_log_stats: bool
+    ) -> "AsyncLLMEngine":
         if "does not start" in WRONG:
             raise RuntimeError("Engine core initialization failed")
         return cls(config.settings)

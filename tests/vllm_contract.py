@@ -112,7 +112,7 @@ def check_greedy_is_the_local_samplers(world: World) -> None:
         likeliest = sequence.topk_logprobs_np
         assert likeliest is not None and likeliest.token_ids.shape == (6, 2)
         assert likeliest.token_ids[:, 0].tolist() == sequence.tokens
-        assert np.allclose(likeliest.logprobs[:, 0], sequence.logprobs_np)
+        assert likeliest.logprobs[:, 0].tolist() == sequence.logprobs
         assert (likeliest.logprobs[:, 0] >= likeliest.logprobs[:, 1]).all()
 
 
@@ -157,7 +157,7 @@ def check_stops(world: World) -> None:
         given = SamplingParams(max_tokens=20, seed=3, stop=stop)
         [sequence] = sampler.sample(world.prompt, 1, given).result().sequences
         assert sequence.tokens == free.tokens[: len(sequence.tokens)]
-        assert len(sequence.logprobs_np) == len(sequence.tokens)
+        assert len(sequence.logprobs) == len(sequence.tokens)
         return sequence
 
     by_token = stopped_at([token])
@@ -204,12 +204,14 @@ def check_constrained(world: World) -> None:
             assert sequence.stop_reason == "stop"
             expected = by_trainer(world.trainer, world.prompt, sequence.tokens)
             assert np.abs(sequence.logprobs_np - expected).max() < LIMIT
-            assert sequence.topk_logprobs_np.token_ids.shape == (len(sequence.tokens), 2)
+            likeliest = sequence.topk_logprobs_np
+            assert likeliest is not None
+            assert likeliest.token_ids.shape == (len(sequence.tokens), 2)
 
 
 def check_versions(world: World) -> None:
     """A step makes another sampler, and the one before stays what it was; folders go with it."""
-    trainer = world.service.create_lora_training_client(world.model, rank=4, seed=3)
+    trainer: Any = world.service.create_lora_training_client(world.model, rank=4, seed=3)
     train(trainer, world.prompt.to_ints())
     before = trainer.save_weights_and_get_sampling_client().result()
     told = before.own_logprobs(world.prompt).result()
@@ -233,14 +235,14 @@ def check_versions(world: World) -> None:
 
 def check_checkpoint(world: World) -> None:
     path = world.trainer.save_weights_for_sampler(f"one-{time.monotonic_ns()}").result().path
-    sampler = world.service.create_sampling_client(path)
+    sampler: Any = world.service.create_sampling_client(path)
     told = np.array(sampler.own_logprobs(world.prompt).result()[1:], float)
     expected = by_trainer(world.trainer, ModelInput.from_ints(world.prompt.to_ints()[:1]),
                           world.prompt.to_ints()[1:])  # fmt: skip
     assert np.abs(told - expected).max() < LIMIT
     figures = AdapterProof(world.service, world.model).check(sampler, path, checkpoint=path)
-    assert figures.from_trainer is not None and 0 < figures.from_trainer < LIMIT
-    assert figures.from_base > 0.01
+    assert figures.from_trainer is not None and figures.from_trainer < LIMIT
+    assert figures.from_base > 10 * LIMIT
 
 
 def check_proof_of_a_trainers_sampler(world: World) -> None:
@@ -335,6 +337,7 @@ def check_a_bad_adapter(world: World) -> None:
     """It is refused when its sampler is made, and vLLM lives."""
     sampler = sampler_of(world)
     vllm = world.service.vllm(world.service.engine(world.model))
+    assert sampler._weights is not None
     broken = vllm.folders.write(world.service.engine(world.model), sampler._weights)
     (broken.path / "adapter_model.safetensors").write_bytes(b"torn")
     from training.backends.vllm.process import RefusedError

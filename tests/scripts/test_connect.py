@@ -84,4 +84,6 @@ def test_only_the_local_backend_saves_into_the_run(
         "dtype": "auto",
         "num_engines": None,
         "checkpoint_dir": tmp_path.resolve() / "checkpoints",
+        "sampler": "local",
+        "sampler_options": None,
     }

@@ -94,6 +94,11 @@ def test_an_evicted_adapter_is_read_again(world: World) -> None:
         assert other[1:] == pytest.approx(told[0][1:], abs=LIMIT)
 
 
+def test_an_architecture_without_adapters(service: VllmServiceClient, tiny_model: Any) -> None:
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel takes no adapters; use sampler='local'"):
+        service.create_sampling_client(base_model=tiny_model("gpt2"))
+
+
 # last: it uses up the one new start that there is
 def test_death(world: World) -> None:
     """Of vLLM's own process, which the worker finds out."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from training.api import RequestFailedError, SamplingParams
@@ -25,6 +26,7 @@ from training.backends.vllm.mapping import (
     vllm_params,
 )
 from training.backends.vllm.options import VllmOptions, installed_version, rank_size
+from training.backends.vllm.start_check import StartCheck
 from training.backends.vllm.worker import sampled
 from training.connect import connect
 
@@ -159,6 +161,36 @@ def test_where_a_constrained_sample_ends() -> None:
         cut_where_finished([1, 3], "stop", Letters(5, broken=3))  # type: ignore
 
 
+@pytest.mark.parametrize(
+    ("dtype", "off", "message"),
+    [
+        ("float32", 5e-5, None),
+        ("float32", 2e-4, r"with an adapter .* 0\.0002 nats .* allowed is 0\.0001\. Use sampler="),
+        ("float32", math.nan, "nan nats"),
+        ("bfloat16", 0.04, None),
+        ("bfloat16", 0.06, r"allowed is RMS 0\.05"),
+    ],
+)
+def test_the_comparison_at_the_start(dtype: str, off: float, message: str | None) -> None:
+    base, probe = np.array([-1.0, -2.0]), np.array([-1.5, -1.2])
+    adapters: list[Any] = [SimpleNamespace(key=("base",)), SimpleNamespace(key=("probe",))]
+    check = StartCheck(dtype, [3, 4, 5], adapters[1], adapters[0], probe, base)
+
+    def ask(kind: str, values: Any) -> list[float]:
+        assert kind == "logprobs" and values["prompt"] == [3, 4, 5]
+        return list(base if values["adapter"] == ("base",) else probe + off)
+
+    if message is None:
+        check.run(ask)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check.run(ask)
+    with pytest.raises(ValueError, match="vLLM answers as the base model does"):
+        check.run(lambda _kind, _values: list(base))
+    with pytest.raises(ValueError, match="with the base model vLLM's logprobs"):
+        check.run(lambda _kind, _values: list(probe))
+
+
 def test_ranks() -> None:
     assert [rank_size(rank) for rank in (1, 2, 8, 9, 33, 257, 512)] == [1, 8, 8, 16, 64, 320, 512]
     with pytest.raises(ValueError, match="rank=513: vLLM serves adapters up to rank 512"):
@@ -170,7 +202,7 @@ def test_options() -> None:
         VllmOptions(max_num_seqs=0)
     with pytest.raises(ValueError, match="max_cpu_loras=2 is below max_loras=8"):
         VllmOptions(max_cpu_loras=2)
-    for options, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"sampler": "other"}, "sampler='other': allowed are local, vllm"),
         ({"sampler_options": {"sleep": True}}, "need sampler='vllm'"),
         ({"sampler": "vllm", "sampler_options": {"ranks": 3}}, r"has \['ranks'\]; allowed are pyt"),
@@ -178,7 +210,8 @@ def test_options() -> None:
             {"sampler": "vllm", "device": "cpu", "sampler_options": {"sleep": True}},
             r"sampler_options\.sleep=true: vLLM can sleep on a GPU alone",
         ),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             connect("local", **options)
     with pytest.raises(ValueError, match="sampler='vllm': only for backend='local'"):

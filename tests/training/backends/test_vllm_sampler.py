@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import fake_vllm
@@ -71,10 +70,69 @@ def test_contract(check: Callable[[World], None], world: World) -> None:
     check(world)
 
 
+def test_it_sleeps_while_training(world: World) -> None:
+    """From the next pass on, when nothing runs any more; a sample wakes it, with its adapters."""
+    vllm = world.service.vllm(world.service.engine(world.model))
+    before, vllm._options = vllm._options, replace(vllm._options, sleep=True)
+    try:
+        # as on a GPU
+        sampler = vllm_contract.sampler_of(world)
+        params = SamplingParams(max_tokens=20, seed=1, stop=[])
+        running = sampler.prepare_sample(world.prompt, 2, params, on_token=lambda _token: True)()
+        vllm_contract.train(world.trainer, world.prompt.to_ints())
+        vllm_contract.train(world.trainer, world.prompt.to_ints())
+        told = [s.tokens for s in running.result().sequences]
+        again = sampler.sample(world.prompt, 2, params).result()
+        assert [s.tokens for s in again.sequences] == told
+        vllm_contract.check_logprobs_are_the_trainers(world)
+    finally:
+        vllm._options = before
+    log = [line for line in vllm._log.read_text().splitlines() if line.startswith("a")]
+    assert log[:2] == ["asleep at level 1", "awake"]
+
+
+# last: it uses up the world
+def test_closing_leaves_nothing(world: World) -> None:
+    params = SamplingParams(max_tokens=200, seed=8, stop=[])
+    future = vllm_contract.sampler_of(world).sample(world.prompt, 1, params)
+    pid, folder = world.pid, world.service.vllm(world.service.engine(world.model)).base.path
+    world.service.close()
+    with pytest.raises(RuntimeError, match="the service was closed"):
+        future.result(60)
+    assert not folder.parent.exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("no adapters", "vLLM cannot serve .* with adapters: its class Model takes no adapters"),
+        ("unknown architecture", r"architectures \['Odd'\] are not supported for now; use samp"),
+        ("does not start", r"vLLM does not start \(RuntimeError: Engine core .*its log is /"),
+        pytest.param(
+            "ignores adapters",
+            r"with an adapter on every layer vLLM's logprobs of a test text are .* from the local "
+            r"engine's; vLLM answers as the base model does; allowed is 0\.0001",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_what_vllm_cannot_serve(
+    connected: Callable[..., VllmServiceClient], model: str, wrong: str, message: str
+) -> None:
+    service = connected(wrong)
+    with pytest.raises(ValueError, match=message) as caught:
+        service.create_sampling_client(base_model=model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
 def test_death(connected: Callable[..., VllmServiceClient], model: str) -> None:
     check_death(make_world(connected(), model), lambda pid: os.kill(pid, signal.SIGKILL))
 
 
+@pytest.mark.slow
 def test_a_larger_rank_starts_it_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
     before, sampler = world.pid, vllm_contract.sampler_of(world)
     params = SamplingParams(max_tokens=4, temperature=0.0, stop=[])
@@ -89,65 +147,7 @@ def test_a_larger_rank_starts_it_again(world: World, caplog: pytest.LogCaptureFi
         world.service.create_lora_training_client(world.model, rank=600, seed=0)
 
 
-def test_it_sleeps_while_training(connected: Callable[..., VllmServiceClient], model: str) -> None:
-    """From the next pass on, when nothing runs any more; a sample wakes it, with its adapters."""
-    service = connected()
-    world = make_world(service, model)
-    vllm = service.vllm(service.engine(model))
-    # as on a GPU
-    vllm._options = replace(vllm._options, sleep=True)
-    sampler = vllm_contract.sampler_of(world)
-    params = SamplingParams(max_tokens=20, seed=1, stop=[])
-    running = sampler.prepare_sample(world.prompt, 2, params, on_token=lambda _token: True)()
-    vllm_contract.train(world.trainer, world.prompt.to_ints())
-    vllm_contract.train(world.trainer, world.prompt.to_ints())
-    told = [s.tokens for s in running.result().sequences]
-    again = sampler.sample(world.prompt, 2, params).result()
-    assert [s.tokens for s in again.sequences] == told
-    vllm_contract.check_logprobs_are_the_trainers(world)
-    log = [line for line in vllm._log.read_text().splitlines() if line.startswith("a")]
-    assert log[:2] == ["asleep at level 1", "awake"]
-
-
-def test_closing_leaves_nothing(
-    connected: Callable[..., VllmServiceClient], model: str, tmp_path: Path
-) -> None:
-    service = connected()
-    client = service.create_sampling_client(base_model=model)
-    params = SamplingParams(max_tokens=200, seed=8, stop=[])
-    future = client.sample(ModelInput.from_ints([1, 2]), 1, params)
-    vllm = service.vllm(service.engine(model))
-    pid, folder = vllm.pid, vllm.base.path
-    service.close()
-    with pytest.raises(RuntimeError, match="the service was closed"):
-        future.result(60)
-    assert not folder.parent.exists()
-    with pytest.raises(ProcessLookupError):
-        os.killpg(pid, 0)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("no adapters", "vLLM cannot serve .* with adapters: its class Model takes no adapters"),
-        ("unknown architecture", r"architectures \['Odd'\] are not supported for now; use samp"),
-        ("does not start", r"vLLM does not start \(RuntimeError: Engine core .*its log is /"),
-        (
-            "ignores adapters",
-            r"with an adapter on every layer vLLM's logprobs of a test text are .* from the local "
-            r"engine's; vLLM answers as the base model does; allowed is 0\.0001",
-        ),
-    ],
-)
-def test_what_vllm_cannot_serve(
-    connected: Callable[..., VllmServiceClient], model: str, wrong: str, message: str
-) -> None:
-    service = connected(wrong)
-    with pytest.raises(ValueError, match=message) as caught:
-        service.create_sampling_client(base_model=model)
-    assert "\n" not in str(caught.value)
-
-
+@pytest.mark.slow
 def test_without_the_head_and_with_errors_later(
     connected: Callable[..., VllmServiceClient], model: str
 ) -> None:

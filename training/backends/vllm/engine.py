@@ -178,7 +178,6 @@ class VllmEngine:
             "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
             # nothing of the model's own sampling settings
             "generation_config": "vllm",
-            "disable_log_stats": True,
             **({} if dtype == "float32" else {"hf_overrides": {"head_dtype": "float32"}}),
         }
 

@@ -24,8 +24,7 @@ class AdapterFolder:
 
     def __init__(self, number: int, path: Path, on_release: Callable[[int], None]) -> None:
         self.key = (f"adapter-{number}", number, str(path))
-        self._finalizer = weakref.finalize(self, _release, number, path, on_release)
-        self._finalizer.atexit = False
+        weakref.finalize(self, _release, number, path, on_release)
 
     @property
     def path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,16 @@ class VllmServiceClient(LocalServiceClient):
 class VllmTrainingClient(LocalTrainingClient):
     """See training.api.TrainingClient."""
 
-    _service: VllmServiceClient
+    def __init__(
+        self,
+        service: VllmServiceClient,
+        engine: Engine,
+        adapter: Adapter,
+        model_id: str,
+        checkpoint_dir: Path,
+    ) -> None:
+        super().__init__(service, engine, adapter, model_id, checkpoint_dir)
+        self._vllm_service = service
 
     def save_weights_and_probe(
         self, tokens: list[int], judge: Callable[[Probed | None], None], *, with_answers: bool
@@ -92,7 +102,7 @@ class VllmTrainingClient(LocalTrainingClient):
         prompt = ModelInput.from_ints(tokens)
 
         def make() -> VllmSamplingClient:
-            client = self._service.new_sampling_client(self._engine, self._adapter.snapshot())
+            client = self._vllm_service.new_sampling_client(self._engine, self._adapter.snapshot())
             largest = self._adapter.largest_b()
             if largest:
                 [output] = self._engine.trainer.run([job])
@@ -106,7 +116,7 @@ class VllmTrainingClient(LocalTrainingClient):
         return self._engine.submit_call(self._queue, make)
 
     def _submit(self, job: TrainJob) -> APIFuture[ForwardBackwardOutput]:
-        vllm = self._service.vllm(self._engine)
+        vllm = self._vllm_service.vllm(self._engine)
         if vllm.sleeps:
             self._engine.submit_call(self._queue, vllm.sleep)
         return super()._submit(job)

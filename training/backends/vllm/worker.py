@@ -8,6 +8,7 @@ One event loop drives vLLM; a thread reads.
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -54,6 +55,7 @@ class Worker:
         self._connection = connection
         self._added: dict[int, asyncio.Future[None]] = {}
         self._requests: dict[int, asyncio.Task[None]] = {}
+        self._unnumbered = itertools.count(-1, -1)
         # (request, sample) -> the sample's own task
         self._samples: dict[tuple[int, int], asyncio.Task[Sampled]] = {}
         self._running = 0
@@ -72,6 +74,8 @@ class Worker:
             if (sample := self._samples.get((number, values))) is not None:
                 sample.cancel()
         else:
+            # nobody waits for those without a number; they must not share one
+            number = number or next(self._unnumbered)
             self._requests[number] = asyncio.ensure_future(self._answer(number, kind, values))
 
     async def _answer(self, number: int, kind: str, values: Any) -> None:
@@ -279,7 +283,7 @@ def start(vllm: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         raise Refused("unsupported", f"{error}") from error
     if not getattr(model_class, "supports_lora", False):
         raise Refused("unsupported", f"its class {model_class.__name__} takes no adapters")
-    engine = vllm.AsyncLLM.from_vllm_config(config)
+    engine = vllm.AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     info = {
         "version": vllm.version,
         "model_class": model_class.__name__,
