@@ -240,7 +240,9 @@ def check_checkpoint(world: World) -> None:
     expected = by_trainer(world.trainer, ModelInput.from_ints(world.prompt.to_ints()[:1]),
                           world.prompt.to_ints()[1:])  # fmt: skip
     assert np.abs(told - expected).max() < LIMIT
-    figures = AdapterProof(world.service, world.model).check(sampler, path, checkpoint=path)
+    proof = AdapterProof(world.service, world.model)
+    proof.check(sampler, path, checkpoint=path)
+    figures = proof.figures[path]
     assert figures.from_trainer is not None and figures.from_trainer < LIMIT
     assert figures.from_base > 10 * LIMIT
 
@@ -249,7 +251,10 @@ def check_proof_of_a_trainers_sampler(world: World) -> None:
     sampler = AdapterProof(world.service, world.model, with_answers=True).sampler(
         world.trainer, "step 1"
     )
-    assert isinstance(sampler, VllmSamplingClient) and sampler.probe is None
+    assert isinstance(sampler, VllmSamplingClient) and not sampler.probes
+    proof = AdapterProof(world.service, world.model)
+    proof.check(sampler, "step 1 again", trainer=world.trainer)
+    assert proof.figures["step 1 again"].from_base > 10 * LIMIT
 
 
 def check_streaming(world: World) -> None:

@@ -1,13 +1,13 @@
 """connect("local", sampler="vllm"): trains in the local engine, samples with vLLM."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.adapter_proof import Probed, probe_datum
+from training.adapter_proof import Judge, Probed
 from training.api import (
     APIFuture,
     ForwardBackwardOutput,
@@ -94,26 +94,28 @@ class VllmTrainingClient(LocalTrainingClient):
         self._vllm_service = service
 
     def save_weights_and_probe(
-        self, tokens: list[int], judge: Callable[[Probed | None], None], *, with_answers: bool
+        self, tokens: list[int], judge: Judge, *, with_answers: bool
     ) -> "APIFuture[VllmSamplingClient]":
-        """Local extension: the local client's, at once: what vLLM says of `tokens` with these
-        weights, and the trainer and the base model here."""
-        job = self._job([probe_datum(tokens)], "cross_entropy", None, backward=False, drop=False)
-        prompt = ModelInput.from_ints(tokens)
+        """Local extension: the local client's; vLLM is asked at once, whatever `with_answers`."""
+        trained = self._trained(tokens)
 
         def make() -> VllmSamplingClient:
             client = self._vllm_service.new_sampling_client(self._engine, self._adapter.snapshot())
-            largest = self._adapter.largest_b()
-            if largest:
-                [output] = self._engine.trainer.run([job])
-                trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(float)
-                base = LocalSamplingClient(self._engine, None).logprobs_job(prompt)
-                [of_base] = self._engine.sampler.prompt_logprobs([base])
-                sampled = np.array(client.own_logprobs(prompt).result()[1:], float)
-                judge(Probed(client.dtype, largest, sampled, of_base, trained))
+            if largest := self._adapter.largest_b():
+                client.tell(tokens, judge, largest, trained())
             return client
 
         return self._engine.submit_call(self._queue, make)
+
+    def probe(
+        self, sampler: LocalSamplingClient, tokens: list[int], judge: Judge
+    ) -> APIFuture[None]:
+        """Local extension: as save_weights_and_probe(), of a sampler that there is."""
+        assert isinstance(sampler, VllmSamplingClient)
+        trained = self._trained(tokens)
+        return self._engine.submit_call(
+            self._queue, lambda: sampler.tell(tokens, judge, self._adapter.largest_b(), trained())
+        )
 
     def _submit(self, job: TrainJob) -> APIFuture[ForwardBackwardOutput]:
         vllm = self._vllm_service.vllm(self._engine)
@@ -144,6 +146,35 @@ class VllmSamplingClient(LocalSamplingClient):
         values = {"adapter": self._adapter.key, "prompt": tokens}
         future = self._vllm.ask("logprobs", values).future
         return APIFuture(future).map(lambda logprobs: [None, *logprobs])
+
+    def probe(
+        self,
+        tokens: list[int],
+        judge: Judge,
+        *,
+        largest_b: float,
+        with_answers_of: Sequence[LocalSamplingClient] = (),
+    ) -> None:
+        """Local extension: the local client's, at once. The local engine, which has the same
+        weights, speaks for the trainer."""
+
+        def look() -> None:
+            self.tell(tokens, judge, largest_b, self._of_engine(self, tokens))
+
+        self._engine.submit_call(self._engine.new_queue(), look).result()
+
+    def tell(self, tokens: list[int], judge: Judge, largest_b: float, trained: np.ndarray) -> None:
+        """On the worker: `judge` gets what vLLM says of `tokens`, beside the trainer's logprobs and
+        the base model's here."""
+        told = self.own_logprobs(ModelInput.from_ints(tokens)).result()
+        sampled = np.array(told[1:], float)
+        base = self._of_engine(LocalSamplingClient(self._engine, None), tokens)
+        unknown = bool(np.isnan(sampled).any())
+        judge(None if unknown else Probed(self.dtype, largest_b, sampled, base, trained))
+
+    def _of_engine(self, client: LocalSamplingClient, tokens: list[int]) -> np.ndarray:
+        job = client.logprobs_job(ModelInput.from_ints(tokens))
+        return self._engine.sampler.prompt_logprobs([job])[0]
 
     def _submit(self, job: SampleJob) -> APIFuture[SampleResponse]:
         if job.num_samples == 0:
