@@ -175,6 +175,8 @@ class VllmProcess:
             return
         if outcome == "done":
             request.future.set_result(value)
+        elif value[0] == "cancelled" and self._closing:
+            request.future.set_exception(StoppedError(self._why()))
         elif value[0] == "cancelled":
             request.future.cancel()
             request.future.set_running_or_notify_cancel()
