@@ -44,8 +44,8 @@ def connect(
     `num_engines` (default 1), and further options of PoolServiceClient, belong to "processes" and
     "ray", which begin that many engines at once. `address` belongs to "ray": a cluster's, or
     "local" for one of its own (default: RAY_ADDRESS, else "local"); and `cpus` and `patience`, see
-    RayTransport. `sampler` "vllm", with `sampler_options` (VllmOptions), belongs to "local": samples
-    by vLLM. Raises ValueError otherwise, and ImportError where a backend's package is missing.
+    RayTransport. `sampler` "vllm", with `sampler_options` (VllmOptions), belongs to "local": vLLM
+    samples. Raises ValueError otherwise, and ImportError where a backend's package is missing.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: allowed are {', '.join(BACKENDS)}")
