@@ -50,6 +50,15 @@ def flag(value: Any) -> bool:
     return bool(value)
 
 
+def one_of(allowed: tuple[str, ...]) -> Check:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(f"allowed are {', '.join(allowed)}")
+        return value
+
+    return check
+
+
 def optional(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 

@@ -36,6 +36,7 @@ from training.backends.local.llama import LLAMA_SHAPED, LlamaBody
 from training.backends.local.loading import BaseModel, note_comparison, open_model
 from training.backends.local.notes import Note
 from training.backends.local.peft_names import takes_adapters
+from training.backends.local.quantized import Int4Matrix, embedded_blocks
 from training.backends.local.rotary import Rotaries, frequency_switches
 from utils.devices import choose_dtype, warn_if_emulated
 
@@ -69,9 +70,15 @@ class Decoder:
     """hidden(): packed tokens to final hidden states; head_*(): hidden states to logprobs."""
 
     def __init__(
-        self, model_path: str | Path, device: torch.device, dtype: torch.dtype | None = None
+        self,
+        model_path: str | Path,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        *,
+        int4_decoding: bool = False,
     ) -> None:
-        """`dtype` of the base model; default: float32 on a CPU, else bfloat16."""
+        """`dtype` of the base model; default: float32 on a CPU, else bfloat16. With
+        `int4_decoding` samples are decoded with the embedded model's own weights of four bits."""
         self.model_path = str(model_path)
         self.device = device
         self.dtype = dtype or getattr(torch, choose_dtype(None, device.type))
@@ -95,6 +102,8 @@ class Decoder:
         # what no adapter touches included: embeddings, norms, experts
         self.weights_digest = model.weights_digest
         self._choose_mode(model)
+        if int4_decoding:
+            self._decode_in_int4()
         # the weights beside embeddings that no adapter can be added to, by name
         plain = isinstance(self._body, LlamaBody)
         self.without_adapters = () if plain else _other_matrices(model.body)
@@ -177,6 +186,13 @@ class Decoder:
         self.layers[HEAD] = LayerInfo(HEAD, "unembed", HEAD, slice(0, self.vocab_size), width)
         self._head_matrix = PackedMatrix(self.head_weight)
         self._head_backward: PackedMatrix | None = None
+
+    def _decode_in_int4(self) -> None:
+        blocks = embedded_blocks(self.config)
+        for product in self.products():
+            assert product.bias is None
+            paths = [path for path, layer in self.layers.items() if layer.product == product.name]
+            product.decode_matrix = Int4Matrix([blocks[path] for path in paths])
 
     def _take_fingerprint(self) -> str:
         """A hash of the rows that were sampled of every layer, which are let go."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from training.backends.local.dropout import Dropout
+from training.backends.local.quantized import Int4Matrix
 from utils.devices import has_native_bfloat16
 
 
@@ -77,7 +78,8 @@ class Stacked(NamedTuple):
 class LoraPass:
     """Which adapter each packed token uses; layers read it while a pass runs.
 
-    `tokens`: how many the pass has, where slices are of a pass through the body.
+    `tokens`: how many the pass has, where slices are of a pass through the body. `decoding`:
+    whether they are the next ones of samples, a row each.
     """
 
     slices: list[LoraSlice] = field(default_factory=list)
@@ -86,6 +88,7 @@ class LoraPass:
     anchor: torch.Tensor | None = None
     stacked: dict[str, Stacked] = field(default_factory=dict)
     tokens: int = 0
+    decoding: bool = False
 
     def rows(self, start: int, stop: int) -> "LoraPass":
         """The part that covers these rows, which are then numbered from 0."""
@@ -243,6 +246,8 @@ class LoraLinear(nn.Module):
         # the only copy of the weight that is kept
         self.forward_matrix = PackedMatrix(weight)
         self._backward_matrix: PackedMatrix | None = None
+        # for decoded rows, where another one is asked for; layers with biases have none
+        self.decode_matrix: Int4Matrix | None = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -264,7 +269,10 @@ class LoraLinear(nn.Module):
         if current.training:
             out = _LoraLinearFunction.apply(flat, current.anchor, self, current)
         else:
-            out = self.forward_matrix(flat, self.bias)
+            if current.decoding and self.decode_matrix is not None:
+                out = self.decode_matrix(flat)
+            else:
+                out = self.forward_matrix(flat, self.bias)
             add_low_rank_(out, flat, self.name, current)
         return out.view(*x.shape[:-1], self.out_features)
 

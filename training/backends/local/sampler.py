@@ -368,6 +368,7 @@ class Sampler:
             cache.begin_step()
         if self._lora is None:
             self._lora = _lora_pass([row.job.weights for row in rows])
+            self._lora.decoding = True
         device = self._decoder.device
         tokens = torch.tensor([row.tokens[-1] for row in rows], device=device)
         positions = torch.tensor(

@@ -56,6 +56,7 @@ from training.backends.local.checkpoints import (
 )
 from training.backends.local.custom_loss import Surrogate, for_logprobs
 from training.backends.local.decoder import Decoder
+from training.backends.local.embedded import is_embedded_dir
 from training.backends.local.engine import Engine, EngineOptions
 from training.backends.local.loading import loads_with_transformers
 from training.backends.local.peft_folders import targets_for_peft
@@ -114,6 +115,11 @@ class LocalServiceClient:
         self._device = torch.device(choose_device(device))
         self._dtype: torch.dtype = getattr(torch, choose_dtype(dtype, self._device.type))
         self._options = EngineOptions(**engine_options)
+        if self._options.sampling_weights and self._device.type != "cpu":
+            raise ValueError(
+                f"sampling_weights={self._options.sampling_weights!r} needs device='cpu'; got "
+                f"device={self._device.type!r}"
+            )
         self._engines: dict[str, Engine] = {}
         self._told: set[str] = set()
         self._lock = threading.Lock()
@@ -131,8 +137,16 @@ class LocalServiceClient:
         with loading:
             if base_model not in self._engines:
                 source = resolve_model(base_model)
+                weights = self._options.sampling_weights
+                if weights and not is_embedded_dir(Path(source)):
+                    raise ValueError(
+                        f"sampling_weights={weights!r} needs model_name={EMBEDDED!r}, whose file "
+                        f"has such weights; got {base_model!r}: leave it out"
+                    )
                 self._engines[base_model] = Engine(
-                    lambda: Decoder(source, self._device, self._dtype),
+                    lambda: Decoder(
+                        source, self._device, self._dtype, int4_decoding=weights == "int4"
+                    ),
                     base_model,
                     self._options,
                     loads_with_transformers=loads_with_transformers(source, self._dtype),
