@@ -262,7 +262,7 @@ class LoraLinear(nn.Module):
         return self._backward_matrix
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.reshape(-1, self.in_features)
+        flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
         current = self.holder.current
         if len(flat) != current.tokens:
             current = self._spread(current, len(flat))
@@ -274,7 +274,7 @@ class LoraLinear(nn.Module):
             else:
                 out = self.forward_matrix(flat, self.bias)
             add_low_rank_(out, flat, self.name, current)
-        return out.view(*x.shape[:-1], self.out_features)
+        return out if x.ndim == 2 else out.view(*x.shape[:-1], self.out_features)
 
     def _spread(self, current: LoraPass, rows: int) -> LoraPass:
         """For a layer that sees several rows of each token, head by head say."""
