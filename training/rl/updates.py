@@ -171,28 +171,36 @@ def rest_em_update(
     *,
     seed: Sequence[int],
 ) -> Update:
-    """Imitates the chosen successes, with the mean loss per answer token."""
+    """Imitates the chosen successes, with the mean loss per answer token. How far the trainer is
+    from the sampler is told of those of the first update, which have the sampler's weights."""
     rng = np.random.default_rng(seed)
     kept_P_G = selected(rewards_P_G, settings.selection, rng)
-    datums_D = [answer_datum(groups_P_G[p][g]) for p, kept_G in enumerate(kept_P_G) for g in kept_G]
+    imitated = [groups_P_G[p][g] for p, kept_G in enumerate(kept_P_G) for g in kept_G]
     metrics: dict[str, float] = {
         "successes": sum(r.solved for rewards_G in rewards_P_G for r in rewards_G),
-        "imitated": len(datums_D),
+        "imitated": len(imitated),
         "updates": 0,
     }
-    if not datums_D:
+    if not imitated:
         logger.warning("No success in this batch: no update")
         return Update(metrics, 0)
-    batches = epoch_batches(datums_D, settings.batch_size, settings.num_epochs, rng)
+    batches = epoch_batches(imitated, settings.batch_size, settings.num_epochs, rng)
     metrics["updates"] = len(batches)
+    num_tokens = 0
     for index, batch in enumerate(batches):
         factor = learning_rate_factor(settings.lr_schedule, index, len(batches))
-        future = trainer.forward_backward(mean_weighted(batch), "cross_entropy")
+        datums_D = mean_weighted([answer_datum(trajectory) for trajectory in batch])
+        future = trainer.forward_backward(datums_D, "cross_entropy")
         stepped = trainer.optim_step(replace(adam, learning_rate=adam.learning_rate * factor))
-        metrics["loss"] = future.result().metrics["loss:sum"]
+        output = future.result()
+        if index == 0:
+            logprobs_D = [o["logprobs"].to_numpy() for o in output.loss_fn_outputs]
+            metrics |= policy_diagnostics(batch, logprobs_D)
+        metrics["loss"] = output.metrics["loss:sum"]
         metrics |= {f"optim/{k}": v for k, v in (stepped.result().metrics or {}).items()}
         metrics.setdefault("loss/first", metrics["loss"])
-    return Update(metrics, sum(d.model_input.length for batch in batches for d in batch))
+        num_tokens += sum(datum.model_input.length for datum in datums_D)
+    return Update(metrics, num_tokens)
 
 
 def answer_logprobs(

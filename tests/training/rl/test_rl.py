@@ -293,6 +293,16 @@ def test_rest_em_imitates_successes_with_their_mean_loss() -> None:
     assert (update.metrics["successes"], update.metrics["updates"]) == (3, 4)
 
 
+def test_rest_em_tells_how_far_the_trainer_is_before_it_moves() -> None:
+    trainer: Any = RecordingTrainer()
+    settings = RestEmSettings(num_epochs=2, batch_size=1)
+    update = rest_em_update(trainer, [[B]], [rewards(1)], settings, ADAM, seed=(0,))
+    # the trainer of this test answers with the weights, 1 over the number of tokens
+    difference = 1 / len(B.tokens_T) - B.logprobs_T
+    expected = np.sqrt((difference**2).mean())
+    assert update.metrics["policy/rms_sampler_trainer"] == pytest.approx(expected)
+
+
 def test_rest_em_without_success_does_nothing() -> None:
     trainer: Any = RecordingTrainer()
     update = rest_em_update(trainer, [[A]], [rewards(0.9)], RestEmSettings(), ADAM, seed=(0,))
