@@ -29,7 +29,9 @@ class Config:
         "has settings of its own, and defaults for those that show none",
         metadata=WHAT | RL_INPUT,
     )
-    num_steps: int | None = chz.field(default=None, doc="batches; 0: evaluate only")
+    num_steps: int | None = chz.field(
+        default=None, doc="batches; 0: evaluate only; default: the domain's"
+    )
     seed: int = chz.field(default=0, doc="of adapters, sampling and the order of problems")
     dry_run: bool = chz.field(default=False, doc="print the plan and an estimate of time, and stop")
 
@@ -48,13 +50,19 @@ class Config:
     algorithm: Literal["grpo", "rest_em"] | None = chz.field(
         default=None, doc="grpo, or rest_em (imitate the successes); default: the domain's"
     )
-    groups_per_batch: int | None = chz.field(default=None, doc="problems per batch")
-    learning_rate: float | None = chz.field(default=None, doc="of Adam")
+    groups_per_batch: int | None = chz.field(
+        default=None, doc="problems per batch; default: the domain's"
+    )
+    learning_rate: float | None = chz.field(default=None, doc="of Adam; default: the domain's")
     lr_schedule: Literal["constant", "linear", "cosine"] = chz.field(
         default="constant", doc="over num_steps (grpo) or over one batch's updates (rest_em)"
     )
-    lora_rank: int | None = chz.field(default=None, doc="of the policy's adapter")
-    lora_alpha: float | None = chz.field(default=None, doc="of the policy's adapter (local only)")
+    lora_rank: int | None = chz.field(
+        default=None, doc="of the policy's adapter; default: the domain's"
+    )
+    lora_alpha: float | None = chz.field(
+        default=None, doc="of the policy's adapter (local only); default: the domain's"
+    )
     train_unembed: bool = chz.field(default=True, doc="adapt the output head too")
     grad_clip_norm: float = chz.field(default=0.0, doc="global norm; 0: off")
     loss_fn: Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"] = chz.field(
@@ -65,15 +73,23 @@ class Config:
     )
     updates_per_batch: int = chz.field(default=1, doc="more than 1 needs loss_fn=ppo or cispo")
     kl_coef: float = chz.field(default=0.0, doc="penalty on the KL to the base model (grpo)")
-    rest_em_epochs: int | None = chz.field(default=None, doc="passes over a batch's successes")
-    rest_em_batch_size: int | None = chz.field(default=None, doc="successes per update")
+    rest_em_epochs: int | None = chz.field(
+        default=None, doc="passes over a batch's successes; default: the domain's"
+    )
+    rest_em_batch_size: int | None = chz.field(
+        default=None, doc="successes per update; default: the domain's"
+    )
     selection: Literal["solved", "best", "random"] | None = chz.field(
         default=None,
         doc="what rest_em imitates: all successes, each group's best, or by chance (a control)",
     )
 
-    group_size: int | None = chz.field(default=None, doc="answers per problem", metadata=SAMPLING)
-    temperature: float | None = chz.field(default=None, doc="of the sampled answers")
+    group_size: int | None = chz.field(
+        default=None, doc="answers per problem; default: the domain's", metadata=SAMPLING
+    )
+    temperature: float | None = chz.field(
+        default=None, doc="of the sampled answers; default: the domain's"
+    )
     enforce_schema: bool = chz.field(
         default=True, doc="sample only valid JSON where a domain wants JSON (local only)"
     )
@@ -82,9 +98,11 @@ class Config:
     eval_every: int = chz.field(
         default=10, doc="batches; also at the start and the end; 0: never", metadata=EVALUATION
     )
-    eval_size: int | None = chz.field(default=None, doc="held-out problems")
-    eval_group_size: int | None = chz.field(default=None, doc="answers per held-out problem")
-    eval_temperature: float | None = chz.field(default=None, doc="0: greedy")
+    eval_size: int | None = chz.field(default=None, doc="held-out problems; default: the domain's")
+    eval_group_size: int | None = chz.field(
+        default=None, doc="answers per held-out problem; default: the domain's"
+    )
+    eval_temperature: float | None = chz.field(default=None, doc="0: greedy; default: the domain's")
 
     log_path: Path | None = chz.field(
         default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
