@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ ENVIRONMENT = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": 
 # what goes through it here are messages
 OBJECT_STORE_BYTES = 256 * 2**20
 OWN = "local"
+SECONDS_TO_ANSWER = 10.0
 
 _lock = threading.Lock()
 _users = 0
@@ -66,6 +68,7 @@ def _begin(ray: Any, address: str, num_cpus: int) -> None:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         options |= {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
     try:
+        _require_listener(address)
         ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -74,6 +77,13 @@ def _begin(ray: Any, address: str, num_cpus: int) -> None:
             "--head), correct address or RAY_ADDRESS, or leave them out for one of this "
             "machine's own"
         ) from error
+
+
+def _require_listener(address: str) -> None:
+    """OSError where nobody listens at HOST:PORT, which Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
 
 
 def listed(resources: Mapping[str, float]) -> str:
