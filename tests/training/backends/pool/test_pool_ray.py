@@ -107,8 +107,6 @@ def test_a_laptop_needs_no_cluster(
     model = tiny_model("llama")
     wanted = program(connect_local(), model)
     service = connect_ray(num_engines=2)
-    [node] = ray.nodes()
-    assert node["NodeManagerAddress"] == "127.0.0.1"
     # two services in one process
     other = connect_ray()
     assert program(service, model) == program(other, model) == wanted
