@@ -14,8 +14,14 @@ import ttt
 from bbh_world import NAMES, generated, save_bbh_model, write_files
 from engine_kills import engine_pids, killed_again_and_again
 from run_results import loop_difference, ttt_difference
-from test_rl_loop import GYM
-from test_ttt_script import QUICK
+
+# answers are 0 to 3, so that a random model that writes such digits is right now and then
+GYM = (
+    *("domain=gym", "task=letter_counting", 'task_config={"min_words": 1, "max_words": 2}'),
+    *("train_size=30", "test_size=3", "groups_per_batch=2", "group_size=6", "max_tokens=1"),
+    *("lora_rank=4", "learning_rate=0.01", "eval_size=3", "eval_temperature=1.0"),
+)
+BBH = ("k=3", "num_training_steps=4", "batch_size=2", "lora_rank=4", "lr=0.004")
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
@@ -57,7 +63,7 @@ def run_ttt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     folder = tmp_path / "bbh"
     folder.mkdir()
     data = write_files(folder, generated(NAMES[:3], 9))
-    given = [f"model_name={model}", f"data_dir={data}", f"tasks={','.join(NAMES[:3])}", *QUICK]
+    given = [f"model_name={model}", f"data_dir={data}", f"tasks={','.join(NAMES[:3])}", *BBH]
 
     def run(name: str, *arguments: str) -> Path:
         ttt.entrypoint([*given, f"log_path={tmp_path / name}", *arguments])

@@ -236,7 +236,7 @@ class PoolTrainingClient(_Ready):
         self._engine = engine
         self._info = info
         self._folder = folder
-        weakref.finalize(self, service.pool.release_client, self.model_id, engine).atexit = False
+        _when_dropped(self, service.pool.release_client, self.model_id, engine)
 
     def forward(
         self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
@@ -308,7 +308,7 @@ class PoolSamplingClient(_Ready):
     def __init__(self, service: PoolServiceClient, place: SamplerPlace) -> None:
         self._service = service
         self._place = place
-        weakref.finalize(self, service.pool.release_sampler, place).atexit = False
+        _when_dropped(self, service.pool.release_sampler, place)
 
     def sample(
         self,
@@ -346,3 +346,9 @@ class PoolSamplingClient(_Ready):
     def _ask(self, method: str, tokens: int, *args: Any, **kwargs: Any) -> APIFuture[Any]:
         request = Request("ask", self._place.key, method, args, kwargs)
         return self._service.pool.ask_sampler(self._place, request, tokens, self)
+
+
+def _when_dropped(client: object, call: Callable[..., None], *arguments: Any) -> None:
+    """At the interpreter's end nobody is told: the engines go then too."""
+    finalizer: Any = weakref.finalize(client, call, *arguments)
+    finalizer.atexit = False

@@ -38,8 +38,8 @@ def connect_children(
     made: list[Any] = []
 
     def make(**options: Any) -> Any:
-        values: dict[str, Any] = {"num_engines": 2, "device": "cpu"}
-        made.append(connect("processes", **{**values, "checkpoint_dir": tmp_path / "p", **options}))
+        values: dict[str, Any] = {"num_engines": 2, "checkpoint_dir": tmp_path / "p"}
+        made.append(connect("processes", device="cpu", **(values | options)))
         return made[-1]
 
     yield make

@@ -6,6 +6,7 @@
 Skipped where Ray is not installed.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -50,9 +51,10 @@ def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 @pytest.fixture
 def cluster(ray: Any) -> Iterator[Any]:
     """A head that engines have no room on; nodes are added by the test."""
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    utils: Any = importlib.import_module("ray.cluster_utils")
+    made = utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     yield made
     ray.shutdown()
     made.shutdown()

@@ -280,7 +280,7 @@ def test_who_asks_and_lets_go_is_answered(tmp_path: Path) -> None:
     with service:
         client = service.create_lora_training_client("fake", seed=5)
         sampler = client.save_weights_and_get_sampling_client().result()
-        futures = [sampler.sample(ModelInput.from_ints([1]), 1, params(0))]
+        futures: list[Any] = [sampler.sample(ModelInput.from_ints([1]), 1, params(0))]
         futures.append(client.forward(data(1), "cross_entropy"))
         del client, sampler
         gc.collect()
