@@ -19,8 +19,9 @@ SECONDS_TO_ANSWER = 10.0
 
 _lock = threading.Lock()
 _users = 0
-# whether this process joined by itself, and so leaves
+# whether this process joined by itself, and so leaves; and whether it is the cluster's only one
 _joined = False
+_is_own = False
 
 
 def import_ray() -> Any:
@@ -42,22 +43,27 @@ def address_of(address: str | None) -> str:
 def join(ray: Any, address: str | None, num_cpus: int) -> None:
     """Joins the cluster at address_of(address), or goes on with the one that this process has
     joined. One of its own has `num_cpus`. Raises ValueError where nobody answers."""
-    global _users, _joined
+    global _users, _joined, _is_own
     with _lock:
         if not ray.is_initialized():
             _begin(ray, address_of(address), num_cpus)
-            _joined = True
+            _joined, _is_own = True, address_of(address) == OWN
         _users += 1
 
 
 def leave(ray: Any) -> None:
     """After join(), once: the last one ends the connection, and with it a cluster of its own."""
-    global _users, _joined
+    global _users, _joined, _is_own
     with _lock:
         _users -= 1
         if _users == 0 and _joined:
             ray.shutdown()
-            _joined = False
+            _joined = _is_own = False
+
+
+def is_own() -> bool:
+    """Whether the cluster that was joined is this process's own."""
+    return _is_own
 
 
 def _begin(ray: Any, address: str, num_cpus: int) -> None:

@@ -6,12 +6,11 @@ import subprocess
 import sys
 
 from training.backends.pool.frames import receive_frame, send_frame
-from training.backends.pool.host import EngineSettings
+from training.backends.pool.host import THREADS, EngineSettings
 from training.backends.pool.messages import packed
 from training.backends.pool.transport import EngineLostError
 
 PROGRAM = "training.backends.pool.child"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class ChildTransport:

@@ -25,11 +25,14 @@ from utils.openmp import bound_spinning
 if TYPE_CHECKING:
     from training.backends.local.service import LocalServiceClient
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
 
 @dataclass(frozen=True)
 class EngineSettings:
     """What an engine is made with. `folder` is the driver's working directory, which relative
-    names of models mean. With `own_device` each engine takes the GPU of its own number."""
+    names of models mean. With `own_device` each engine takes the GPU of its own number. `threads`:
+    where the environment is not the driver's to choose."""
 
     checkpoint_dir: Path
     folder: Path
@@ -38,6 +41,7 @@ class EngineSettings:
     dtype: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     own_device: bool = True
+    threads: int | None = None
     log_level: int = logging.WARNING
 
 
@@ -46,6 +50,9 @@ def begin(index: int, settings: EngineSettings) -> "EngineHost":
     if settings.folder.is_dir():
         os.chdir(settings.folder)
     logging.getLogger().setLevel(settings.log_level)
+    if settings.threads is not None:
+        # before torch is imported
+        os.environ |= dict.fromkeys(THREADS, str(settings.threads))
     return EngineHost(index, settings)
 
 

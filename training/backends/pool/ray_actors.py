@@ -13,7 +13,7 @@ from typing import Any
 
 from training.backends.pool.host import EngineSettings, begin
 from training.backends.pool.transport import EngineLostError
-from utils.ray_cluster import OWN, address_of, import_ray, join, leave, listed
+from utils.ray_cluster import import_ray, is_own, join, leave, listed
 
 SECONDS_BETWEEN_SIGNS = 5.0
 # for an engine that was told to end
@@ -41,15 +41,16 @@ class RayTransport:
     ) -> None:
         self._ray = import_ray()
         cores = os.cpu_count() or 1
+        join(self._ray, address, cores)
         if cpus is None:
-            is_own = not self._ray.is_initialized() and address_of(address) == OWN
-            cpus = max(1, cores // settings.num_engines) if is_own else 1
-        join(self._ray, address, max(cores, cpus * settings.num_engines))
+            cpus = max(1, cores // settings.num_engines) if is_own() else 1
         # Ray shows each actor its own GPU alone
-        self._settings = replace(settings, own_device=False)
+        threads = int(os.environ.get("OMP_NUM_THREADS", cpus))
+        self._settings = replace(settings, own_device=False, threads=threads)
         self._silence = silence
         self._patience = patience
-        self._needs: dict[str, float] = {"CPU": cpus}
+        # a cluster of this process's own has room for all that it makes
+        self._needs: dict[str, float] = {"CPU": 0 if is_own() else cpus}
         has_gpus = bool(self._ray.cluster_resources().get("GPU"))
         if settings.device != "cpu" and has_gpus:
             self._needs["GPU"] = 1
