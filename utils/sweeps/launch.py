@@ -174,6 +174,8 @@ def _in_child(parent: int) -> Callable[[], None]:
 
     def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # which the threads of some programs do not let in
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if libc is not None:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             # it may be gone already, and then no signal comes
