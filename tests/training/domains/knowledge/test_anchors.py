@@ -80,7 +80,7 @@ def test_lines_have_the_answers_of_the_prompt_as_their_targets(
         return ids[counts].tolist()
 
     assert targets(prompt) == targets(line) and len(targets(line)) > 1
-    texts = [tokenizer.decode(datum.model_input.to_ints()) for datum in (prompt, line)]
+    texts = [str(tokenizer.decode(d.model_input.to_ints())) for d in (prompt, line)]
     assert "Topic: A hill\nQuestion: How old is Tarn?\nAnswer:" in texts[0]
     assert texts[1].startswith("Q: How old is Tarn? A:") and "Topic" not in texts[1]
 
