@@ -55,7 +55,7 @@ class KnowledgeDomainConfig(KnowledgeConfig):
         metadata=WHAT,
     )
     num_test_passages: int | None = chz.field(
-        default=None, doc="held out; default: 5 of a made world, else 200"
+        default=None, doc="held out; default: 12 of a made world, else 200"
     )
 
     form: str | None = chz.field(
