@@ -68,6 +68,7 @@ from utils.runs.live_report import LiveReport
 from utils.runs.progress import progress
 from utils.runs.report import Report
 from utils.runs.run_dir import RunDir, new_run_path
+from utils.runs.sinks import sink_factories
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,11 @@ def main(config: Config) -> None:
     with contextlib.ExitStack() as stack:
         # what only the loaded model tells comes last
         with held_log(), as_config_errors():
-            resolve_model(config.model_name)
+            raise_problems(
+                problems_of(
+                    lambda: sink_factories(config.sinks), lambda: resolve_model(config.model_name)
+                )
+            )
             if config.inner_rank is not None:
                 check_rank(config.model_name, "inner_rank", config.inner_rank)
             source, drawn = draw(config)

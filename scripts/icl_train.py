@@ -32,6 +32,7 @@ from utils.config.entrypoint import (
     as_config_errors,
     config_entrypoint,
     held_log,
+    problems_of,
     raise_problems,
 )
 from utils.config.help import MODEL, OUTPUT, WHAT
@@ -39,6 +40,7 @@ from utils.devices import choose_device
 from utils.runs.live_report import LiveReport
 from utils.runs.report import Report
 from utils.runs.run_dir import RunDir
+from utils.runs.sinks import sink_factories
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,11 @@ def main(config: Config, folder: str) -> None:
     may_change = ("dry_run", "evaluation", "name", "runs_dir", "sinks", "training.resume_every")
     with contextlib.ExitStack() as stack:
         with held_log():
+            raise_problems(
+                problems_of(
+                    lambda: sink_factories(config.sinks), lambda: choose_device(config.device)
+                )
+            )
             with as_config_errors():
                 device = choose_device(config.device)
                 if config.dry_run:

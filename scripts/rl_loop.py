@@ -22,7 +22,8 @@ from dotenv import load_dotenv
 from training.adapter_proof import AdapterProof
 from training.connect import has_own_engines
 from training.domains.base import CallsModels
-from training.domains.checks import check_with_model, checked_rewards
+from training.domains.checks import check_forms, check_with_model, checked_rewards
+from training.domains.own import is_own, told_as_own
 from training.domains.registry import make_domain, with_domain_fields
 from training.loop import Recorder, connect_for_run, exit_on_interrupt, require_models
 from training.models import check_rank, resolve_model
@@ -52,6 +53,7 @@ from utils.runs.files import shown_path
 from utils.runs.live_report import LiveReport
 from utils.runs.progress import Stopwatch, progress
 from utils.runs.run_dir import RunDir, new_run_path
+from utils.runs.sinks import sink_factories
 from utils.terminal import command
 
 logger = logging.getLogger(__name__)
@@ -65,10 +67,15 @@ def main(config: Any) -> None:
     started = time.perf_counter()
 
     # everything that can be wrong with the settings, before a model is loaded or a file written
-    checks: list[Callable[[], object]] = [lambda: check_loss(config.loss_fn, config.loss_fn_config)]
+    checks: list[Callable[[], object]] = [
+        lambda: check_loss(config.loss_fn, config.loss_fn_config),
+        lambda: sink_factories(config.sinks),
+    ]
     if has_own_engines(config.backend):
         checks.append(lambda: resolve_model(config.model_name))
     raise_problems(problems_of(*checks))
+    # of functions, as they are called: what the user's own code raises
+    told = told_as_own(config.domain)
     log_path = config.log_path or new_run_path("rl_loop")
     may_change = ("num_steps", "sinks", "dry_run", "save_every", "keep_checkpoints", "num_engines")
     with contextlib.ExitStack() as stack:
@@ -87,23 +94,26 @@ def main(config: Any) -> None:
                 )
                 stack.enter_context(contextlib.closing(service))
                 domain = make_domain(config.domain, config, service)
-                stack.enter_context(contextlib.closing(domain))
+                stack.callback(told(domain.close))
                 settings = Settings.of(config, domain)
                 if has_own_engines(config.backend) and config.lora_rank is not None:
                     check_rank(config.model_name, "lora_rank", config.lora_rank)
                 limit = PromptLimit.of(config, service, domain)
                 chosen = choose_both(domain, config.domain, limit, settings.eval_size)
                 data = {
-                    f"{split} problems": problems_input(domain, chosen[split]) for split in chosen
+                    f"{split} problems": problems_input(domain, config.domain, chosen[split])
+                    for split in chosen
                 }
             problems = {split: found.problems for split, found in chosen.items()}
+            if is_own(config.domain) and config.enforce_schema and has_own_engines(config.backend):
+                check_forms(domain, config.domain, [*problems["train"], *problems["test"]])
             if config.dry_run:
                 with as_config_errors():
                     check_with_model(domain)
                     # an adapter of its own, thrown away at the end
                     policy = make_policy(config, make_trainer(config, settings, service), domain)
                 speeds = probe(policy, problems["train"][0], settings)
-                table = plan_table(settings, domain, chosen, policy, speeds)
+                table = told(plan_table)(settings, domain, chosen, policy, speeds)
                 print(f"\n{table}\n\nNothing was written.")
                 return
             opened = RunDir.open(
@@ -121,7 +131,7 @@ def main(config: Any) -> None:
                 domain.open_calls(run)
             recorder = Recorder(run)
             state = recorder.load()
-            domain.load_state(state.domain)
+            told(domain.load_state)(state.domain)
             proof = AdapterProof(service, config.model_name, run.path, with_answers=True)
             with as_config_errors():
                 check_with_model(domain)
@@ -142,7 +152,7 @@ def main(config: Any) -> None:
         )
 
         def save() -> None:
-            state.domain = domain.state()
+            state.domain = told(domain.state)()
             recorder.save(trainer, state, keep=config.keep_checkpoints)
 
         def evaluate() -> None:
@@ -153,7 +163,7 @@ def main(config: Any) -> None:
                     temperature=settings.eval_temperature,
                     key=("eval", state.step),
                 )
-                rewards_P_G = checked_rewards(domain, problems["test"], texts(groups_P_G))
+                rewards_P_G = told(checked_rewards)(domain, problems["test"], texts(groups_P_G))
             answers = Answers(problems["test"], groups_P_G, rewards_P_G)
             with uninterrupted():
                 state.evaluated = True
@@ -174,7 +184,7 @@ def main(config: Any) -> None:
                     key=("train", state.step),
                 )
             with stopwatch("rewards"):
-                rewards_P_G = checked_rewards(domain, problems_P, texts(groups_P_G))
+                rewards_P_G = told(checked_rewards)(domain, problems_P, texts(groups_P_G))
             adam, seed = settings.adam(state.step), (config.seed, state.step)
             with uninterrupted():
                 with stopwatch("update"):

@@ -50,6 +50,7 @@ from utils.runs.inputs import MUST_EXIST
 from utils.runs.live_report import LiveReport
 from utils.runs.progress import Stopwatch, progress
 from utils.runs.run_dir import RunDir, new_run_path
+from utils.runs.sinks import sink_factories
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,8 @@ def main(config: Config) -> None:
                 [
                     *model_problems(config, started_from),
                     *problems_of(
-                        lambda: examples.extend(load_examples(config.examples_file, config.labels))
+                        lambda: examples.extend(load_examples(config.examples_file, config.labels)),
+                        lambda: sink_factories(config.sinks),
                     ),
                 ]
             )

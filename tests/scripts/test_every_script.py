@@ -591,6 +591,28 @@ def test_an_error_of_settings_comes_alone(
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("sft", "model_name=./none"),
+        ("rl_loop", "model_name=./none"),
+        ("continual", "model_name=./none"),
+        ("icl_train", "device=gpu"),
+    ],
+)
+def test_sinks_are_told_with_what_else_is_wrong(
+    name: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, given = STARTS[name]
+    prepared((*given, wrong))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        start([*given, wrong, 'sinks=["mlflow"]'])
+    said = capsys.readouterr().err
+    assert said.startswith("Error: 2 problems:")
+    assert "sinks names 'mlflow'; allowed: " in said and wrong.partition("=")[2] in said
+
+
 def sft_run(*arguments: str) -> None:
     start, given, *_ = SCRIPTS["sft"]
     start([*given, *arguments, "log_path=runs/r"])

@@ -3,12 +3,15 @@ with."""
 
 import inspect
 import json
-import math
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from chz.tiepin import is_subtype_instance, type_repr
 
+from training.answer_forms import form_problem
 from training.domains.base import Domain, Problem, RawPrompt, Reward, Split, TrainsAdapters
 from utils.config.errors import raise_problems
 
@@ -64,10 +67,28 @@ def checked_problems(domain: Domain, split: Split) -> list[Problem]:
     return found
 
 
+def check_forms(domain: Domain, name: str, problems: Sequence[Problem]) -> None:
+    """Raises ConfigError for a json_schema of the domain, and grammars of problems, that no answer
+    can be held to."""
+    told = []
+    if domain.json_schema is not None and (
+        wrong := form_problem("json_schema", domain.json_schema)
+    ):
+        told.append(f"domain={name!r}: its json_schema: {wrong}")
+    first = {p.grammar: p.id for p in reversed(problems) if p.grammar is not None}
+    told += [
+        f"domain={name!r}: the grammar of {key}: {wrong}"
+        for grammar, key in first.items()
+        if (wrong := form_problem("grammar", grammar)) is not None
+    ]
+    raise_problems(told, at_most=_MAX_PROBLEMS)
+
+
 def checked_rewards(
     domain: Domain, problems_P: list[Problem], answers_P_G: list[list[str]]
 ) -> list[list[Reward]]:
-    """domain.rewards, with a Reward of a finite value for each answer; ConfigError otherwise."""
+    """domain.rewards, with a Reward of a finite value, and a bool as solved, for each answer;
+    ConfigError otherwise."""
     rewards_P_G: Any = domain.rewards(problems_P, answers_P_G)
     told = f"rewards() of {type(domain).__name__}"
     if not isinstance(rewards_P_G, list) or len(rewards_P_G) != len(problems_P):
@@ -82,8 +103,8 @@ def checked_rewards(
             wrong = next((_shown(r) for r in rewards_G if not _is_reward(r)), None)
         if wrong is not None:
             problems.append(
-                f"{told} gave {wrong} to {problem.id}; Reward(value, solved) with a finite value "
-                "is needed for each"
+                f"{told} gave {wrong} to {problem.id}; Reward(value, solved) with a finite value, "
+                "True or False, and a text as note is needed for each"
             )
     raise_problems(problems, at_most=_MAX_PROBLEMS)
     return rewards_P_G
@@ -111,7 +132,10 @@ def _is_reward(value: Any) -> bool:
     return (
         isinstance(value, Reward)
         and isinstance(value.value, (int, float))
-        and math.isfinite(value.value)
+        # an int may be larger than any float
+        and abs(value.value) <= sys.float_info.max
+        and isinstance(value.solved, (bool, np.bool_))
+        and isinstance(value.note, str)
     )
 
 

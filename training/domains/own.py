@@ -80,13 +80,27 @@ def load_own(name: str) -> OwnDomain:
 @contextlib.contextmanager
 def told_as_own(name: str) -> Generator[None, None, None]:
     """What the domain's own code raises in the block becomes a ConfigError with its file and line;
-    nothing is changed for the domains that come with the project."""
+    nothing is changed for the domains that come with the project. The file is not read again: it
+    may have been edited since the run began."""
     if not is_own(name):
         yield
         return
-    module = sys.modules[load_own(name).domain_class.__module__]
-    with _as_config_error(name, None if module.__file__ is None else Path(module.__file__)):
+    with _as_config_error(name, own_file(name)):
         yield
+
+
+def making_told_as_own(name: str, config_class: type[Any]) -> type[Any]:
+    """`config_class`, whose validators and defaults are partly an own domain's: what they raise
+    besides a ValueError, which says what is wrong with the settings, is told_as_own."""
+    make: Any = config_class.__init__
+
+    @functools.wraps(make)
+    def told(self: Any, *arguments: Any, **settings: Any) -> None:
+        with _as_config_error(name, own_file(name), passed=ValueError):
+            make(self, *arguments, **settings)
+
+    config_class.__init__ = told
+    return config_class
 
 
 def clashes(config_class: type[Any], script: type[Any], reserved: Iterable[str]) -> list[str]:
@@ -134,6 +148,8 @@ def _is_class_of(module: types.ModuleType, value: Any) -> bool:
 
 def _file_module(name: str, where: str) -> types.ModuleType:
     path = expanded(where)
+    if path.is_dir():
+        raise ConfigError(f"domain={name!r}: {path} is a folder; an own domain is written {FORMS}")
     if not path.is_file():
         raise ConfigError(f"domain={name!r}: {path}: no such file")
     return _run(name, path, path.read_bytes())
@@ -178,18 +194,24 @@ def _found_in(folder: Path) -> Generator[None, None, None]:
 
 
 @contextlib.contextmanager
-def _as_config_error(name: str, path: Path | None) -> Generator[None, None, None]:
+def _as_config_error(
+    name: str, path: Path | None, *, passed: type[ValueError] = ConfigError
+) -> Generator[None, None, None]:
+    """Of the lines that led to an error, the last in the folder of `path` is told."""
     try:
         yield
-    except ConfigError:
+    except passed:
         raise
     except SyntaxError as error:
-        where = f"{error.filename or path}, line {error.lineno}"
+        # of null bytes no line is known
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        where = f"{error.filename or path}{line}"
         raise ConfigError(f"domain={name!r}: {where}: {error.msg}") from error
     except (Exception, SystemExit) as error:
         # the user's code, which may raise whatever there is, and end the program
         frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if path and Path(f.filename).absolute() == path.absolute()]
+        folder = None if path is None else path.absolute().parent
+        own = [f for f in frames if Path(f.filename).absolute().parent == folder]
         frame = (own or frames)[-1]
         raise ConfigError(
             f"domain={name!r}: {frame.filename}, line {frame.lineno}: "

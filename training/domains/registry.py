@@ -9,7 +9,15 @@ import chz
 from training.api import ServiceClient
 from training.domains.base import Domain
 from training.domains.checks import check_domain
-from training.domains.own import FORMS, clashes, is_own, load_own, own_file, told_as_own
+from training.domains.own import (
+    FORMS,
+    clashes,
+    is_own,
+    load_own,
+    making_told_as_own,
+    own_file,
+    told_as_own,
+)
 from utils.config.entrypoint import ConfigError, given_value, raise_problems
 from utils.config.layers import PRESET_KEY
 
@@ -102,7 +110,9 @@ def with_domain_fields(
         raise ConfigError(str(error)) from None
     if is_own(name):
         raise_problems(clashes(domain_config, base, (*layers, PRESET_KEY, "meta")))
-    return chz.chz(typecheck=True)(type("Config", (base, domain_config), {"__doc__": base.__doc__}))
+    joined = type("Config", (base, domain_config), {"__doc__": base.__doc__})
+    made = chz.chz(typecheck=True)(joined)
+    return making_told_as_own(name, made) if is_own(name) else made
 
 
 def _entry(name: str, entries: Entries) -> _Entry:

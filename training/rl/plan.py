@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from training.rl.policy import Policy
 from training.rl.problems import Chosen
 from training.rl.settings import Settings
 from training.rl.updates import Trajectory, answer_datum, problem_batch
+from utils.config.errors import ConfigError
 from utils.runs.tables import text_table
 
 _MAX_PROBE_ROWS = 32
@@ -101,7 +102,8 @@ def plan_table(
     prompt_tokens = mean_prompt * (num_steps * groups + num_eval)
     sampled_tokens = answer * (num_answers + num_eval_answers)
     trained_tokens = (mean_prompt + answer) * num_answers * num_passes
-    per_reward = float(np.mean([domain.reward_tokens(p) for p in counted[:_REWARDS_COUNTED]]))
+    counts = [_reward_tokens(domain, problem) for problem in counted[:_REWARDS_COUNTED]]
+    per_reward = float(np.mean(counts))
     reward_tokens = per_reward * (num_answers + num_eval_answers)
     seconds = (
         prompt_tokens * speeds.seconds_per_prompt_token
@@ -138,3 +140,13 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{math.ceil(seconds)} s"
     return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def _reward_tokens(domain: Domain, problem: Problem) -> int:
+    tokens: Any = domain.reward_tokens(problem)
+    if not isinstance(tokens, (int, float, np.number)) or not math.isfinite(tokens):
+        raise ConfigError(
+            f"reward_tokens() of {type(domain).__name__} gave {tokens!r} for {problem.id}; a "
+            "number of tokens is needed"
+        )
+    return tokens

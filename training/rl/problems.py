@@ -104,10 +104,11 @@ def choose_both(
     }
 
 
-def problems_input(domain: Domain, chosen: Chosen) -> Input:
-    """What a run stores of its problems, so that it goes on with no others. ValueError where a
-    solution is no plain data."""
-    items = ([p.id, p.messages, _solution(domain, p), *_prompted(p)] for p in chosen.problems)
+def problems_input(domain: Domain, name: str, chosen: Chosen) -> Input:
+    """What a run stores of its problems, so that it goes on with no others, of the domain that the
+    setting `domain` names so. ValueError where a solution is no plain data, ConfigError for what an
+    own domain's solution() raises."""
+    items = ([p.id, p.messages, _solution(domain, name, p), *_prompted(p)] for p in chosen.problems)
     return data_input(f"what domain={domain.name} reads", items)
 
 
@@ -116,9 +117,11 @@ def _prompted(problem: Problem) -> list[Any]:
     return parts if problem.grammar is None else [*parts, problem.grammar]
 
 
-def _solution(domain: Domain, problem: Problem) -> Any:
+def _solution(domain: Domain, name: str, problem: Problem) -> Any:
+    with told_as_own(name):
+        solution = domain.solution(problem)
     try:
-        return to_plain(domain.solution(problem))
+        return to_plain(solution)
     except TypeError as error:
         raise ValueError(
             f"{problem.id}: its solution() has to be plain data, by which runs know it ({error})"

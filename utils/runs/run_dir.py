@@ -36,8 +36,9 @@ LOCK = ".writer.lock"
 # a run that was killed before it had its config.yaml may have left a part of that, and its lock
 OWN_FILES = (".config.yaml.", ".writer.")
 LOGS = ("metrics.jsonl", "samples.jsonl")
-# what a run may hold before it has done anything; the second is training.adapter_proof's
-BEFORE_IT_BEGINS = {"config.yaml", "adapter_proof.json"}
+# what a run may hold before it has done anything; the second is training.adapter_proof's, the third
+# LiveReport's first page
+BEFORE_IT_BEGINS = {"config.yaml", "adapter_proof.json", "report.html"}
 
 
 class RunDir:

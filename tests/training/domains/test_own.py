@@ -22,7 +22,7 @@ from tiny_chat import save_chat_model
 
 from training.domains.base import Domain, Message, Problem, RawPrompt, Reward, Split, Stateless
 from training.domains.checks import check_domain, checked_problems, checked_rewards
-from training.domains.own import load_own, own_file
+from training.domains.own import load_own, own_file, told_as_own
 from utils.config.entrypoint import ConfigError
 from utils.runs.files import read_jsonl
 
@@ -201,6 +201,12 @@ STATELESS = BARE.replace(
 )
 
 
+ONE = """def problems(self, split):
+        from training.domains.base import Problem
+        return [Problem('a', [{'role': 'user', 'content': '?'}], 1)]
+    """
+
+
 @pytest.mark.parametrize(
     ("domain", "source", "message"),
     [
@@ -211,7 +217,18 @@ STATELESS = BARE.replace(
         ("no.module:Mine", "", "there is no module no in this folder, nor installed"),
         ("training.nothing:Mine", "", "there is no module training.nothing in this folder"),
         ("mine.py:Mine", "x = 1\nclass Mine(:\n", "mine.py, line 2: invalid syntax"),
-        ("mine.py:Mine", "\0", "null bytes"),
+        ("mine.py:Mine", "\0", "mine.py: source code string cannot contain null bytes"),
+        ("own/:Mine", "", "domain='own/:Mine': own is a folder; an own domain is written path/to"),
+        (
+            "mine.py:Mine",
+            STATELESS.format(field="width: int = chz.field(default_factory=lambda: [][0])"),
+            "mine.py, line 5: IndexError: list index",
+        ),
+        (
+            "mine.py:Mine",
+            STATELESS.format(field="@chz.validate\n    def _check(self): {}['width']"),
+            "mine.py, line 6: KeyError: 'width'",
+        ),
         ("mine.py:Mine", "import nothing_such\n", "line 1: ModuleNotFoundError: No module named"),
         ("mine.py:Mine", "x = 1\ny = z\n", "mine.py, line 2: NameError: name 'z'"),
         ("mine.py:Mine", "x = 1\nraise SystemExit(3)\n", "mine.py, line 2: SystemExit: 3"),
@@ -272,6 +289,9 @@ def test_what_is_wrong_with_it_is_told(
         ("def state(self): return self.nothing", "AttributeError: 'Mine' object has no attr"),
         ("def problems(self, split): return [][split]", "TypeError: list indices must be"),
         ("def problems(self, split): raise ValueError('too few')", "ValueError: too few"),
+        (f"{ONE}def solution(self, problem): return problem.data[0]", "TypeError: 'int' object is"),
+        (f"{ONE}def rewards(self, *_): return 1 / 0", "ZeroDivisionError: division by"),
+        ("def problems(self, split): return []\n    def close(self): 1 / 0", "ZeroDivisionError: "),
         ("def problems(self, split): return open('nowhere')", "FileNotFoundError: "),
         # in a library, called from there
         ("def problems(self, split): return __import__('json').loads('[')", "JSONDecodeError: "),
@@ -408,6 +428,10 @@ def test_problems_are_checked(problems: Any, message: str) -> None:
         ([[Reward(1.0, True)] * 2, [Reward(1.0, True)]], "for 2 answers to b"),
         ([[Reward(1.0, True)] * 2, [1.0, 0.0]], "gave 1.0 to b; Reward(value, solved) with"),
         ([[Reward(float("nan"), False)] * 2] * 2, "value=nan"),
+        ([[Reward(10**400, False)] * 2] * 2, "value=1000"),
+        ([[Reward(1.0, "no")] * 2] * 2, "solved='no', note='') to a; Reward(value, solved) with"),
+        ([[Reward(1.0, None)] * 2] * 2, "solved=None"),
+        ([[Reward(1.0, True, None)] * 2] * 2, "note=None) to a; "),
     ],
 )
 def test_rewards_are_checked(rewards: Any, message: str) -> None:
@@ -415,6 +439,47 @@ def test_rewards_are_checked(rewards: Any, message: str) -> None:
     assert checked_rewards(Right(), problems, answers)[1][1].solved
     with pytest.raises(ConfigError, match=re.escape(message)):
         checked_rewards(Right(rewards=lambda *_: rewards), problems, answers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [
+        (("", "json_schema = {'type': 'nope'}"), (), "its json_schema: Invalid type: nope"),
+        (("", "json_schema = {'enum': {1}}"), (), "its json_schema: it is no plain data for JSON"),
+        (('word.count("a"))', 'word.count("a"), grammar="start: no")'), (), "unknown name: "),
+        (("[Reward(float(right), right)", "[float(right)"), (), "rewards() of CountLetter gave 0."),
+        (
+            ("", "reward_tokens = lambda self, problem: 'ten'"),
+            ("dry_run=true",),
+            "reward_tokens() of CountLetter gave 'ten' for ",
+        ),
+    ],
+)
+def test_what_a_run_cannot_use_leaves_no_folder(
+    changes: tuple[str, str],
+    more: tuple[str, ...],
+    message: str,
+    model: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old, new = changes
+    name = '    name = "count'
+    code = documented().replace(old or name, new if old else f"    {new}\n{name}")
+    (folder / "mine.py").write_text(code, encoding="utf-8")
+    told = refused(
+        capsys, "domain=mine.py:CountLetter", f"model_name={model}", "log_path=run", *SMALL, *more
+    )
+    assert told.startswith("Error: ") and message in told
+    assert not (folder / "run").exists()
+
+
+def test_a_run_goes_on_without_its_domain_s_file(folder: Path) -> None:
+    name = "own/count_letter.py:CountLetter"
+    load_own(name)
+    (folder / "own" / "count_letter.py").unlink()
+    with told_as_own(name):
+        pass
 
 
 def test_defaults_of_the_loop_are_checked(

@@ -119,5 +119,5 @@ def test_a_run_knows_its_raw_prompts_and_grammars() -> None:
         problem("a", grammar='start: "x"'),
     ]
     domain: Any = Free()
-    hashes = {problems_input(domain, Chosen([p], [])) for p in variants}
+    hashes = {problems_input(domain, "mine", Chosen([p], [])) for p in variants}
     assert len(hashes) == len(variants)

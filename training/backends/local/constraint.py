@@ -2,12 +2,13 @@
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import llguidance
 import numpy as np
 import torch
 
+from training.answer_forms import compiled_form
 from training.api import RequestFailedError, SamplingParams
 
 _MAX_COMPILED = 128
@@ -67,7 +68,7 @@ class ConstraintFactory:
             compiled = self._compiled("json_schema", json.dumps(params.json_schema))
         return Constraint(compiled.deep_copy(), self._vocab_size)
 
-    def _compile(self, field: str, text: str) -> llguidance.LLMatcher:
+    def _compile(self, field: Literal["grammar", "json_schema"], text: str) -> llguidance.LLMatcher:
         if self._wrapped is None:
             # imports transformers
             from llguidance.hf import from_tokenizer
@@ -75,15 +76,8 @@ class ConstraintFactory:
             self._wrapped = from_tokenizer(
                 self._tokenizer, n_vocab=self._vocab_size, eos_token=self._eos_token
             )
-        if field == "grammar":
-            grammar = llguidance.LLMatcher.grammar_from_lark(text)
-        else:
-            # compact JSON: without this, a small model can emit white space until its budget ends
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(
-                text, defaults={"whitespace_flexible": False}
-            )
         # what goes wrong is raised, not printed
-        matcher = llguidance.LLMatcher(self._wrapped, grammar, log_level=0)
+        matcher = llguidance.LLMatcher(self._wrapped, compiled_form(field, text), log_level=0)
         if error := matcher.get_error():
             raise ValueError(f"{field}: {error}")
         return matcher
