@@ -306,7 +306,8 @@ def test_what_its_own_code_raises_is_told_with_its_line(
     told = refused(capsys, "domain=mine.py:Mine", f"model_name={model}", "log_path=broken")
     line = len(source.splitlines())
     assert f"domain='mine.py:Mine': mine.py, line {line}: {message}" in told
-    assert told.startswith("Error: ") and "Traceback" not in told
+    # a progress bar may stand above it
+    assert "Error: " in told and "Traceback" not in told
     assert not (folder / "broken").exists()
 
 
@@ -470,7 +471,7 @@ def test_what_a_run_cannot_use_leaves_no_folder(
     told = refused(
         capsys, "domain=mine.py:CountLetter", f"model_name={model}", "log_path=run", *SMALL, *more
     )
-    assert told.startswith("Error: ") and message in told
+    assert "Error: " in told and message in told
     assert not (folder / "run").exists()
 
 
