@@ -142,11 +142,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-def _reward_tokens(domain: Domain, problem: Problem) -> int:
+def _reward_tokens(domain: Domain, problem: Problem) -> float:
     tokens: Any = domain.reward_tokens(problem)
     if not isinstance(tokens, (int, float, np.number)) or not math.isfinite(tokens):
         raise ConfigError(
             f"reward_tokens() of {type(domain).__name__} gave {tokens!r} for {problem.id}; a "
             "number of tokens is needed"
         )
-    return tokens
+    return float(tokens)

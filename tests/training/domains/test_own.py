@@ -421,6 +421,10 @@ def test_problems_are_checked(problems: Any, message: str) -> None:
         checked_problems(Right(problems=lambda split: problems), "train")
 
 
+# what a user without a type checker may give
+UNTYPED: dict[Any, Any] = {"no": "no", None: None}
+
+
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
@@ -430,9 +434,12 @@ def test_problems_are_checked(problems: Any, message: str) -> None:
         ([[Reward(1.0, True)] * 2, [1.0, 0.0]], "gave 1.0 to b; Reward(value, solved) with"),
         ([[Reward(float("nan"), False)] * 2] * 2, "value=nan"),
         ([[Reward(10**400, False)] * 2] * 2, "value=1000"),
-        ([[Reward(1.0, "no")] * 2] * 2, "solved='no', note='') to a; Reward(value, solved) with"),
-        ([[Reward(1.0, None)] * 2] * 2, "solved=None"),
-        ([[Reward(1.0, True, None)] * 2] * 2, "note=None) to a; "),
+        (
+            [[Reward(1.0, UNTYPED["no"])] * 2] * 2,
+            "solved='no', note='') to a; Reward(value, solved) with",
+        ),
+        ([[Reward(1.0, UNTYPED[None])] * 2] * 2, "solved=None"),
+        ([[Reward(1.0, True, UNTYPED[None])] * 2] * 2, "note=None) to a; "),
     ],
 )
 def test_rewards_are_checked(rewards: Any, message: str) -> None:
