@@ -29,6 +29,7 @@ from utils.config.entrypoint import config_entrypoint, raise_problems
 from utils.config.errors import problems_of
 from utils.config.help import OUTPUT, WHAT
 from utils.runs.files import expanded, shown_path
+from utils.runs.inputs import data_input
 from utils.runs.run_dir import RunDir
 
 
@@ -83,7 +84,12 @@ def main(config: Config) -> None:
     if cluster == "none":
         cluster = None
     rows = compare(a, b, matched, metrics, cluster, seed=config.seed)
-    with RunDir.open("compare", config.log_path, config) as run:
+    # what was read of a and b, which may be folders with much else in them
+    read = {
+        name: data_input(str(side.path), [side.model, *side.items.values()])
+        for name, side in (("a", a), ("b", b))
+    }
+    with RunDir.open("compare", config.log_path, config, data=read) as run:
         write_csv(run.path, a, b, matched, rows, cluster)
         report = write_report(run.path, a, b, matched, rows, cluster)
     print(closing_text(a, b, matched, rows, cluster))

@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 # our own tables' and messages' signs, of the same width where there is one
 PLAIN_SIGNS = {"─": "-", "…": "~", "→": ">", "±": "+-"}
+# control characters, ends of lines, and what turns the direction of writing round
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # what Python takes where nobody asked for anything else
 DEFAULT_ERRORS = ("strict", "surrogateescape")
 
@@ -33,6 +36,11 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     escaped = (c.encode("ascii", "backslashreplace").decode("ascii") for c in missing)
     shown = [PLAIN_SIGNS.get(c, e) for c, e in zip(missing, escaped, strict=True)]
     return "".join(shown), error.end
+
+
+def visible(text: str) -> str:
+    """`text`, from outside, on one line: characters that would steer a terminal as escapes."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def argument_text(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evaluation.compare.items import Item, Side
@@ -61,11 +61,14 @@ def match_items(a: Side, b: Side) -> Matched:
     ids = [id for id in common if id not in left_out]
     if not ids:
         first_a, first_b = (", ".join(list(side.items)[:3]) for side in (a, b))
-        reason = (
-            f"the {len(other)} ids in common are other questions on each side, such as {other[0]}"
-            if other
-            else f"a has {first_a}, ...; b has {first_b}, ..."
-        )
+        reason = f"a has {first_a}, ...; b has {first_b}, ..."
+        if len(other) == 1:
+            reason = f"the only id in common, {other[0]}, is another question on each side"
+        elif other:
+            reason = (
+                f"the {len(other)} ids in common are other questions on each side, such as "
+                f"{other[0]}"
+            )
         raise ConfigError(f"a={a.path}, b={b.path}: no item in common ({reason})")
     notes = []
     if not comparable:
@@ -89,7 +92,13 @@ def choose_metrics(a: Side, b: Side, chosen: Sequence[str]) -> list[str]:
     """Those the user names, or all; a ConfigError for a metric that one side lacks, and for a side
     of which nothing was scored."""
     problems = [
-        f"{label}={side.path}: none of its {len(side.items)} items has a score"
+        f"{label}={side.path}: "
+        + (
+            "its only item has no"
+            if len(side.items) == 1
+            else f"none of its {len(side.items)} items has a"
+        )
+        + " score"
         + "".join(f"; {note}" for note in side.notes)
         for label, side in (("a", a), ("b", b))
         if not side.unusable and not _is_scored(side)
@@ -106,17 +115,29 @@ def choose_metrics(a: Side, b: Side, chosen: Sequence[str]) -> list[str]:
     if chosen:
         return list(dict.fromkeys(chosen))
     common = [name for name in a.metrics if name in b.metrics]
+    advice = "both have none with a number for each item"
+    if common:
+        advice = f"choose with metrics= of what both have ({', '.join(common)})"
     for label, side, other in (("a", a, b), ("b", b, a)):
         missing = [name for name in side.metrics if name not in other.metrics]
         if missing:
+            unusable = {name: other.unusable[name] for name in missing if name in other.unusable}
             problems.append(
-                f"{', '.join(missing)} of {label} ({side.path}) is no metric of the other side; "
-                f"choose with metrics= of what both have ({', '.join(common) or 'nothing'})"
+                f"{', '.join(missing)} of {label} ({side.path}) is no metric of the other side"
+                f"{_reasons(unusable)}; {advice}"
             )
     if not common and not problems:
-        problems.append("a and b have no metric with a number for each item")
+        problems.append(
+            "a and b have no metric with a number for each item"
+            f"{_reasons({f'{name} of a': why for name, why in a.unusable.items()})}"
+            f"{_reasons({f'{name} of b': why for name, why in b.unusable.items()})}"
+        )
     raise_problems(problems)
     return common
+
+
+def _reasons(unusable: Mapping[str, str]) -> str:
+    return "".join(f"; {name}: {why}" for name, why in unusable.items())
 
 
 def _is_scored(side: Side) -> bool:

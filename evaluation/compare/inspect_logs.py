@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -63,8 +64,11 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         from backports.zstd import ZstdError, zipfile
 
     # of a copy that was cut or damaged; an encrypted member is a RuntimeError, an unknown
-    # compression a NotImplementedError
-    damaged = (zipfile.BadZipFile, ZstdError, zlib.error, EOFError, RuntimeError)
+    # compression a NotImplementedError, what bz2 cannot unpack an OSError
+    damaged = (
+        *(zipfile.BadZipFile, ZstdError, zlib.error, lzma.LZMAError),
+        *(EOFError, RuntimeError, OSError),
+    )
 
     try:
         archive = zipfile.ZipFile(path)
@@ -121,10 +125,8 @@ def _scores(
         for name, single in found.items():
             try:
                 scores_S[index][name] = as_score(single)
-            except ValueError:
-                unusable.setdefault(
-                    name, f"item {samples[index].get('id')!r} has {_short(single)}, no number"
-                )
+            except ValueError as error:
+                unusable.setdefault(name, f"item {samples[index].get('id')!r} has {error}")
     return scores_S, unusable
 
 
@@ -155,8 +157,3 @@ def _said(question: Any) -> Any:
 
 def _conversation(messages: Any) -> str:
     return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in messages)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -91,20 +91,32 @@ def _average(items: list[Item]) -> Item:
     return Item(first.id, scores, first.fields, first.question, answer, first.fingerprint)
 
 
+# the squares of thousands of differences are still finite
+LARGEST_SCORE = 1e100
+
 # what inspect_ai's own value_to_float makes of texts
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 
 
 def as_score(value: Any) -> float | None:
-    """None for NaN, which is unscored. A ValueError for what is no number, nor a grade."""
+    """None for NaN, which is unscored. A ValueError shows what is no number, nor a grade, or is too
+    large for the statistics."""
+    score = value
     if isinstance(value, str):
         word = value if value in _WORDS else value.lower()
-        # float() takes "nan" and "inf" for numbers too
-        value = _WORDS[word] if word in _WORDS else float(value)
-    if not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no number")
-    if math.isnan(value):
-        return None
-    if math.isinf(value):
-        raise ValueError(f"{value!r} is no finite number")
-    return float(value)
+        try:
+            # float() takes "nan" and "inf" for numbers too
+            score = _WORDS[word] if word in _WORDS else float(value)
+        except ValueError as error:
+            raise ValueError(f"{_short(value)}, no number") from error
+    if not isinstance(score, int | float):
+        raise ValueError(f"{_short(value)}, no number")
+    # an integer may be too large for a float, but can be compared with one
+    if abs(score) > LARGEST_SCORE:
+        raise ValueError(f"{_short(value)}, no number within -{LARGEST_SCORE:g}..{LARGEST_SCORE:g}")
+    return None if math.isnan(score) else float(score)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

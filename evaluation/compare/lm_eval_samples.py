@@ -80,12 +80,12 @@ def _item(path: Path, prefix: str, records: list[dict[str, Any]], unusable: dict
             own = "" if record["filter"] == "none" else f",{record['filter']}"
             name = f"{prefix}{metric}{own}"
             try:
-                scores[name] = as_score(record[metric])
-            except (KeyError, ValueError):
+                scores[name] = as_score(record.get(metric))
+            except ValueError as error:
                 unusable.setdefault(
                     name,
-                    f"{path.name} has {str(record.get(metric))[:40]!r} for item "
-                    f"{record['doc_id']}, no number of the item's own",
+                    f"{path.name}, item {record['doc_id']!r} has {error}; a number of the item's "
+                    "own is needed",
                 )
     first = records[0]
     doc = first["doc"] if isinstance(first["doc"], dict) else {}

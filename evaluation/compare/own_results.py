@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.compare.items import Item, Sample, Side, join_samples
+from evaluation.compare.items import Item, Sample, Side, as_score, join_samples
 from utils.config.entrypoint import load_yaml
 from utils.runs.files import read_jsonl
 
@@ -65,8 +65,10 @@ def read_eval_results(path: Path, part: str | None) -> Side:
         ]
         n = len(verdicts)
         scores = {
-            f"{kind}/{name}": sum(float(v[kind_of]) for v in verdicts) / n if n else None
-            for kind, kind_of in (("score", "score"), ("exhibits", "exhibits"))
+            f"{kind}/{name}": _score(path, prompt["id"], sum(float(v[kind]) for v in verdicts) / n)
+            if n
+            else None
+            for kind in ("score", "exhibits")
         }
         said = [m["content"] for m in conversation["messages"] if m["role"] == "assistant"]
         question = "\n\n".join(prompt["messages"])
@@ -90,7 +92,7 @@ def _read_rl_loop(folder: Path, config: Mapping[str, Any], part: str | None) -> 
         if str(record["step"]) != step:
             continue
         problem = record["problem"]
-        scores = {"reward": float(record["reward"]), "solved": float(record["solved"])}
+        scores = {name: _score(folder, problem, record[name]) for name in ("reward", "solved")}
         item = Item(problem, scores, {}, record["prompt"], record["answer"], record["prompt"])
         samples.append(Sample(numbers[problem], item))
         numbers[problem] += 1
@@ -110,7 +112,7 @@ def _read_bbh(folder: Path, config: Mapping[str, Any], part: str | None) -> Side
             None,
             Item(
                 f"{result['task']}/{p['index']}",
-                {"right": float(p["right"])},
+                {"right": _score(folder, f"{result['task']}/{p['index']}", p["right"])},
                 {"task": result["task"]},
                 p["question"],
                 p["answer"] or "",
@@ -135,7 +137,9 @@ def _read_arc(folder: Path, config: Mapping[str, Any], part: str | None) -> Side
     for record in records:
         answered = record[chosen] or {"answers": []}
         scores = {
-            name: None if answered.get(name) is None else float(answered[name])
+            name: None
+            if answered.get(name) is None
+            else _score(folder, record["task"], answered[name])
             for name in ("solved", "cell_accuracy")
         }
         answer = "\n\n".join(answered["answers"])
@@ -143,3 +147,10 @@ def _read_arc(folder: Path, config: Mapping[str, Any], part: str | None) -> Side
     items, notes = join_samples(samples, str(folder))
     model = f"{config.get('model_name')}, {chosen} training"
     return Side(folder, TTT, model, items, notes=notes)
+
+
+def _score(path: Path, item: str, value: Any) -> float | None:
+    try:
+        return as_score(value)
+    except ValueError as error:
+        raise ValueError(f"{path}: item {item!r} has {error}") from error

@@ -11,6 +11,7 @@ from evaluation.compare.items import Side
 from utils.runs.files import atomic_write_text
 from utils.runs.report import LINE_COLOURS, Report
 from utils.runs.tables import csv_text, text_table
+from utils.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,8 +29,8 @@ def rows_of(rows: Sequence[Row]) -> list[list[Any]]:
     """Under HEADERS."""
     return [
         [
-            *(row.metric, row.found.base_mean, row.found.tuned_mean, _signed(row.found.difference)),
-            *(_interval(row), row.p_holm, row.verdict),
+            *(visible(row.metric), row.found.base_mean, row.found.tuned_mean),
+            *(_signed(row.found.difference), _interval(row), row.p_holm, row.verdict),
         ]
         for row in rows
     ]
@@ -39,7 +40,7 @@ def detail_rows(rows: Sequence[Row], cluster: str | None) -> list[list[Any]]:
     """Under DETAIL_HEADERS."""
     return [
         [
-            *(row.metric, row.found.p, row.p_sign_flip),
+            *(visible(row.metric), row.found.p, row.p_sign_flip),
             *(
                 (row.mcnemar.p, row.mcnemar.n_gained, row.mcnemar.n_lost)
                 if row.mcnemar
@@ -70,11 +71,12 @@ def notes_of(a: Side, b: Side, matched: Matched, rows: Sequence[Row]) -> list[st
     for label, side in (("a", a), ("b", b)):
         notes += [f"{label}: {name} is left out: {why}" for name, why in side.unusable.items()]
     # found by one statistic for prompts and items alike
-    return notes + [
+    notes += [
         f"{row.metric}: {note.replace('prompt', 'item')}"
         for row in rows
         for note in row.found.notes
     ]
+    return [visible(note) for note in notes]
 
 
 def closing_text(
@@ -82,7 +84,7 @@ def closing_text(
 ) -> str:
     """What the script prints at its end."""
     parts = [
-        f"a: {a.model} ({a.path})\nb: {b.model} ({b.path})",
+        "\n".join(visible(f"{label}: {s.model} ({s.path})") for label, s in (("a", a), ("b", b))),
         text_table(HEADERS, rows_of(rows)),
         text_table(DETAIL_HEADERS, detail_rows(rows, cluster)),
         "\n".join(notes_of(a, b, matched, rows)),
@@ -98,12 +100,12 @@ def write_csv(
     items = []
     for id in matched.ids:
         first, second = a.items[id], b.items[id]
-        line: dict[str, Any] = {"item": id}
+        line: dict[str, Any] = {"item": visible(id)}
         if cluster is not None:
-            line[cluster] = first.fields[cluster]
+            line[visible(cluster)] = visible(str(first.fields[cluster]))
         for row in rows:
-            line[f"{row.metric} a"] = first.scores.get(row.metric)
-            line[f"{row.metric} b"] = second.scores.get(row.metric)
+            line[visible(f"{row.metric} a")] = first.scores.get(row.metric)
+            line[visible(f"{row.metric} b")] = second.scores.get(row.metric)
         items.append(line)
     atomic_write_text(folder / "items.csv", csv_text(items))
 
@@ -112,7 +114,7 @@ def _plain(row: Row) -> dict[str, Any]:
     found, mcnemar = row.found, row.mcnemar
     low, high = found.interval or (None, None)
     return {
-        "metric": row.metric,
+        "metric": visible(row.metric),
         "a": found.base_mean,
         "b": found.tuned_mean,
         "difference": found.difference,
@@ -135,7 +137,7 @@ def _plain(row: Row) -> dict[str, Any]:
 def write_report(
     folder: Path, a: Side, b: Side, matched: Matched, rows: Sequence[Row], cluster: str | None
 ) -> Path:
-    report = Report("Comparison", f"{a.model} (a) and {b.model} (b)")
+    report = Report("Comparison", visible(f"{a.model} (a) and {b.model} (b)"))
     report.tiles(list(_tiles(rows)))
     for note in notes_of(a, b, matched, rows):
         report.paragraph(note)
@@ -177,7 +179,7 @@ def difference_plot(rows: Sequence[Row]) -> Figure:
         if row.found.difference is not None:
             axes.plot([row.found.difference], [0], "D", color=LINE_COLOURS[0], markersize=6)
         axes.axvline(0, color="#5c6876", linewidth=0.8)
-        axes.set_yticks([0], [row.metric.replace("$", r"\$")])
+        axes.set_yticks([0], [visible(row.metric).replace("$", r"\$")])
         axes.set_ylim(-1, 1)
         axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
@@ -191,12 +193,15 @@ def _add_changes(report: Report, a: Side, b: Side, matched: Matched, row: Row) -
         if before is not None and after is not None and before != after:
             changed.append((after - before, id))
     changed.sort(key=lambda change: -abs(change[0]))
-    report.heading(f"{metric}: {len(changed)} of {row.found.n_prompts} items changed")
+    number = row.found.n_prompts
+    report.heading(
+        f"{visible(metric)}: {len(changed)} of {number} item{'' if number == 1 else 's'} changed"
+    )
     if len(changed) > SHOWN_CHANGES:
         report.paragraph(f"The {SHOWN_CHANGES} that changed most; all scores are in items.csv.")
     for difference, id in changed[:SHOWN_CHANGES]:
         first, second = a.items[id], b.items[id]
-        with report.details(f"{id}: {_signed(difference)}"):
+        with report.details(f"{visible(id)}: {_signed(difference)}"):
             if first.question:
                 report.pre(first.question, "question")
             report.pre(first.answer, f"a: {first.scores[metric]:g}")
@@ -206,7 +211,7 @@ def _add_changes(report: Report, a: Side, b: Side, matched: Matched, row: Row) -
 def _tiles(rows: Sequence[Row]) -> Iterator[tuple[str, Any, str]]:
     for row in rows:
         p = "no p value" if row.p_holm is None else f"Holm p {row.p_holm:.2g}"
-        yield row.metric, _signed(row.found.difference) or "-", f"{row.verdict}; {p}"
+        yield visible(row.metric), _signed(row.found.difference) or "-", f"{row.verdict}; {p}"
 
 
 def _interval(row: Row) -> str | None:
@@ -223,6 +228,5 @@ def _signed(value: float | None) -> str | None:
 
 def _units(row: Row, cluster: str | None) -> str:
     number = len(row.found.unit_differences)
-    if cluster is None or row.found.unit == "prompt":
-        return f"{number} items"
-    return f"{number} clusters"
+    unit = "item" if cluster is None or row.found.unit == "prompt" else "cluster"
+    return f"{number} {unit}{'' if number == 1 else 's'}"

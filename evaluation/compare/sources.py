@@ -22,10 +22,10 @@ def open_side(name: str, path: Path, part: str | None) -> Side:
     with as_config_errors():
         try:
             return _read(path, part)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             # other files of these forms: a field that is not there, or is something else
             raise ValueError(f"{name}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"{name}={path}: not as its form has it ({type(error).__name__}: {error}); taken "
                 f"are {KNOWN}"
@@ -38,15 +38,18 @@ def _read(path: Path, part: str | None) -> Side:
         path = path.parent
     if path.is_dir() and (path / "config.yaml").is_file():
         return own_results.read_run(path, part)
-    if path.suffix == ".yaml":
+    if path.suffix == ".yaml" and path.is_file():
         return own_results.read_eval_results(path, part)
     if part is not None:
         raise ValueError(
             f"{path} has no parts to choose from, {part!r} was named: only models of eval.py's "
             "results, steps of rl_loop.py and before/after of ttt.py are parts"
         )
-    if path.suffix in (".eval", ".json"):
+    if path.is_dir():
+        if lm_eval_samples.is_samples_folder(path):
+            return lm_eval_samples.read_samples(path)
+    elif path.suffix in (".eval", ".json"):
         return inspect_logs.read_log(path)
-    if path.suffix == ".jsonl" or (path.is_dir() and lm_eval_samples.is_samples_folder(path)):
+    elif path.suffix == ".jsonl":
         return lm_eval_samples.read_samples(path)
     raise ValueError(f"{path}: {KNOWN} is needed")

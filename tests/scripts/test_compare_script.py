@@ -5,6 +5,7 @@ uv run pytest tests/scripts/test_compare_script.py
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,60 @@ def test_one_item_in_common(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(capsys.readouterr().out.split())
     assert "1 item is on both sides." in shown and "cluster" not in shown
     assert "match: one item is scored on both sides; an interval and a p value need two" in shown
+    assert "1 items" not in shown and "1 of 1 items" not in Path("runs/c/report.html").read_text()
 
 
 def test_files_that_are_not_there_are_told_together() -> None:
     told = problem("a=x.eval", "b=y.eval")
     assert "a='x.eval': no such file or folder" in told and "b='y.eval'" in told
+
+
+@pytest.mark.parametrize("which", ["a", "b"])
+def test_an_edited_side_does_not_overwrite_a_comparison(which: str, tmp_path: Path) -> None:
+    # lm-eval's files may lie deeper than the folder that is named
+    for side, source in (("a", "lm_eval_base"), ("b", "lm_eval_tuned")):
+        shutil.copytree(LOGS / source, tmp_path / side / "model")
+    given = ["a=a", "b=b", "log_path=runs/c"]
+    config_entrypoint(compare.main, given)
+    config_entrypoint(compare.main, given)
+    before = Path("runs/c/comparison.csv").read_bytes()
+    [path] = (tmp_path / which).rglob("samples_sums_choice_*")
+    path.write_text(path.read_text().replace('"acc": 0.0', '"acc": 1.0'))
+    with pytest.raises(ConfigError, match=f"{which}: .* holds something else than at the start"):
+        compare.main(load_config(compare.Config, given))
+    assert Path("runs/c/comparison.csv").read_bytes() == before
+
+
+def test_control_characters_are_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    log = json.loads((LOGS / "base.json").read_text())
+    log["eval"]["model"] = "m\x1b[2J"
+    for number, sample in enumerate(log["samples"]):
+        sample["id"] = f"{number}\x1b[2J\r\n"
+        sample["scores"] = {"s\x9b2J": sample["scores"]["match"]}
+        sample["metadata"] = {"k\x07": f"{number}\u202e"}
+    Path("a.json").write_text(json.dumps(log))
+    log["samples"] = log["samples"][:-1]
+    Path("b.json").write_text(json.dumps(log))
+    run("a=a.json", "b=b.json", "cluster=k\x07")
+    shown = capfd.readouterr().out
+    assert "a: m\\x1b[2J, sums" in shown and "(7\\x1b[2J\\r\\n)" in shown and "s\\x9b2J" in shown
+    files = [Path("runs/c", name).read_text() for name in ("items.csv", "comparison.csv")]
+    assert "0\\x1b[2J\\r\\n,0\\u202e," in files[0] and "s\\x9b2J" in files[1]
+    for text in (shown, *files):
+        assert not set(text) & set("\x1b\r\x9b\x07\u202e")
+    with pytest.raises(SystemExit):
+        config_entrypoint(compare.main, ["a=a.json", f"b={LOGS / 'base.json'}", "log_path=runs/d"])
+    told = capfd.readouterr().err
+    assert "a has 0\\x1b[2J" in told and "\x1b[2J" not in told
+
+
+def test_a_reward_that_is_no_number(tmp_path: Path) -> None:
+    dump_yaml(tmp_path / "rl/config.yaml", {"eval_every": 2, "model_name": "m"})
+    record = {"kind": "eval", "step": 4, "problem": "p", "prompt": "q", "answer": "a"}
+    for reward in ("1e308", "1" + "0" * 400):
+        line = json.dumps({**record, "reward": "?", "solved": True}).replace('"?"', reward)
+        (tmp_path / "rl/samples.jsonl").write_text(line)
+        assert "a: rl: item 'p' has 1" in problem("a=rl", "b=rl")
 
 
 def test_a_run_without_items(tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def grpo_update(
         "updates": settings.num_updates if kept else 0,
     }
     if not kept:
-        logger.warning("All %d groups had one reward throughout: no update", len(groups_P_G))
+        number = len(groups_P_G)
+        which = "The only group" if number == 1 else f"All {number} groups"
+        logger.warning("%s had one reward throughout: no update", which)
         return Update(metrics, 0)
     trajectories_D = [trajectory for trajectory, _ in kept]
     advantages_D_T = [np.full(len(t.tokens_T), advantage) for t, advantage in kept]

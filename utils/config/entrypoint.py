@@ -40,7 +40,7 @@ from utils.config.presets import presets_text
 from utils.config.types import fields_of
 from utils.openmp import bound_spinning
 from utils.runs.inputs import file_inputs
-from utils.terminal import print_anything
+from utils.terminal import print_anything, visible
 
 __all__ = [
     "COMMAND_LINE",
@@ -179,7 +179,8 @@ def _exit_checked(checked: dict[str, Any]) -> NoReturn:
 
 
 def _exit_with(error: ConfigError) -> NoReturn:
-    print(f"Error: {error}", file=sys.stderr)
+    shown = "\n".join(visible(line) for line in f"Error: {error}".split("\n"))
+    print(shown, file=sys.stderr)
     print(
         "Append --help for all arguments, their values and where they come from.", file=sys.stderr
     )

@@ -104,20 +104,22 @@ def change_log(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path
     return path
 
 
-@pytest.mark.parametrize("compression", ["zstd", "deflate", "encrypted"])
+@pytest.mark.parametrize("compression", ["zstd", "deflate", "bzip2", "lzma", "encrypted"])
 def test_a_damaged_member_of_a_log_is_named(tmp_path: Path, compression: str) -> None:
     path = tmp_path / "damaged.eval"
     if compression == "zstd":
         shutil.copy(LOGS / "base.eval", path)
     else:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        methods = {"bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
+        method = methods.get(compression, zipfile.ZIP_DEFLATED)
+        with zipfile.ZipFile(path, "w", method) as archive:
             archive.writestr("header.json", json.dumps({"status": "success"}))
     data = bytearray(path.read_bytes())
     if compression == "encrypted":
         # a flag of the member, in the list of members
         data[data.rindex(b"PK\x01\x02") + 8] |= 1
     else:
-        start = data.index(b"PK\x03\x04") if compression == "deflate" else data.index(b"samples/")
+        start = data.index(b"samples/") if compression == "zstd" else data.index(b"PK\x03\x04")
         body = slice(start + 45, start + 55)
         data[body] = bytes(byte ^ 0xFF for byte in data[body])
     path.write_bytes(data)
@@ -164,7 +166,9 @@ def test_answers_without_a_score(tmp_path: Path) -> None:
     assert side.unusable["match"] == "item 'sum-4-4' has 'maybe', no number"
     assert "[1]" in side.unusable["style/even"]
     base = opened(LOGS / "base.json")
-    with pytest.raises(ConfigError, match=r"match, style/even of b .* choose with metrics="):
+    # the reason is told also where the user names no metrics
+    expected = r"match, style/even of b .*; match: item 'sum-4-4' has 'maybe', .* choose with metri"
+    with pytest.raises(ConfigError, match=expected):
         choose_metrics(side, base, [])
     with pytest.raises(ConfigError, match="metrics names 'match': in a, item 'sum-4-4' has"):
         choose_metrics(side, base, ["match"])
@@ -228,7 +232,9 @@ def test_lm_eval_metrics_of_a_whole_corpus(tmp_path: Path) -> None:
     changed.write_text("".join(json.dumps(record) + "\n" for record in records))
     side = opened(changed)
     assert side.metrics == ["acc", "acc_norm"]
-    assert "no number of the item's own" in side.unusable["bleu"]
+    assert side.unusable["bleu"].endswith(
+        "item 0 has ['reference', 'answer'], no number; a number of the item's own is needed"
+    )
 
 
 # ---- what cannot be read, or matched
@@ -255,6 +261,17 @@ def test_other_files(name: str, text: str, expected: str, tmp_path: Path) -> Non
         opened(path)
     assert str(path) in str(caught.value) and str(caught.value).startswith("a")
     assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("name", ["x.eval", "x.json", "x.yaml", "x.jsonl"])
+def test_a_folder_with_a_file_s_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.mkdir()
+    with pytest.raises(ConfigError, match=rf"^a: .*{name}: an \.eval or \.json log .* is needed"):
+        opened(path)
+    for file in (LOGS / "lm_eval_base").iterdir():
+        shutil.copy(file, path)
+    assert opened(path).form == "samples of lm-eval"
 
 
 def test_two_forms_and_no_common_items() -> None:
@@ -284,6 +301,48 @@ def test_scores() -> None:
     given = ["C", "I", "P", "N", True, 0.25, 3, "yes", "False", "0.5"]
     assert [as_score(value) for value in given] == [1, 0, 0.5, 0, 1, 0.25, 3, 1, 0, 0.5]
     assert as_score(float("nan")) is None
-    for value in ("c", None, [1], {"x": 1}, float("inf"), "B"):
-        with pytest.raises(ValueError):
+    for value in ("c", None, [1], {"x": 1}, "B"):
+        with pytest.raises(ValueError, match=r"no number$"):
             as_score(value)
+    for value in (float("inf"), "-inf", 1e308, -1e308, 10**400, "1e101"):
+        with pytest.raises(ValueError, match=r"no number within -1e\+100\.\.1e\+100$"):
+            as_score(value)
+
+
+def test_the_largest_scores_are_compared() -> None:
+    def side(*given: float) -> Side:
+        items = {
+            str(i): Item(str(i), {"s": as_score(score)}, {}, "", "", None)
+            for i, score in enumerate(given)
+        }
+        return Side(Path("x"), "form", "m", items)
+
+    row = compared(side(1e100, -1e100, 0), side(-1e100, 1e100, 1e100))["s"]
+    assert row.found.difference == pytest.approx(1e100 / 3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["maybe", None, float("inf"), [1], 10**400, 1e308],
+    ids=["text", "None", "inf", "list", "integer", "float"],
+)
+def test_why_a_metric_of_one_side_is_none(tmp_path: Path, value: Any) -> None:
+    def spoil(log: dict[str, Any]) -> None:
+        for one in log["samples"]:
+            one["scores"] = {"match": {"value": value}}
+
+    def keep_one(log: dict[str, Any]) -> None:
+        for one in log["samples"]:
+            del one["scores"]["style"]
+
+    (tmp_path / "b").mkdir()
+    whole, spoilt = change_log(tmp_path, keep_one), change_log(tmp_path / "b", spoil)
+    a, b = opened(whole), opened(spoilt)
+    with pytest.raises(
+        ConfigError, match=r"match of a .*; match: item 'sum-11-5' has .*, no number"
+    ):
+        choose_metrics(a, b, [])
+    with pytest.raises(
+        ConfigError, match=r"no metric .*; match of a: .*; match of b: item 'sum-11-5'"
+    ):
+        choose_metrics(b, b, [])

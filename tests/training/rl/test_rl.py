@@ -252,10 +252,15 @@ def test_grpo_trains_on_groups_with_spread() -> None:
     assert update.metrics["optim/learning_rate"] == 0.5
 
 
-def test_grpo_without_spread_does_nothing() -> None:
+def test_grpo_without_spread_does_nothing(caplog: pytest.LogCaptureFixture) -> None:
     trainer, update = grpo([rewards(0, 0), rewards(1, 1)])
     assert trainer.passes == []
     assert update == ({"skipped_groups": 2, "updates": 0}, 0)
+    grpo_update(trainer, [[A, B]], [rewards(1, 1)], GrpoSettings(), ADAM)
+    assert [record.message for record in caplog.records] == [
+        "All 2 groups had one reward throughout: no update",
+        "The only group had one reward throughout: no update",
+    ]
 
 
 def test_grpo_reuses_a_batch_and_passes_the_loss_config_on() -> None:
