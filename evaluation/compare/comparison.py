@@ -92,14 +92,7 @@ def choose_metrics(a: Side, b: Side, chosen: Sequence[str]) -> list[str]:
     """Those the user names, or all; a ConfigError for a metric that one side lacks, and for a side
     of which nothing was scored."""
     problems = [
-        f"{label}={side.path}: "
-        + (
-            "its only item has no"
-            if len(side.items) == 1
-            else f"none of its {len(side.items)} items has a"
-        )
-        + " score"
-        + "".join(f"; {note}" for note in side.notes)
+        "; ".join((f"{label}={side.path}: {_nothing_scored(len(side.items))}", *side.notes))
         for label, side in (("a", a), ("b", b))
         if not side.unusable and not _is_scored(side)
     ]
@@ -138,6 +131,12 @@ def choose_metrics(a: Side, b: Side, chosen: Sequence[str]) -> list[str]:
 
 def _reasons(unusable: Mapping[str, str]) -> str:
     return "".join(f"; {name}: {why}" for name, why in unusable.items())
+
+
+def _nothing_scored(number: int) -> str:
+    return (
+        "its only item has no score" if number == 1 else f"none of its {number} items has a score"
+    )
 
 
 def _is_scored(side: Side) -> bool:

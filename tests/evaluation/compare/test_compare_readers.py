@@ -274,6 +274,16 @@ def test_a_folder_with_a_file_s_name(name: str, tmp_path: Path) -> None:
     assert opened(path).form == "samples of lm-eval"
 
 
+def test_one_item_is_told_as_one() -> None:
+    def side(question: str) -> Side:
+        return Side(Path("x"), "form", "m", {"i": Item("i", {"s": None}, {}, "", "", question)})
+
+    with pytest.raises(ConfigError, match="the only id in common, i, is another question on each"):
+        match_items(side("q"), side("another"))
+    with pytest.raises(ConfigError, match="a=x: its only item has no score"):
+        choose_metrics(side("q"), side("q"), [])
+
+
 def test_two_forms_and_no_common_items() -> None:
     inspect, lm_eval = opened(LOGS / "base.eval"), opened(LOGS / "lm_eval_base")
     with pytest.raises(ConfigError, match="a is a log of inspect_ai, b samples of lm-eval"):
