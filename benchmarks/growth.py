@@ -96,7 +96,7 @@ class Point:
     group: int
     prompt: int
     model: str
-    dtype: Dtype
+    dtype: str
 
 
 # axis -> the setting that holds its values

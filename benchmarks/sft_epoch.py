@@ -233,11 +233,9 @@ def run_trl(
             synchronize(config.device)
             self._started = time.perf_counter()
 
-        def on_log(
-            self, _args: Any, _state: Any, _control: Any, logs: dict[str, Any], **_keywords: Any
-        ) -> None:
-            if "loss" in logs:
-                self._losses.append(logs["loss"])
+        def on_log(self, *_arguments: Any, **keywords: Any) -> None:
+            if "loss" in keywords["logs"]:
+                self._losses.append(keywords["logs"]["loss"])
 
         def on_epoch_end(self, *_arguments: Any, **_keywords: Any) -> None:
             synchronize(config.device)
