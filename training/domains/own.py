@@ -133,7 +133,9 @@ def _told(field: Any) -> str:
 
 def _parts(name: str) -> tuple[str, str]:
     where, _, class_name = name.rpartition(":")
-    if not where or not class_name.isidentifier():
+    # no package that a module's name could be relative to
+    unnamed = not _is_path(where) and "" in where.split(".")
+    if unnamed or not class_name.isidentifier():
         raise ConfigError(f"domain={name!r}: an own domain is written {FORMS}")
     return where, class_name
 

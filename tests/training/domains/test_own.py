@@ -214,6 +214,7 @@ ONE = """def problems(self, split):
         ("mine.py", "", "and path/to/file.py:Class or package.module:Class of your own"),
         ("mine.py:", "", "an own domain is written path/to/file.py:Class or"),
         (":Mine", "", "an own domain is written"),
+        (".json:Mine", "", "domain='.json:Mine': an own domain is written path/to/file.py:Class"),
         ("no.module:Mine", "", "there is no module no in this folder, nor installed"),
         ("training.nothing:Mine", "", "there is no module training.nothing in this folder"),
         ("mine.py:Mine", "x = 1\nclass Mine(:\n", "mine.py, line 2: invalid syntax"),
