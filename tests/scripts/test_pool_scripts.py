@@ -39,6 +39,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return save_chat_model(tmp_path / "model", favourites="0123")
 
 
+@pytest.mark.slow
 def test_rl_loop_on_two_engines_has_the_bits_of_one_process(model: str, tmp_path: Path) -> None:
     runs = []
     for arguments in (["backend=local"], ["backend=processes", "num_engines=2"]):

@@ -152,7 +152,7 @@ def test_the_engine_is_given_its_sizes(folder: Path, monkeypatch: pytest.MonkeyP
     def asked(*_backend: str, **options: Any) -> None:
         raise Asked(options)
 
-    monkeypatch.setattr("training.connect.connect", asked)
+    monkeypatch.setattr(serve, "connect", asked)
     keys = Keys.for_loopback(folder)
     for wanted in (None, 512):
         config = serve.Config(

@@ -324,7 +324,7 @@ def test_what_cannot_be_is_refused_where_it_is_made(hosts, folder):
         long = SamplingParams(max_tokens=4000)
         error = await refusal(client.post_sample(sampler, [5] * 100, 1, long))
         assert error.status == 400
-        assert all(number in error.message for number in ("100", "4000", "4100", "4096"))
+        assert all(number in error.message for number in ("100", "4000", "4096"))
         error = await refusal(client.post_sample(sampler, PROMPT, 257))
         assert "num_samples: got 257, allowed 1 to 256" in error.message
         error = await refusal(client.post_sample(sampler, [100_000]))

@@ -30,7 +30,9 @@ class ChildTransport:
             )
         self._settings = settings
         self._silence = silence
-        self._threads = dict.fromkeys(THREADS, str(share))
+        # torch takes MKL's number before OpenMP's, so that a share beside the user's would win
+        told = any(name in os.environ for name in THREADS)
+        self._threads = {} if told else dict.fromkeys(THREADS, str(share))
 
     def start(self, index: int) -> "ChildLink":
         ours, theirs = socket.socketpair()

@@ -312,7 +312,7 @@ def test_bad_services(tmp_path: Path):
         arguments: dict[str, Any] = {option: 0}
         with pytest.raises(ValueError, match=f"{option}=0: a whole number from 1"):
             connect("local", **arguments)
-    with pytest.raises(ValueError, match="backend='remote': allowed are local, tinker"):
+    with pytest.raises(ValueError, match="backend='remote': allowed are local, processes"):
         connect("remote")
     with pytest.raises(ValueError, match="base_url"):
         connect("local", base_url="http://x")

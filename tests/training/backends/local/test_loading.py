@@ -111,9 +111,9 @@ def test_the_tokenizer_is_loaded_while_the_weights_are(
         is_loaded.set()
         raise ValueError("told to who asks")
 
-    def opened(source: Path, device: torch.device, dtype: torch.dtype) -> Decoder:
+    def opened(*given: Any, **options: Any) -> Decoder:
         seen.append(is_loaded.wait(WAIT_SECONDS[len(seen)]))
-        return Decoder(source, device, dtype)
+        return Decoder(*given, **options)
 
     seen: list[bool] = []
     monkeypatch.setattr(engine, "load_tokenizer", load)
