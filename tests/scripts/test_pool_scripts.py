@@ -102,7 +102,7 @@ def test_random_kills_of_engines_change_nothing(
     wanted, kills, again = run("wanted"), 0, 0
     while kills < 10:
         again += 1
-        with killed_again_and_again(seed=again, longest=12) as killed:
+        with killed_again_and_again(seed=again, longest=6) as killed:
             path = run(f"killed-{again}")
         kills += len(killed)
         assert difference(path, wanted) is None

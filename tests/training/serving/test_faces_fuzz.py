@@ -56,6 +56,10 @@ CONTEXT = 64
 ALWAYS_REFUSED = {
     f"POST {TINKER}/forward",
     f"DELETE {TINKER}/training_runs/{{run_id}}/checkpoints/{{name}}",
+    # not served unless the server was started with external_uploads=true
+    f"POST {TINKER}/external_weights_upload_start",
+    f"PUT {TINKER}/upload/{{upload_id}}/{{file}}",
+    f"POST {TINKER}/external_weights_upload_finish",
 }
 # a request that was not meant may ask for all that is allowed, so little is
 OPTIONS = AppOptions(max_training_bytes=4 << 20, max_json_bytes=2 << 20)
