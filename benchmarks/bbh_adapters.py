@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chz
-from common import ALPHA, PeakMemory, Report, Settings, in_own_process, load_hf, prepare
+from common import ALPHA, PeakMemory, Report, Settings, load_hf, prepare, unless_quick
 
 from training.adapt import AdaptJob, AdaptSettings, adapt, mean_weighted
 from training.api import Datum
@@ -64,9 +64,7 @@ def main(config: Config) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     config = prepare(config, QUICK)
-    run: Callable[..., Measured] = (
-        (lambda function, *arguments: function(*arguments)) if config.quick else in_own_process
-    )
+    run: Callable[..., Measured] = unless_quick(config)
     report = Report("bbh_adapters", config)
     for count in config.num_adapters:
         rivals = min(count, config.rival_adapters)

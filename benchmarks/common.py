@@ -222,6 +222,11 @@ def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
+def unless_quick(config: Settings) -> Callable[..., Any]:
+    """in_own_process, or a plain call with quick=true, where memory is of no interest."""
+    return (lambda function, *given: function(*given)) if config.quick else in_own_process
+
+
 # ------------------------------------------------------------------------------------------ models
 
 

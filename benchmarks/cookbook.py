@@ -31,6 +31,7 @@ from server_process import ROOT, served
 
 from training.models import resolve_model
 from utils.runs.files import read_jsonl
+from utils.runs.report import save_png
 
 logger = logging.getLogger(__name__)
 
@@ -368,7 +369,7 @@ def draw(curves: Mapping[str, list[float]], path: Path) -> None:
         panel.set_ylabel(RECIPES[name].measure, fontsize=8)
         panel.set_xlabel("step", fontsize=8)
         panel.tick_params(labelsize=7)
-    figure.savefig(path, dpi=110)
+    save_png(figure, path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ the value (of the model: with its parameters); below 1 is better than linear. Wr
 growth.md and appends to growth.jsonl, in benchmarks/results or results_dir.
 """
 
-import io
 import logging
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,20 +29,20 @@ from common import (
     Report,
     Settings,
     base_model,
-    in_own_process,
     local_service,
     prepare,
     random_tokens,
     synchronize,
+    unless_quick,
 )
 
 from training.api import AdamParams, ModelInput, SamplingParams
 from training.models import resolve_model
 from training.rl.updates import Trajectory, policy_datum
 from utils.devices import Dtype, choose_dtype
-from utils.runs.files import atomic_write_bytes, atomic_write_text
+from utils.runs.files import atomic_write_text
 from utils.runs.progress import progress
-from utils.runs.report import LINE_COLOURS
+from utils.runs.report import LINE_COLOURS, save_png
 from utils.runs.tables import text_table
 
 if TYPE_CHECKING:
@@ -125,6 +124,10 @@ class Measured:
     peak_mib: float
     parameters: int
 
+    @property
+    def over_model_mib(self) -> float:
+        return self.peak_mib - self.loaded_mib
+
     def median(self, part: str) -> float:
         return statistics.median(self.seconds[part])
 
@@ -133,31 +136,42 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    quick_models = {"models": [config.model]}
-    config = prepare(config, QUICK | quick_models)
-    lines = {axis: list(points_of(axis, config)) for axis in config.axes}
+    config = prepare(config, QUICK | {"models": [config.model]})
+    lines = {axis: points_of(axis, config) for axis in config.axes}
+    # where axes cross, a point is measured once
+    points = dict.fromkeys(point for line in lines.values() for point in line)
+    run: Callable[..., Measured] = unless_quick(config)
     measured: dict[Point, Measured] = {}
-    with progress(len({p for line in lines.values() for p in line}), "points", "point") as bar:
-        for point in dict.fromkeys(p for line in lines.values() for p in line):
-            # unless quick, whose memory is of no interest
-            apart = measure if config.quick else _measure_apart
-            measured[point] = apart(point, config)
+    with progress(len(points), "points", "point") as bar:
+        for point in points:
+            measured[point] = run(measure, point, config)
             logger.info("%s: %s", point, measured[point])
             bar.update(1)
     report = Report("growth", config)
-    rows = [row for axis, line in lines.items() for row in rows_of(axis, line, measured)]
-    for row in rows:
-        report.add(row.pop("case"), row.pop("contender"), **row)
+    for axis, line in lines.items():
+        for point in line:
+            found = measured[point]
+            for part in PARTS:
+                report.add(
+                    f"{axis} {getattr(point, axis)}",
+                    part,
+                    seconds=found.seconds[part],
+                    **{
+                        "of linear": of_linear(axis, part, point, line[0], measured),
+                        "peak MiB": round(found.peak_mib),
+                        "over model MiB": round(found.over_model_mib),
+                    },
+                )
     report.note("of linear: seconds over those of linear growth from the axis's first point.")
     report.note("over model MiB: peak memory over that of the loaded model.")
     report.finish()
     folder = config.results_dir or (None if config.quick else RESULTS)
     if folder is not None:
         atomic_write_text(folder / "growth.md", page(lines, measured))
-        save_figure(draw(lines, measured), folder / "growth.png")
+        save_png(draw(lines, measured), folder / "growth.png", dpi=110)
 
 
-def points_of(axis: str, config: Config) -> Iterable[Point]:
+def points_of(axis: str, config: Config) -> list[Point]:
     """The axis's points; the first is where all axes cross, but for the model and the dtype."""
     assert config.device is not None
     start = Point(
@@ -171,10 +185,6 @@ def points_of(axis: str, config: Config) -> Iterable[Point]:
 
 
 # --------------------------------------------------------------------------------------- measuring
-
-
-def _measure_apart(point: Point, config: Config) -> Measured:
-    return in_own_process(measure, point, config)
 
 
 def measure(point: Point, config: Config) -> Measured:
@@ -257,43 +267,28 @@ def value_of(axis: str, point: Point, measured: Measured) -> float:
     return 1.0 if axis == "dtype" else float(getattr(point, axis))
 
 
-def rows_of(
-    axis: str, line: Sequence[Point], measured: dict[Point, Measured]
-) -> Iterable[dict[str, Any]]:
-    first = line[0]
-    for point in line:
-        found = measured[point]
-        grown = value_of(axis, point, found) / value_of(axis, first, measured[first])
-        for part in PARTS:
-            linear = measured[first].median(part) * grown
-            yield {
-                "case": f"{axis} {getattr(point, axis)}",
-                "contender": part,
-                "seconds": found.seconds[part],
-                "of linear": round(found.median(part) / linear, 3),
-                "peak MiB": round(found.peak_mib),
-                "over model MiB": round(found.peak_mib - found.loaded_mib),
-            }
+def of_linear(
+    axis: str, part: str, point: Point, first: Point, measured: dict[Point, Measured]
+) -> float:
+    """Seconds of a part over those of linear growth from the axis's first point."""
+    found, start = measured[point], measured[first]
+    grown = value_of(axis, point, found) / value_of(axis, first, start)
+    return round(found.median(part) / (start.median(part) * grown), 3)
 
 
 def page(lines: dict[str, list[Point]], measured: dict[Point, Measured]) -> str:
-    columns = ("value", "sample s", "of linear", "update s", "of linear", "peak MiB", "over model")
+    columns = ["value"]
+    columns += [column for part in PARTS for column in (f"{part} s", "of linear")]
+    columns += ["peak MiB", "over model"]
     parts = ["# How a GRPO step grows", "", "Written by `uv run benchmarks/growth.py`.", ""]
     for axis, line in lines.items():
-        rows = list(rows_of(axis, line, measured))
-        table = [
-            [
-                getattr(point, axis),
-                *(
-                    value
-                    for row in rows[2 * i : 2 * i + 2]
-                    for value in (statistics.median(row["seconds"]), row["of linear"])
-                ),
-                rows[2 * i]["peak MiB"],
-                rows[2 * i]["over model MiB"],
-            ]
-            for i, point in enumerate(line)
-        ]
+        table = []
+        for point in line:
+            found = measured[point]
+            row = [getattr(point, axis)]
+            for part in PARTS:
+                row += [found.median(part), of_linear(axis, part, point, line[0], measured)]
+            table.append([*row, round(found.peak_mib), round(found.over_model_mib)])
         parts += [f"## {axis}", "", *(f"    {t}" for t in text_table(columns, table).splitlines())]
         parts.append("")
     return "\n".join(parts)
@@ -314,7 +309,7 @@ def draw(lines: dict[str, list[Point]], measured: dict[Point, Measured]) -> "Fig
             ys = [measured[point].median(part) for point in line]
             top.plot(xs, ys, marker="o", color=colour, label=part)
             top.plot(xs, [ys[-1] * x / xs[-1] for x in xs], color="0.75", linewidth=1, zorder=0)
-        over = [measured[point].peak_mib - measured[point].loaded_mib for point in line]
+        over = [measured[point].over_model_mib for point in line]
         bottom.plot(xs, over, marker="o", color=LINE_COLOURS[2])
         for panel in (top, bottom):
             panel.set_xscale("log", base=2)
@@ -325,12 +320,6 @@ def draw(lines: dict[str, list[Point]], measured: dict[Point, Measured]) -> "Fig
         bottom.set_ylim(bottom=0)
         top.legend()
     return figure
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    atomic_write_bytes(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import chz
 import numpy as np
-from common import PeakMemory, Report, Settings, in_own_process, load_peft, prepare
+from common import PeakMemory, Report, Settings, load_peft, prepare, unless_quick
 
 from training.adapt import mean_weighted
 from training.api import AdamParams, APIFuture, Datum, SamplingClient
@@ -100,9 +100,7 @@ def main(config: Config) -> None:
     )
     config = prepare(config, QUICK)
     assert config.device is not None
-    run: Callable[..., Measured] = (
-        (lambda function, *arguments: function(*arguments)) if config.quick else in_own_process
-    )
+    run: Callable[..., Measured] = unless_quick(config)
     rounds: dict[str, list[Measured]] = {"engine": [], "rival": [], "padded": []}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         for _ in range(config.repeats):

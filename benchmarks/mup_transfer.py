@@ -23,9 +23,9 @@ import chz
 import numpy as np
 from common import RESULTS, Report, Settings, prepare
 
-from utils.runs.files import atomic_write_bytes, atomic_write_text
+from utils.runs.files import atomic_write_text
 from utils.runs.progress import progress
-from utils.runs.report import LINE_COLOURS
+from utils.runs.report import LINE_COLOURS, save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,9 +178,7 @@ def write_results(folder: Path, measured: Mapping[str, Points], widths: Sequence
     for name, points in measured.items():
         writer.writerows([name, *key, value] for key, value in points.items())
     atomic_write_text(folder / "mup_transfer.csv", text.getvalue())
-    image = io.BytesIO()
-    draw(measured, widths).savefig(image, format="png", dpi=130)
-    atomic_write_bytes(folder / "mup_transfer.png", image.getvalue())
+    save_png(draw(measured, widths), folder / "mup_transfer.png", dpi=130)
 
 
 def main(config: Config) -> None:

@@ -11,7 +11,6 @@ generalizing one, red the memorizing one.
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +28,8 @@ from evaluation.icl.points import (
     position_records,
     task_order,
 )
-from utils.runs.files import atomic_write_bytes, atomic_write_text
-from utils.runs.report import LINE_COLOURS, Report
+from utils.runs.files import atomic_write_text
+from utils.runs.report import LINE_COLOURS, Report, save_png
 from utils.runs.tables import csv_text
 
 if TYPE_CHECKING:
@@ -90,10 +89,8 @@ def write_plots(plots: Sequence[Plot], folder: Path) -> list[Path]:
     """NAME.png and NAME.csv of each; the pictures' paths."""
     paths = []
     for plot in plots:
-        buffer = io.BytesIO()
-        plot.figure.savefig(buffer, format="png", dpi=160)
         path = folder / f"{plot.name}.png"
-        atomic_write_bytes(path, buffer.getvalue())
+        save_png(plot.figure, path)
         atomic_write_text(path.with_suffix(".csv"), csv_text(plot.rows))
         paths.append(path)
     return paths

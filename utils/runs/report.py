@@ -18,7 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from utils.runs.files import atomic_write_text
+from utils.runs.files import atomic_write_bytes, atomic_write_text
 from utils.runs.grid_pictures import ArcPair, pairs_html
 from utils.runs.page import escape, page_html
 from utils.runs.tables import cell_text, is_number
@@ -181,6 +181,13 @@ def _table_text(value: Any) -> str:
 
 def _caption(text: str) -> str:
     return f"<figcaption>{escape(text)}</figcaption>" if text else ""
+
+
+def save_png(figure: Figure, path: Path, *, dpi: int = 160) -> None:
+    """Whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    atomic_write_bytes(path, buffer.getvalue())
 
 
 def _svg(figure: Figure, salt: str) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.runs.files import atomic_write_bytes, atomic_write_text, read_jsonl
-from utils.runs.report import Report, line_plot
+from utils.runs.files import atomic_write_text, read_jsonl
+from utils.runs.report import Report, line_plot, save_png
 from utils.runs.tables import is_number, text_table
 from utils.sweeps.manifest import Axes, Cell, Manifest, axis_labels, is_seed, same_text
 from utils.terminal import argument_text
@@ -279,9 +279,7 @@ def write_outcome(
 def _write_plot(folder: Path, drawn: Curves, axes: Axes) -> Figure:
     labels = axis_labels(list(axes))
     figure = plot(drawn, labels[drawn.key])
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    atomic_write_bytes(folder / "sweep.png", buffer.getvalue())
+    save_png(figure, folder / "sweep.png")
     rows = [
         [label, argument_text(point.x), *point.y]
         for label, points in drawn.points_L.items()
