@@ -13,7 +13,6 @@ benchmarks/results/grpo_update.jsonl.
 
 import json
 import logging
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from common import (
     synchronize,
     why_no_trl,
 )
+from trl_process import TrlProcess
 
 from training.api import AdamParams, Datum, ModelInput, SamplingParams
 from training.models import load_tokenizer
@@ -218,19 +218,14 @@ def prompt_of(tokenizer: Any, length: int) -> tuple[list[int], str]:
 def race_trl(
     engine_step: Callable[[], None], text: str, name: str, adapter: Path, config: Config
 ) -> dict[str, list[float]]:
-    """Seconds per step of the engine and of TRL, in turn. TRL has a process of its own, as the
-    engine has: two threads that compute in one process slow each other down on CPU."""
+    """Seconds per step of the engine and of TRL, in turn."""
     seconds: dict[str, list[float]] = {"engine": [], "TRL GRPOTrainer": []}
     num_steps = config.warmup + config.repeats
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=run_trl, args=(there, text, name, adapter, config))
-    process.start()
-    there.close()
+    rival = TrlProcess(run_trl, text, name, adapter, config)
     try:
         with progress(num_steps, "GRPO steps", "step") as bar:
             for number in range(num_steps):
-                trl_seconds = here.recv()
+                trl_seconds = rival.turn()
                 synchronize(config.device)
                 started = time.perf_counter()
                 engine_step()
@@ -239,19 +234,16 @@ def race_trl(
                     seconds["engine"].append(time.perf_counter() - started)
                     seconds["TRL GRPOTrainer"].append(trl_seconds)
                 bar.update(1)
-                here.send("go on")
-        lengths = here.recv()
-    except EOFError:
-        raise RuntimeError("TRL's process ended early; its error is above") from None
+        lengths = rival.turn()
     finally:
-        process.join()
+        rival.end()
     if lengths != {config.max_tokens}:
         raise RuntimeError(f"TRL's answers have {sorted(lengths)} tokens")
     return seconds
 
 
 def run_trl(turns: "Connection", text: str, name: str, adapter: Path, config: Config) -> None:
-    """Sends the seconds of every step and waits for its next turn; last, the answers' lengths."""
+    """Sends the seconds of every step, each in its turn; last, the answers' lengths."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -269,13 +261,13 @@ def run_trl(turns: "Connection", text: str, name: str, adapter: Path, config: Co
 
     class TakeTurns(TrainerCallback):
         def on_step_begin(self, *_arguments: Any, **_keywords: Any) -> None:
+            turns.recv()
             synchronize(config.device)
             self._started = time.perf_counter()
 
         def on_step_end(self, *_arguments: Any, **_keywords: Any) -> None:
             synchronize(config.device)
             turns.send(time.perf_counter() - self._started)
-            turns.recv()
 
     on_cpu = config.device == "cpu"
     targets = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
@@ -317,6 +309,7 @@ def run_trl(turns: "Connection", text: str, name: str, adapter: Path, config: Co
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    turns.recv()
     turns.send(rewarded)
 
 

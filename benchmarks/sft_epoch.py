@@ -12,7 +12,6 @@ not its loss. TRL is skipped where it cannot be imported. Appends to results/sft
 """
 
 import logging
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from common import (
     synchronize,
     why_no_trl,
 )
+from trl_process import TrlProcess
 
 from training.adapt import mean_weighted
 from training.api import AdamParams, Datum, ModelInput
@@ -104,11 +104,11 @@ def epoch_rows(report: Report, name: str, config: Config) -> float:
         )
         examples = make_examples(config, service.engine(name).decoder.vocab_size)
         adapter = client.save_weights_for_sampler("start").result().path
-        rivals: dict[str, Rival] = {}
+        rivals: dict[str, TrlProcess] = {}
         reason = why_no_trl(name, config.trl, config)
         if reason is None:
             for way in NAMES:
-                rivals[NAMES[way]] = Rival(way, name, Path(adapter), examples, config)
+                rivals[NAMES[way]] = TrlProcess(run_trl, way, name, Path(adapter), examples, config)
         else:
             report.note(f"TRL: skipped, {reason}")
         seconds: dict[str, list[float]] = {key: [] for key in ("engine", *rivals)}
@@ -120,8 +120,8 @@ def epoch_rows(report: Report, name: str, config: Config) -> float:
                     taken, loss = engine_epoch(client, examples, config)
                     found = {"engine": taken}
                     for key, rival in rivals.items():
-                        found[key], other = rival.epoch()
-                        if rival.way == "padded":
+                        found[key], other = rival.turn()
+                        if key == NAMES["padded"]:
                             worst = max(worst, abs(other - loss) / loss)
                     if number >= config.warmup:
                         for key, value in found.items():
@@ -175,37 +175,6 @@ def _datum(example: Example) -> Datum:
 
 
 # -------------------------------------------------------------------------------------------- TRL
-
-
-class Rival:
-    """TRL in a process of its own, as the engine has: two threads that compute in one process slow
-    each other down on a CPU. It waits for its turn before each epoch."""
-
-    def __init__(
-        self, way: Way, name: str, adapter: Path, examples: Sequence[Example], config: Config
-    ) -> None:
-        self.way = way
-        context = multiprocessing.get_context("spawn")
-        self._here, there = context.Pipe()
-        self._process = context.Process(
-            target=run_trl, args=(there, way, name, adapter, examples, config)
-        )
-        self._process.start()
-        there.close()
-
-    def epoch(self) -> tuple[float, float]:
-        """Seconds and mean loss of its next epoch."""
-        try:
-            self._here.send("go on")
-            return self._here.recv()
-        except (EOFError, BrokenPipeError):
-            raise RuntimeError(
-                f"{self.way}: TRL's process ended early; its error is above"
-            ) from None
-
-    def end(self) -> None:
-        self._here.close()
-        self._process.join()
 
 
 def run_trl(
