@@ -35,6 +35,7 @@ from training.models import resolve_model
 from training.serving.keys import LOOPBACK_FILE, Keys
 from utils.config.entrypoint import as_config_errors, config_entrypoint, held_log, raise_problems
 from utils.config.help import MODEL, OUTPUT, WHAT, group
+from utils.config.ranges import range_problems
 from utils.devices import DTYPE_DOC, Dtype
 from utils.interrupts import STOPPING, exit_when_stopped
 from utils.runs.files import expanded, shown_path
@@ -124,9 +125,8 @@ class Config:
             )
         if self.adapters_dir is not None and not expanded(self.adapters_dir).is_dir():
             problems.append(f"adapters_dir={str(self.adapters_dir)!r}: there is no such folder")
-        for name in ("max_train_tokens", "max_rank", "max_open_requests", "session_seconds"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
+        counts = ("max_train_tokens", "max_rank", "max_open_requests", "session_seconds")
+        problems += range_problems(self, at_least_1=counts)
         raise_problems(problems)
 
 

@@ -41,6 +41,7 @@ from utils.config.entrypoint import (
     wants_help,
 )
 from utils.config.help import OUTPUT, WHAT
+from utils.config.ranges import range_problems
 from utils.runs.files import shown_path
 from utils.runs.locks import claimed
 from utils.runs.progress import progress
@@ -97,11 +98,7 @@ class Config:
 
     @chz.validate
     def _check(self) -> None:
-        problems = []
-        if self.max_parallel < 1:
-            problems.append(f"max_parallel={self.max_parallel}: at least 1 is needed")
-        if self.threads is not None and self.threads < 1:
-            problems.append(f"threads={self.threads}: at least 1 is needed")
+        problems = range_problems(self, at_least_1=("max_parallel", "threads"))
         if self.launcher not in LAUNCHERS:
             problems.append(f"launcher={self.launcher!r}: known are {', '.join(LAUNCHERS)}")
         if self.gpus and self.launcher == "local":

@@ -26,6 +26,7 @@ from training.connect import SAMPLER_DOC, SAMPLER_OPTIONS_DOC, Sampler, SamplerO
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
 from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group, nested_docs
+from utils.config.ranges import range_problems
 from utils.devices import DTYPE_DOC, Dtype
 from utils.llm.api import Role
 from utils.llm.roles import OPENROUTER_MODEL, RoleConfig
@@ -209,12 +210,8 @@ def count_calls(config: Config, plan: Plan) -> list[tuple[str, int]]:
 
 def settings_problems(config: Config) -> list[str]:
     """Numbers out of range, and settings that do not go together."""
-    problems = []
-    for name in ("num_samples", "max_tokens", "judge_repeats", "max_concurrency"):
-        if getattr(config, name) < 1:
-            problems.append(f"{name}={getattr(config, name)}: at least 1 is needed")
-    if config.seed < 0:
-        problems.append(f"seed={config.seed}: 0 or more is needed")
+    counts = ("num_samples", "max_tokens", "judge_repeats", "max_concurrency")
+    problems = range_problems(config, at_least_1=counts, at_least_0=("seed",))
     if not 0 <= config.temperature <= 2:
         problems.append(f"temperature={config.temperature}: from 0 to 2 is needed")
     if not 0 <= config.max_unscored <= 1:

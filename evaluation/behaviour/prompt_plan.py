@@ -11,6 +11,7 @@ from evaluation.behaviour.prompts import categories_request, messages_request
 from generation.properties import Property, choose_properties, known_properties
 from generation.variation import draw_variations
 from utils.config.entrypoint import load_yaml, problems_of
+from utils.config.ranges import range_problems
 from utils.llm.api import Role
 from utils.llm.roles import roles_text
 from utils.runs.tables import text_table
@@ -27,9 +28,8 @@ def settings_problems(config: Any) -> list[str]:
     # known ones may join those of the file; with none of them it would be of no use
     if has and strangers and (problems or strangers == config.properties):
         problems.append(f"properties names {strangers}: {config.params_file} has {has}")
-    for name in ("num_categories", "prompts_per_category", "max_concurrency"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            problems.append(f"{name}={value}: at least 1 is needed")
+    counts = ("num_categories", "prompts_per_category", "max_concurrency")
+    problems += range_problems(config, at_least_1=counts)
     all_given = bool(config.properties) and not unwritten(config)
     if all_given and config.num_categories not in (None, stored.get("num_categories")):
         problems.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from training.domains.knowledge.forms import MODEL as MODEL_FORM
 from training.domains.knowledge.forms import PromptForm, check_form
 from utils.config.errors import problems_of, raise_problems
 from utils.config.help import EVALUATION, MODEL, SAMPLING, WHAT
+from utils.config.ranges import range_problems
 from utils.llm.roles import RoleConfig
 from utils.runs.inputs import INPUT
 
@@ -89,18 +89,15 @@ class TableConfig(KnowledgeConfig):
 
     @chz.validate
     def _check(self) -> None:
-        problems = []
-        for name in ("n_passages", "seeds", "passage_epochs", "skill_passages", "k", "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
+        counts = ("n_passages", "seeds", "passage_epochs", "skill_passages", "k", "max_tokens")
+        problems = range_problems(
+            self,
+            at_least_1=counts,
+            from_0=("temperature",),
+            above_0=("passage_learning_rate",),
+        )
         if not 1 <= self.distill_top_k <= 20:
             problems.append(f"distill_top_k={self.distill_top_k}: 1 to 20")
-        if not 0 <= self.temperature < math.inf:
-            problems.append(f"temperature={self.temperature}: a number from 0 is needed")
-        rate = self.passage_learning_rate
-        if rate is not None and not 0 < rate < math.inf:
-            problems.append(f"passage_learning_rate={rate}: a number above 0 is needed")
         if MODEL_FORM in self.forms and self.setting == "cpt":
             problems.append(
                 "forms: model chooses a learning rate for each edit; not in setting=cpt"

@@ -12,6 +12,7 @@ from training.domains.knowledge.llm_judge import JudgeKind, judge_problems
 from training.domains.knowledge.sources import Source, SourceName, open_source
 from utils.config.entrypoint import ConfigError, raise_problems
 from utils.config.help import EVALUATION, MODEL, WHAT, group
+from utils.config.ranges import range_problems
 from utils.devices import DTYPE_DOC, Dtype
 from utils.llm.roles import RoleConfig
 from utils.runs.inputs import INPUT
@@ -99,22 +100,14 @@ class KnowledgeConfig:
 
     @chz.validate
     def _check_knowledge(self) -> None:
-        problems = []
-        for name in (
-            *("max_parallel_adapters", "inner_rank", "inner_epochs", "inner_batch_size"),
-            "max_answer_tokens",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
-        if self.first_passage < 0:
-            problems.append(f"first_passage={self.first_passage}: 0 or more is needed")
-        for name in ("inner_alpha", "inner_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                problems.append(f"{name}={value}: a number above 0 is needed")
-        if not 0 <= self.kl_weight < float("inf"):
-            problems.append(f"kl_weight={self.kl_weight}: a number from 0 is needed")
+        counts = ("max_parallel_adapters", "inner_rank", "inner_epochs", "inner_batch_size")
+        problems = range_problems(
+            self,
+            at_least_1=(*counts, "max_answer_tokens"),
+            at_least_0=("first_passage",),
+            from_0=("kl_weight",),
+            above_0=("inner_alpha", "inner_learning_rate"),
+        )
         if self.kl_anchors is not None and not self.kl_weight:
             problems.append(
                 f"kl_anchors={self.kl_anchors}: with kl_weight=0 nothing is held; set kl_weight"

@@ -11,6 +11,7 @@ from training.domains.knowledge.inner import Preset
 from training.domains.knowledge.reliability import RewardKind
 from utils.config.entrypoint import problems_of, raise_problems
 from utils.config.help import EVALUATION, SAMPLING, WHAT
+from utils.config.ranges import range_problems
 
 # of rl_loop.py where neither the user says otherwise; seal: arXiv 2506.10943 and its code
 LOOP: dict[Preset, dict[str, Any]] = {
@@ -93,12 +94,8 @@ class KnowledgeDomainConfig(KnowledgeConfig):
 
     @chz.validate
     def _check(self) -> None:
-        problems = []
-        at_least_one = ("num_train_passages", "num_test_passages", "max_tokens")
-        for name in (*at_least_one, "repeats", "eval_repeats"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name}={value}: at least 1 is needed")
+        counts = ("num_train_passages", "num_test_passages", "max_tokens")
+        problems = range_problems(self, at_least_1=(*counts, "repeats", "eval_repeats"))
         if self.min_gain is not None and math.isnan(self.min_gain):
             problems.append(f"min_gain={self.min_gain}: a number is needed; no gain is above it")
         problems += problems_of(lambda: check_form(self.form or "qa"), lambda: self.choices)
