@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import chz
 import numpy as np
 
+from training.api import Datum, SampledSequence
 from training.models import load_tokenizer, resolve_model
+from training.rl.updates import Trajectory, policy_datum
 from utils.config.entrypoint import to_plain
 from utils.devices import Dtype, choose_dtype
 from utils.heap import return_freed_memory
@@ -305,6 +307,15 @@ def load_peft(name: str, adapter_folder: str, device: str | None, dtype: str | N
 def random_tokens(rng: np.random.Generator, length: int, vocab_size: int) -> list[int]:
     """Leaves out the first ids, which are often special."""
     return rng.integers(min(16, vocab_size // 2), vocab_size, length).tolist()
+
+
+def half_right(prompt: list[int], sequences: Sequence[SampledSequence]) -> list[Datum]:
+    """What a policy loss learns of answers to the prompt if every second one were right."""
+    trajectories = [Trajectory.of(prompt, sequence) for sequence in sequences]
+    return [
+        policy_datum(t, np.full(len(t.tokens_T), 1.0 if place % 2 else -1.0))
+        for place, t in enumerate(trajectories)
+    ]
 
 
 def importable(package: str) -> bool:

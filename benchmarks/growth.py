@@ -29,6 +29,7 @@ from common import (
     Report,
     Settings,
     base_model,
+    half_right,
     local_service,
     prepare,
     random_tokens,
@@ -38,7 +39,6 @@ from common import (
 
 from training.api import AdamParams, ModelInput, SamplingParams
 from training.models import resolve_model
-from training.rl.updates import Trajectory, policy_datum
 from utils.devices import Dtype, choose_dtype
 from utils.runs.files import atomic_write_text
 from utils.runs.progress import progress
@@ -244,11 +244,7 @@ def step(
     sampled = time.perf_counter()
     updates = []
     for client, prompt, response in zip(clients, prompts, responses, strict=True):
-        data = [
-            # as if every second answer were right
-            policy_datum(t, np.full(len(t.tokens_T), 1.0 if i % 2 else -1.0))
-            for i, t in enumerate(Trajectory.of(prompt, s) for s in response.sequences)
-        ]
+        data = half_right(prompt, response.sequences)
         updates += [client.forward_backward(data, "importance_sampling"), client.optim_step(ADAM)]
     for future in updates:
         future.result()

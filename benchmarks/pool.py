@@ -27,6 +27,7 @@ from common import (
     Report,
     Settings,
     base_model,
+    half_right,
     importable,
     local_service,
     prepare,
@@ -188,25 +189,12 @@ def grpo_step(service: Any, model: str, config: Config) -> Callable[[int], objec
         asked = [sampler.sample(prompt, config.group_size, params) for prompt in prompts]
         data = []
         for prompt, future in zip(prompts, asked, strict=True):
-            for place, sequence in enumerate(future.result().sequences):
-                data.append(trained(prompt.to_ints(), sequence, 1.0 if place % 2 else -1.0))
+            data += half_right(prompt.to_ints(), future.result().sequences)
         loss = client.forward_backward(data, "importance_sampling")
         client.optim_step(AdamParams()).result()
         loss.result()
 
     return run
-
-
-def trained(prompt: list[int], sequence: Any, advantage: float) -> Datum:
-    tokens = [*prompt, *sequence.tokens]
-    before = len(prompt) - 1
-    answered = len(sequence.tokens)
-    inputs = {
-        "target_tokens": tokens[1:],
-        "logprobs": [0.0] * before + list(sequence.logprobs),
-        "advantages": [0.0] * before + [advantage] * answered,
-    }
-    return Datum(ModelInput.from_ints(tokens[:-1]), inputs)
 
 
 def sequences(config: Config, number: int, seed: int, count: int) -> list[Datum]:

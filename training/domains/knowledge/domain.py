@@ -58,7 +58,7 @@ class KnowledgeDomain:
         self._source = source_of(
             config,
             num_train=config.num_train_passages or (8 if is_small else 100),
-            num_test=config.num_test_passages or (12 if is_small else 200),
+            num_test=config.num_test_passages or self.loop_defaults["eval_size"],
         )
         if not self._source.has_questions:
             raise ConfigError(
