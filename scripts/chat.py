@@ -24,9 +24,17 @@ from training.adapter_proof import AdapterProof
 from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
 from training.checkpoint_folders import checkpoint_folder
-from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend, connect, has_own_engines
+from training.connect import (
+    BACKEND_DOC,
+    NUM_ENGINES_DOC,
+    SAMPLING_WEIGHTS_DOC,
+    Backend,
+    SamplingWeights,
+    connect,
+    has_own_engines,
+)
 from training.domains.base import Message
-from training.models import resolve_model
+from training.models import check_sampling_weights, resolve_model
 from training.running_response import RunningResponse
 from utils.config.entrypoint import (
     as_config_errors,
@@ -66,6 +74,7 @@ class Config:
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
+    sampling_weights: SamplingWeights | None = chz.field(default=None, doc=SAMPLING_WEIGHTS_DOC)
 
     temperature: float = chz.field(
         default=0.7, doc="0: always the likeliest token", metadata=SAMPLING
@@ -92,7 +101,11 @@ def main(config: Config) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if has_own_engines(config.backend):
-        raise_problems(problems_of(lambda: resolve_model(config.model_name)))
+        checks = (
+            lambda: resolve_model(config.model_name),
+            lambda: check_sampling_weights(config.model_name, config.sampling_weights),
+        )
+        raise_problems(list(dict.fromkeys(problems_of(*checks))))
     path = config.checkpoint_path
     opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     with held_log(), as_config_errors():
@@ -102,6 +115,7 @@ def main(config: Config) -> None:
             device=config.device,
             dtype=config.dtype,
             num_engines=config.num_engines,
+            sampling_weights=config.sampling_weights,
         )
         if path is not None:
             path = checkpoint_folder(path)

@@ -90,6 +90,7 @@ def main(config: Config) -> None:
                     dtype=config.dtype,
                     sampler=config.sampler,
                     sampler_options=config.sampler_options,
+                    sampling_weights=config.sampling_weights,
                     run_path=run.path,
                 )
             )

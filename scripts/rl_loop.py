@@ -26,7 +26,7 @@ from training.domains.checks import check_forms, check_with_model, checked_rewar
 from training.domains.own import is_own, told_as_own
 from training.domains.registry import make_domain, with_domain_fields
 from training.loop import Recorder, connect_for_run, exit_on_interrupt, require_models
-from training.models import check_rank, resolve_model
+from training.models import check_rank, check_sampling_weights, resolve_model
 from training.rl.config import Config
 from training.rl.plan import plan_table, probe
 from training.rl.policy import texts
@@ -73,7 +73,8 @@ def main(config: Any) -> None:
     ]
     if has_own_engines(config.backend):
         checks.append(lambda: resolve_model(config.model_name))
-    raise_problems(problems_of(*checks))
+        checks.append(lambda: check_sampling_weights(config.model_name, config.sampling_weights))
+    raise_problems(list(dict.fromkeys(problems_of(*checks))))
     # of functions, as they are called: what the user's own code raises
     told = told_as_own(config.domain)
     log_path = config.log_path or new_run_path("rl_loop")
@@ -91,6 +92,7 @@ def main(config: Any) -> None:
                     num_engines=config.num_engines,
                     sampler=config.sampler,
                     sampler_options=config.sampler_options,
+                    sampling_weights=config.sampling_weights,
                 )
                 stack.enter_context(contextlib.closing(service))
                 domain = make_domain(config.domain, config, service)

@@ -16,7 +16,15 @@ from typing import Any
 import chz
 from dotenv import load_dotenv
 
-from training.connect import BACKEND_DOC, NUM_ENGINES_DOC, Backend, connect, has_own_engines
+from training.connect import (
+    BACKEND_DOC,
+    NUM_ENGINES_DOC,
+    SAMPLING_WEIGHTS_DOC,
+    Backend,
+    SamplingWeights,
+    connect,
+    has_own_engines,
+)
 from training.domains.arc.config import ArcConfig
 from training.domains.arc.domain import ArcDomain
 from training.domains.arc.examples import ExampleSet
@@ -26,6 +34,7 @@ from training.domains.arc.tasks import Pair, Task, load_tasks
 from training.domains.arc.voting import UNDECODABLE
 from training.domains.base import Problem
 from training.domains.checks import check_with_model
+from training.models import check_sampling_weights
 from training.rl.policy import Policy
 from training.rl.problems import PromptLimit, choose_problems
 from utils.config.entrypoint import ConfigError, as_config_errors, config_entrypoint, held_log
@@ -50,6 +59,7 @@ class Config(ArcConfig):
         default=None, doc="cpu or cuda; default: cuda where there is one"
     )
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
+    sampling_weights: SamplingWeights | None = chz.field(default=None, doc=SAMPLING_WEIGHTS_DOC)
 
     temperature: float = chz.field(
         default=1.0, doc="of the self-edit that the model writes", metadata=SAMPLING
@@ -110,12 +120,15 @@ def main(config: Config) -> None:
     )
     with contextlib.ExitStack() as stack:
         with held_log(), as_config_errors():
+            if has_own_engines(config.backend):
+                check_sampling_weights(config.model_name, config.sampling_weights)
             service = connect(
                 config.backend,
                 base_url=config.base_url,
                 device=config.device,
                 dtype=config.dtype,
                 num_engines=config.num_engines,
+                sampling_weights=config.sampling_weights,
             )
             stack.enter_context(contextlib.closing(service))
             [task] = load_tasks([config.task_id])

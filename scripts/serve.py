@@ -27,11 +27,13 @@ from dotenv import load_dotenv
 from training.connect import (
     SAMPLER_DOC,
     SAMPLER_OPTIONS_DOC,
+    SAMPLING_WEIGHTS_DOC,
     Sampler,
     SamplerOptions,
+    SamplingWeights,
     connect,
 )
-from training.models import resolve_model
+from training.models import check_sampling_weights, resolve_model
 from training.serving.keys import LOOPBACK_FILE, Keys
 from utils.config.entrypoint import as_config_errors, config_entrypoint, held_log, raise_problems
 from utils.config.help import MODEL, OUTPUT, WHAT, group
@@ -87,6 +89,7 @@ class Config:
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
     sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
+    sampling_weights: SamplingWeights | None = chz.field(default=None, doc=SAMPLING_WEIGHTS_DOC)
     max_train_tokens: int | None = chz.field(
         default=None,
         doc="of one micro-batch of a training pass, which samples that come meanwhile wait for; "
@@ -145,6 +148,7 @@ def main(config: Config) -> None:
             url = url_of(config.host, listener)
             for name in (config.model_name, *config.aliases.values()):
                 resolve_model(name)
+                check_sampling_weights(name, config.sampling_weights)
             if config.dry_run:
                 check_store_and_keys(config)
                 print(f"{config.model_name} would be served at {url}")
@@ -222,6 +226,7 @@ def loaded(config: Config, keys: Keys) -> "App":
         dtype=config.dtype,
         sampler=config.sampler,
         sampler_options=config.sampler_options,
+        sampling_weights=config.sampling_weights,
         # on the disk of the store, which takes what is written there in
         checkpoint_dir=store.staging,
         max_rows=options.engine_rows + options.reserved_rows,

@@ -28,12 +28,15 @@ from training.connect import (
     NUM_ENGINES_DOC,
     SAMPLER_DOC,
     SAMPLER_OPTIONS_DOC,
+    SAMPLING_WEIGHTS_DOC,
     Sampler,
     SamplerOptions,
+    SamplingWeights,
 )
 from training.domains.bbh.results import load_finished
 from training.domains.registry import TTT_DOMAINS, make_ttt, with_domain_fields
 from training.loop import connect_for_run, exit_on_interrupt
+from training.models import check_sampling_weights
 from utils.config.entrypoint import (
     as_config_errors,
     config_entrypoint,
@@ -70,6 +73,7 @@ class Config:
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
     sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
+    sampling_weights: SamplingWeights | None = chz.field(default=None, doc=SAMPLING_WEIGHTS_DOC)
     max_parallel_adapters: int = chz.field(default=16, doc="adapters in memory at a time")
 
     log_path: Path | None = chz.field(
@@ -94,6 +98,7 @@ def main(config: Any) -> None:
         with held_log():
             work = make_ttt(config.domain, config)
             with as_config_errors():
+                check_sampling_weights(config.model_name, config.sampling_weights)
                 service = connect_for_run(
                     log_path,
                     config.backend,
@@ -103,6 +108,7 @@ def main(config: Any) -> None:
                     num_engines=config.num_engines,
                     sampler=config.sampler,
                     sampler_options=config.sampler_options,
+                    sampling_weights=config.sampling_weights,
                 )
             stack.enter_context(contextlib.closing(service))
             if config.dry_run:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from training.api import ServiceClient
+from training.backends.local.options import SamplingWeights as SamplingWeights
 from utils.openmp import bound_spinning
 
 # of the setting, in every script that has it
@@ -17,6 +18,7 @@ Sampler = Literal["local", "vllm"]
 SAMPLER_DOC = "what samples with backend=local: its engine, or vllm (docs/scaling.md)"
 SamplerOptions = dict[str, bool | int | float | str]
 SAMPLER_OPTIONS_DOC = "of sampler=vllm, such as sampler_options.max_loras=16"
+SAMPLING_WEIGHTS_DOC = "int4: decode with the embedded model's 4-bit weights (docs/performance.md)"
 
 
 def has_own_engines(backend: str) -> bool:
@@ -60,6 +62,8 @@ def connect(
     }
     if sampler not in get_args(Sampler):
         raise ValueError(f"sampler={sampler!r}: allowed are {', '.join(get_args(Sampler))}")
+    if sampler == "vllm" and (weights := engine_options.get("sampling_weights")) is not None:
+        raise ValueError(f"sampling_weights={weights!r} needs sampler='local'; got sampler='vllm'")
     if sampler_options and sampler != "vllm":
         raise ValueError(f"sampler_options={sampler_options!r} need sampler='vllm'")
     _refuse_others(backend, {name: value for name, value in given.items() if value is not None})

@@ -13,10 +13,10 @@ from typing import Any, Self, cast
 from training.adapter_proof import AdapterProof, Figures
 from training.api import ModelInput, SamplingClient, SamplingParams, ServiceClient
 from training.chat import parse_response, render_prompt, stop_sequences
-from training.connect import Sampler, connect
+from training.connect import Sampler, SamplingWeights, connect
 from training.domains.base import Message
 from training.loop import require_models
-from training.models import resolve_model
+from training.models import check_sampling_weights, resolve_model
 from utils.config.entrypoint import as_config_errors, problems_of, raise_problems
 from utils.llm.api import Endpoint, LLMError, Reply, Request, Role, Usage
 from utils.runs.run_dir import RunDir
@@ -81,12 +81,14 @@ class Endpoints:
         dtype: str | None = None,
         sampler: Sampler = "local",
         sampler_options: Mapping[str, Any] | None = None,
+        sampling_weights: SamplingWeights | None = None,
         run_path: Path | None = None,
     ) -> None:
         self._device = device
         self._dtype = dtype
         self._sampler: Sampler = sampler
         self._sampler_options = sampler_options
+        self._sampling_weights: SamplingWeights | None = sampling_weights
         self._service: ServiceClient | None = None
         self._samplers: dict[tuple[str, str | None], SamplingClient] = {}
         self._proofs: dict[str, AdapterProof] = {}
@@ -105,13 +107,17 @@ class Endpoints:
         local = [role for role in roles if role.base_url is None and role.model]
         # the first role of each model
         for model, name in {role.model: role.name for role in reversed(local)}.items():
-            found = problems_of(lambda model=model: resolve_model(model))
+            found = problems_of(lambda model=model: self._check_model(model))
             problems += [f"{name}: {problem}" for problem in found]
         if local and self._device is not None:
             problems += self._device_problems(self._device)
-        elif local and self._sampler != "local":
+        elif local and (self._sampler != "local" or self._sampling_weights is not None):
             problems += problems_of(self._connected)
         return problems
+
+    def _check_model(self, model_name: str) -> None:
+        resolve_model(model_name)
+        check_sampling_weights(model_name, self._sampling_weights)
 
     def _device_problems(self, device: str) -> list[str]:
         if not DEVICES.fullmatch(device):
@@ -171,6 +177,7 @@ class Endpoints:
                 dtype=self._dtype,
                 sampler=self._sampler,
                 sampler_options=self._sampler_options,
+                sampling_weights=self._sampling_weights,
             )
         return self._service
 

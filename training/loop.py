@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from training.api import ServiceClient, TrainingClient
-from training.connect import Sampler, connect, has_own_engines
+from training.connect import Sampler, SamplingWeights, connect, has_own_engines
 from training.models import adapter_fingerprint
 from utils.config.entrypoint import as_config_errors
 from utils.interrupts import exit_when_stopped, uninterrupted
@@ -37,6 +37,7 @@ def connect_for_run(
     num_engines: int | None = None,
     sampler: Sampler = "local",
     sampler_options: Mapping[str, Any] | None = None,
+    sampling_weights: SamplingWeights | None = None,
 ) -> ServiceClient:
     """connect(), where this project's own engines keep their checkpoints inside the run."""
     return connect(
@@ -48,6 +49,7 @@ def connect_for_run(
         checkpoint_dir=log_path.resolve() / "checkpoints" if has_own_engines(backend) else None,
         sampler=sampler,
         sampler_options=sampler_options,
+        sampling_weights=sampling_weights,
     )
 
 

@@ -97,6 +97,20 @@ def check_rank(model_name: str, name: str, rank: int) -> None:
         )
 
 
+def check_sampling_weights(model_name: str, sampling_weights: str | None) -> None:
+    """Raises ValueError where a model has no such weights to decode with, and what resolve_model()
+    raises."""
+    if sampling_weights is None:
+        return
+    from training.backends.local.embedded import is_embedded_dir
+
+    if not is_embedded_dir(Path(resolve_model(model_name))):
+        raise ValueError(
+            f"sampling_weights={sampling_weights!r} needs model_name={EMBEDDED!r}, whose file has "
+            f"such weights; got {model_name!r}: leave it out"
+        )
+
+
 def model_files(model_name: str) -> tuple[str, list[str]]:
     """Where a model lies, for people (with a hub's revision), and a digest of each file beside its
     weights that counts. Nothing is fetched. Raises what resolve_model() raises.

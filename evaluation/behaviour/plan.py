@@ -22,7 +22,14 @@ from evaluation.behaviour.targets import (
     make_targets,
 )
 from training.checkpoint_folders import checkpoint_folder
-from training.connect import SAMPLER_DOC, SAMPLER_OPTIONS_DOC, Sampler, SamplerOptions
+from training.connect import (
+    SAMPLER_DOC,
+    SAMPLER_OPTIONS_DOC,
+    SAMPLING_WEIGHTS_DOC,
+    Sampler,
+    SamplerOptions,
+    SamplingWeights,
+)
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
 from utils.config.help import EVALUATION, OUTPUT, SAMPLING, WHAT, group, nested_docs
@@ -80,6 +87,7 @@ class Config:
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
     sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
+    sampling_weights: SamplingWeights | None = chz.field(default=None, doc=SAMPLING_WEIGHTS_DOC)
 
     num_samples: int = chz.field(default=1, doc="answers to each prompt", metadata=SAMPLING)
     max_tokens: int = chz.field(default=512, doc="of an answer; longer ones are judged as cut off")
@@ -163,6 +171,7 @@ def make_plan(config: Config) -> Plan:
         dtype=config.dtype,
         sampler=config.sampler,
         sampler_options=config.sampler_options,
+        sampling_weights=config.sampling_weights,
     ) as endpoints:
         # the checkpoints' own models are the base model
         for role in [*(target.role for target in targets[:1]), *judges]:

@@ -86,4 +86,5 @@ def test_only_the_local_backend_saves_into_the_run(
         "checkpoint_dir": tmp_path.resolve() / "checkpoints",
         "sampler": "local",
         "sampler_options": None,
+        "sampling_weights": None,
     }

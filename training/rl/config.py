@@ -10,9 +10,11 @@ from training.connect import (
     NUM_ENGINES_DOC,
     SAMPLER_DOC,
     SAMPLER_OPTIONS_DOC,
+    SAMPLING_WEIGHTS_DOC,
     Backend,
     Sampler,
     SamplerOptions,
+    SamplingWeights,
 )
 from training.domains.registry import RL_INPUT
 from utils.config.entrypoint import raise_problems
@@ -47,6 +49,7 @@ class Config:
     dtype: Dtype | None = chz.field(default=None, doc=DTYPE_DOC)
     sampler: Sampler = chz.field(default="local", doc=SAMPLER_DOC)
     sampler_options: SamplerOptions = chz.field(default_factory=dict, doc=SAMPLER_OPTIONS_DOC)
+    sampling_weights: SamplingWeights | None = chz.field(default=None, doc=SAMPLING_WEIGHTS_DOC)
     algorithm: Literal["grpo", "rest_em"] | None = chz.field(
         default=None, doc="grpo, or rest_em (imitate the successes); default: the domain's"
     )

@@ -1,11 +1,12 @@
 """How an engine works; known without loading torch."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from training import checks
 
 # besides the model's own
-SAMPLING_WEIGHTS = ("int4",)
+SamplingWeights = Literal["int4"]
 
 
 @dataclass(frozen=True)
@@ -40,5 +41,5 @@ class EngineOptions:
             max_rows=checks.whole(1),
             share_prompts=checks.flag,
             decode_steps_while_training=checks.whole(0),
-            sampling_weights=checks.optional(checks.one_of(SAMPLING_WEIGHTS)),
+            sampling_weights=checks.optional(checks.one_of(get_args(SamplingWeights))),
         )

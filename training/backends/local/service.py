@@ -56,7 +56,6 @@ from training.backends.local.checkpoints import (
 )
 from training.backends.local.custom_loss import Surrogate, for_logprobs
 from training.backends.local.decoder import Decoder
-from training.backends.local.embedded import is_embedded_dir
 from training.backends.local.engine import Engine, EngineOptions
 from training.backends.local.loading import loads_with_transformers
 from training.backends.local.peft_folders import targets_for_peft
@@ -73,7 +72,13 @@ from training.checks import (
     sample_arguments,
     whole,
 )
-from training.models import EMBEDDED, lacks_tokenizer, model_files, resolve_model
+from training.models import (
+    EMBEDDED,
+    check_sampling_weights,
+    lacks_tokenizer,
+    model_files,
+    resolve_model,
+)
 from utils.devices import choose_device, choose_dtype, free_memory
 from utils.runs.inputs import Input, data_input
 
@@ -138,11 +143,7 @@ class LocalServiceClient:
             if base_model not in self._engines:
                 source = resolve_model(base_model)
                 weights = self._options.sampling_weights
-                if weights and not is_embedded_dir(Path(source)):
-                    raise ValueError(
-                        f"sampling_weights={weights!r} needs model_name={EMBEDDED!r}, whose file "
-                        f"has such weights; got {base_model!r}: leave it out"
-                    )
+                check_sampling_weights(base_model, weights)
                 self._engines[base_model] = Engine(
                     lambda: Decoder(
                         source, self._device, self._dtype, int4_decoding=weights == "int4"
