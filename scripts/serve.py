@@ -194,11 +194,14 @@ def keys_of(config: Config) -> Keys:
 
 def check_store_and_keys(config: Config) -> None:
     """Raises ValueError where a start would, and leaves nothing behind."""
+    from training.serving.links import SECRET_FILE, Links
     from training.serving.store import check_store
 
     folder = expanded(config.store_dir)
     if config.api_keys_file is not None or (folder / LOOPBACK_FILE).exists():
         keys_of(config)
+    if (folder / SECRET_FILE).exists():
+        Links.of_store(folder)
     check_store(folder)
 
 
@@ -219,6 +222,7 @@ def loaded(config: Config, keys: Keys) -> "App":
     is_local = config.host in LOOPBACK
     adapters_dir = None if config.adapters_dir is None else expanded(config.adapters_dir)
     store = Store(expanded(config.store_dir))
+    links = Links.of_store(store.folder)
     models = BaseModels([config.model_name], config.aliases, has_local_clients=is_local)
     service = connect(
         "local",
@@ -235,7 +239,7 @@ def loaded(config: Config, keys: Keys) -> "App":
     )
     service.create_sampling_client(base_model=config.model_name)
     host = Host(service, store, models, options, adapters_dir=adapters_dir)
-    return make_app(host, keys, Links(), AppOptions(hosts=LOOPBACK if is_local else None))
+    return make_app(host, keys, links, AppOptions(hosts=LOOPBACK if is_local else None))
 
 
 def allow_open_files() -> None:

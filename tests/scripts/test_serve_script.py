@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import serve
+import tinker
 from places import ROOT
 from served import Served, served, server_environment
 from tiny_chat import save_chat_model
@@ -140,6 +141,10 @@ def test_a_dry_run_looks_at_the_store_and_leaves_nothing(
     (folder / "secret/loopback.key").write_text("short")
     with pytest.raises(ValueError, match="remove this file for a new key"):
         dry_run("secret")
+    (folder / "unsigned").mkdir()
+    (folder / "unsigned/links.key").write_text("short")
+    with pytest.raises(ValueError, match="remove this file for a new one"):
+        dry_run("unsigned")
     (folder / "file").write_text("")
     with pytest.raises(ValueError, match=r"store_dir='.*file/store': nothing can be written"):
         dry_run("file/store")
@@ -165,6 +170,21 @@ def test_the_engine_is_given_its_sizes(folder: Path, monkeypatch: pytest.MonkeyP
         assert caught.value.args[0]["max_train_tokens"] == wanted
     with pytest.raises(ValueError, match="max_train_tokens=0: at least 1 is needed"):
         serve.Config(max_train_tokens=0)
+
+
+def test_a_link_is_good_after_a_restart(folder: Path) -> None:
+    settings = ["model_name=model"]
+    with served(folder, settings) as server:
+        with tinker.ServiceClient(base_url=server.url, api_key=server.key) as service:
+            trainer = service.create_lora_training_client("model", rank=2).result()
+            path = trainer.save_weights_external("out").result().path
+        rest = tinker.RestClient(base_url=server.url, api_key=server.key)
+        url = rest.get_external_weights_urls(path).result().urls["adapter_config.json"]
+        before = urllib.request.urlopen(url).read()
+        old = server.url
+        assert server.end(signal.SIGINT) == 0
+    with served(folder, settings) as server:
+        assert urllib.request.urlopen(url.replace(old, server.url)).read() == before
 
 
 def test_a_store_of_another_version(folder: Path) -> None:

@@ -1,16 +1,14 @@
 """Who may use the server: API keys and their owners. In memory there are only the keys' hashes."""
 
-import contextlib
 import hashlib
 import hmac
-import os
 import re
-import secrets
 from pathlib import Path
 from typing import Self
 
 from training.serving.errors import unauthorized
-from utils.runs.files import expanded, fsync_directory
+from training.serving.secret_files import kept_secret
+from utils.runs.files import expanded
 
 # the official SDK refuses keys without it before it sends anything
 PREFIX = "tml-"
@@ -70,14 +68,7 @@ class Keys:
         """One made by chance for the users of this machine, kept in a file of `folder` that only
         its user can read: after a restart clients go on with it. Raises ValueError."""
         path = Path(folder) / LOOPBACK_FILE
-        try:
-            with contextlib.suppress(FileExistsError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _write_secret(path, PREFIX + secrets.token_urlsafe(24))
-            key = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-            raise ValueError(f"{path}: the key of this machine's users: {reason}") from error
+        key = kept_secret(path, "the key of this machine's users", PREFIX)
         _check(LOOPBACK_OWNER, key, f"{path}: remove this file for a new key")
         return cls({_hashed(key): LOOPBACK_OWNER}, key)
 
@@ -111,18 +102,3 @@ def _check(name: str, key: str, where: str) -> None:
 def _hashed(key: str) -> bytes:
     # headers are latin-1, and what is no text at all must be a wrong key, not a crash
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-
-
-def _write_secret(path: Path, text: str) -> None:
-    """Raises FileExistsError; two servers that start at once have one key."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    finally:
-        temporary.unlink()
-    fsync_directory(path.parent)

@@ -1,11 +1,14 @@
 """Signed links: for one thing, until they expire."""
 
 import datetime
+import os
+import stat
+from pathlib import Path
 
 import pytest
 
 from training.serving.errors import ServingError
-from training.serving.links import Links
+from training.serving.links import SECRET_FILE, Links
 
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 HOUR = datetime.timedelta(hours=1)
@@ -69,3 +72,21 @@ def test_a_link_cannot_be_made_or_prolonged() -> None:
     for forged in wrong:
         if forged != token:
             assert refused(links, forged, PARTS) == 401, forged
+
+
+def test_links_of_a_store_stay_good_over_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    token = Links.of_store(folder).sign(PARTS, NOON + HOUR)
+    # signed for a time long gone, but by this store
+    assert refused(Links.of_store(folder), token, PARTS) == 410
+    assert refused(Links.of_store(tmp_path / "other"), token, PARTS) == 401
+    file = folder / SECRET_FILE
+    if os.name == "posix":
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    secret = file.read_text().strip()
+    assert secret not in token and secret not in repr(Links.of_store(folder))
+    for short in ("", "qwerty", secret[:31]):
+        file.write_text(f"{short}\n")
+        with pytest.raises(ValueError, match="at least 32 are needed; remove this file") as caught:
+            Links.of_store(folder)
+        assert not short or short not in str(caught.value).replace(str(file), "")
