@@ -6,8 +6,10 @@
 
 parts=overhead: the main job's inner loop (several adapters stepped together, then sampled) and a
 GRPO step (a group sampled, trained on), on one engine in this process, in a child process, and in a
-Ray actor where Ray is installed, in turn. parts=two: two engines with one thread each against one
-engine with two. parts=scale: 1 to 64 engines that compute nothing, each of whose batches takes a
+Ray actor where Ray is installed, in turn, and how long of that the engine worked at nothing. Memory
+that the C library gives back and takes again costs one process more than another; to compare what
+processes cost, keep it (MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4000000000).
+parts=two: two engines with one thread each against one engine with two. parts=scale: 1 to 64 engines that compute nothing, each of whose batches takes a
 stated time: the driver's CPU time per request, and how long a lost engine holds up its clients.
 Appends to benchmarks/results/pool.jsonl.
 """
@@ -15,6 +17,7 @@ Appends to benchmarks/results/pool.jsonl.
 import contextlib
 import logging
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +41,8 @@ from stand_in_engines import StandInTransport
 
 from training.api import AdamParams, Datum, ModelInput, SamplingParams
 from training.backends.pool.clients import PoolServiceClient
+from training.backends.pool.messages import unpacked
+from training.backends.pool.transport import EngineLink
 from training.connect import connect
 from utils.openmp import bound_spinning
 
@@ -109,13 +114,61 @@ def overhead(report: Report, config: Config, model: str) -> None:
             report.note("Ray is not installed: uv sync --extra ray")
         for case, work in (("inner loop", inner_loop), ("GRPO step", grpo_step)):
             contenders = {name: work(service, model, config) for name, service in services.items()}
-            seconds = race(contenders, config, case)
+            outside = {
+                name: Outside(service, contenders[name])
+                for name, service in services.items()
+                if name != "in process"
+            }
+            seconds = race({**contenders, **outside}, config, case)
             for name, taken in seconds.items():
                 if name == "in process":
                     report.add(case, name, seconds=taken)
-                else:
-                    base = seconds["in process"]
-                    report.add(case, name, seconds=taken, against=base, at_most=GOAL)
+                    continue
+                share = outside[name].seconds[-len(taken) :]
+                told = {"outside the engine ms": round(1000 * statistics.median(share), 1)}
+                base = seconds["in process"]
+                report.add(case, name, seconds=taken, against=base, at_most=GOAL, **told)
+
+
+class Outside:
+    """`run` with one engine in another process; `seconds` of each round are those in which the
+    engine, by its own clock, worked at nothing: messages, and what the driver does by itself."""
+
+    def __init__(self, service: PoolServiceClient, run: Callable[[int], object]) -> None:
+        self.seconds: list[float] = []
+        self._run = run
+        [lane] = service.pool.lanes
+        assert lane.link is not None
+        self._link = lane.link = TimedLink(lane.link)
+
+    def __call__(self, number: int) -> None:
+        worked, started = self._link.seconds, time.perf_counter()
+        self._run(number)
+        self.seconds.append(time.perf_counter() - started - (self._link.seconds - worked))
+
+
+class TimedLink:
+    """Adds up how long its engine worked, as each of its answers says."""
+
+    def __init__(self, link: EngineLink) -> None:
+        self._link = link
+        self.seconds = 0.0
+
+    @property
+    def pid(self) -> int:
+        return self._link.pid
+
+    @property
+    def place(self) -> str:
+        return self._link.place
+
+    def run(self, message: bytes) -> bytes:
+        answer = self._link.run(message)
+        self.seconds += unpacked(answer).seconds
+        return answer
+
+    def kill(self) -> None:
+        self._link.kill()
 
 
 def two_engines(report: Report, config: Config, model: str) -> None:

@@ -78,6 +78,27 @@ class Probed(NamedTuple):
     trained: np.ndarray | None
 
 
+class Distance(NamedTuple):
+    """Of a sampler's logprobs [T] from those that it should have, in nats."""
+
+    largest: float
+    rms: float
+
+    @classmethod
+    def between(cls, sampled: np.ndarray, expected: np.ndarray) -> "Distance":
+        difference = sampled - expected
+        return cls(float(np.abs(difference).max()), float(np.sqrt((difference**2).mean())))
+
+    def is_allowed(self, dtype: str | None) -> bool:
+        """Whether the sampler of a base model of this dtype may be as far from its trainer; what is
+        no number may not."""
+        return self.largest <= FLOAT32_LIMIT if dtype == "float32" else self.rms <= BFLOAT16_LIMIT
+
+
+def allowed_distance(dtype: str | None) -> str:
+    return f"{FLOAT32_LIMIT:g} at most" if dtype == "float32" else f"RMS {BFLOAT16_LIMIT:g}"
+
+
 # None: there are no numbers
 Judge = Callable[[Probed | None], None]
 
@@ -105,12 +126,10 @@ def compare(
     if trained is None:
         figures = Figures(from_base, untrained=untrained)
     else:
-        difference = sampled - trained
-        largest, rms = float(np.abs(difference).max()), float(np.sqrt((difference**2).mean()))
-        figures = Figures(from_base, largest, rms, untrained)
-        too_far = largest > FLOAT32_LIMIT if dtype == "float32" else rms > BFLOAT16_LIMIT
-        allowed = f"{FLOAT32_LIMIT:g} at most" if dtype == "float32" else f"RMS {BFLOAT16_LIMIT:g}"
-        if too_far and (dtype is not None or from_base < largest):
+        distance = Distance.between(sampled, trained)
+        figures = Figures(from_base, *distance, untrained)
+        too_far, allowed = not distance.is_allowed(dtype), allowed_distance(dtype)
+        if too_far and (dtype is not None or from_base < distance.largest):
             is_base = "; it answers as the base model does" if from_base == 0 else ""
             raise AdapterNotUsedError(
                 f"{name}: the sampler does not have the trainer's adapter{is_base}. The logprobs "

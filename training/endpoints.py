@@ -72,7 +72,7 @@ class LocalEndpoint:
 class Endpoints:
     """The endpoints of a script's roles; those in this process share one service, whose model is
     loaded on the first use. Roles of one model share it; use it with `with`.
-    Proofs that adapters are in use are stored in `run_path`."""
+    Proofs that adapters are in use are stored in `run_path`, and so is vLLM's log."""
 
     def __init__(
         self,
@@ -178,6 +178,7 @@ class Endpoints:
                 sampler=self._sampler,
                 sampler_options=self._sampler_options,
                 sampling_weights=self._sampling_weights,
+                checkpoint_dir=None if self._run_path is None else self._run_path / "checkpoints",
             )
         return self._service
 

@@ -14,6 +14,7 @@ INSTALL = "Ray is needed, which is an extra: uv sync --extra ray"
 ENVIRONMENT = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 # what goes through it here are messages
 OBJECT_STORE_BYTES = 256 * 2**20
+TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
 OWN = "local"
 SECONDS_TO_ANSWER = 10.0
 
@@ -29,9 +30,16 @@ def import_ray() -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        return importlib.import_module("ray")
+        ray = importlib.import_module("ray")
     except ImportError as error:
         raise ImportError(INSTALL) from error
+    logging.getLogger(TOKEN_LOGGER).addFilter(_is_news)
+    return ray
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Ray warns at every start that its clusters are safe; that one is not, is told."""
+    return "Token authentication is enabled" not in record.getMessage()
 
 
 def address_of(address: str | None) -> str:

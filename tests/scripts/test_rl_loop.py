@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import self_edit
+from arc_world import ARC, arc_files
 from kills import kill_again_and_again
 from places import ROOT
 from rl_loop import entrypoint
@@ -281,29 +282,6 @@ def test_the_longest_prompt_that_fits_is_trained_on(model: str, tmp_path: Path) 
     assert [m["step"] for m in batches(run)] == [1]
 
 
-def arc_files(folder: Path, *sides: int) -> list[str]:
-    """Both splits with a task for each length of their square grids' sides, and the settings."""
-    folder.mkdir()
-    settings = []
-    for split, prefix in (("train", ""), ("test", "test_")):
-        tasks, solutions = {}, {}
-        for side in sides:
-            grid = [[1] * side] * side
-            name = f"{split}-{side}"
-            pairs = [{"input": grid, "output": grid}] * 2
-            tasks[name] = {"train": pairs, "test": [{"input": grid}]}
-            solutions[name] = [grid]
-        for what, content in (("challenges", tasks), ("solutions", solutions)):
-            path = folder / f"{split}-{what}.json"
-            path.write_text(json.dumps(content))
-            settings.append(f"{prefix}{what}_file={path}")
-    return settings
-
-
-ARC = (
-    *("domain=arc", "grid_format=digits", "evaluation=greedy", "max_tokens=300", "cap=2"),
-    *("inner_rank=2", "max_inner_steps=4", "min_epochs=1", "max_epochs=1", "max_answer_tokens=4"),
-)
 # a question of as many words as it likes, up to 6000 letters and more
 LONG_WORDS = ("domain=gym", "task=letter_counting", "train_size=8", "test_size=4", "max_tokens=1")
 

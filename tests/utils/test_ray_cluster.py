@@ -3,6 +3,7 @@
 uv run pytest tests/utils/test_ray_cluster.py
 """
 
+import logging
 import os
 import sys
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from utils.ray_cluster import address_of, import_ray, join, leave, listed
+from utils.ray_cluster import TOKEN_LOGGER, address_of, import_ray, join, leave, listed
 
 
 class FakeRay:
@@ -43,6 +44,19 @@ def test_ray_does_not_rebuild_environments_unless_asked(monkeypatch: pytest.Monk
     import_ray()
     assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_of_rays_tokens_only_their_absence_is_news(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    import_ray()
+    for state in ("enabled", "disabled"):
+        text = f"Token authentication is {state} for this Ray cluster. Set RAY_AUTH_MODE"
+        logging.getLogger(TOKEN_LOGGER).warning(text)
+    assert [record.getMessage()[:35] for record in caplog.records] == [
+        "Token authentication is disabled fo"
+    ]
 
 
 def test_a_cluster_of_its_own_ends_with_its_last_user(

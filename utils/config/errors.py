@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 HUB_LOGGER = "huggingface_hub.utils._http"
 
 
+# logger.info(..., extra=AT_ONCE): that something is waited for, which held_log() shows at once
+AT_ONCE = {"at_once": True}
+
+
 class ConfigError(ValueError):
     """What is wrong with the user's settings: `problems`, each one a message of its own."""
 
@@ -45,20 +49,29 @@ def as_config_errors() -> Iterator[None]:
 
 
 class _Held(logging.Handler):
-    def __init__(self) -> None:
+    """Instead of `handlers`."""
+
+    def __init__(self, handlers: Sequence[logging.Handler]) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
+        self._handlers = handlers
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+        if not hasattr(record, "at_once"):
+            self.records.append(record)
+            return
+        for handler in self._handlers:
+            if record.levelno >= handler.level:
+                handler.handle(record)
 
 
 @contextlib.contextmanager
 def held_log() -> Iterator[None]:
     """What is logged inside is shown when the block ends, and not at all where that is by a
-    ConfigError: an error of the settings comes alone."""
+    ConfigError: an error of the settings comes alone. But for what is logged with AT_ONCE."""
     root, hub = logging.getLogger(), logging.getLogger(HUB_LOGGER)
-    held, handlers = _Held(), list(root.handlers)
+    handlers = list(root.handlers)
+    held = _Held(handlers)
     of_hub = list(hub.handlers), hub.propagate
     root.handlers[:] = hub.handlers[:] = [held]
     hub.propagate = False

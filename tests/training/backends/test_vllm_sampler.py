@@ -5,6 +5,7 @@ uv run pytest tests/training/backends/test_vllm_sampler.py
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -142,6 +143,7 @@ def test_a_larger_rank_starts_it_again(world: World, caplog: pytest.LogCaptureFi
         assert world.pid == before
         world.service.create_lora_training_client(world.model, rank=9, seed=0)
     assert world.pid != before and "room for adapters of rank 16" in caplog.text
+    assert re.search(r"vLLM 0\.32\.0 is ready after .* nats at most \(RMS", caplog.text)
     assert sampler.sample(world.prompt, 1, params).result().sequences[0].tokens == told
     with pytest.raises(ValueError, match="rank=600: vLLM serves adapters up to rank 512"):
         world.service.create_lora_training_client(world.model, rank=600, seed=0)

@@ -33,6 +33,7 @@ from utils.config.entrypoint import (
     raise_problems,
     to_plain,
 )
+from utils.config.errors import AT_ONCE
 from utils.runs.run_dir import RunDir
 
 
@@ -634,6 +635,18 @@ def test_an_error_of_settings_comes_alone(caplog: pytest.LogCaptureFixture):
         told.warning("of a bug")
         raise KeyError
     assert [record.message for record in caplog.records] == ["of a run that begins", "of a bug"]
+
+
+def test_what_is_waited_for_is_told_at_once(caplog: pytest.LogCaptureFixture):
+    told = logging.getLogger("told")
+    caplog.set_level("INFO")
+    with pytest.raises(ConfigError), held_log():
+        told.info("before")
+        with held_log():
+            told.info("it may take a minute", extra=AT_ONCE)
+            assert [record.message for record in caplog.records] == ["it may take a minute"]
+        raise ConfigError("it cannot be had")
+    assert [record.message for record in caplog.records] == ["it may take a minute"]
 
 
 def test_failed_requests_to_the_hub_are_told_once_and_not_before_an_error(

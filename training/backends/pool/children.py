@@ -8,7 +8,7 @@ import sys
 from training.backends.pool.frames import receive_frame, send_frame
 from training.backends.pool.host import THREADS, EngineSettings
 from training.backends.pool.messages import packed
-from training.backends.pool.transport import EngineLostError
+from training.backends.pool.transport import EngineLostError, share_of_cores
 
 PROGRAM = "training.backends.pool.child"
 
@@ -21,13 +21,7 @@ class ChildTransport:
     """
 
     def __init__(self, settings: EngineSettings, *, silence: float) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        share = (cores or 1) // settings.num_engines
-        if share == 0:
-            raise ValueError(
-                f"num_engines={settings.num_engines}: this machine has {cores} cores, and each "
-                "engine needs one; use fewer, or backend=ray on several machines"
-            )
+        share = share_of_cores(settings.num_engines)
         self._settings = settings
         self._silence = silence
         # torch takes MKL's number before OpenMP's, so that a share beside the user's would win

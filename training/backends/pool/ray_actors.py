@@ -4,6 +4,7 @@ Independent actors, each with the resources of one device, that end with the dri
 starts one again and never repeats a call: what was lost is the pool's to make again (lane.py).
 """
 
+import logging
 import os
 import platform
 import time
@@ -12,10 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 from training.backends.pool.host import EngineSettings, begin
-from training.backends.pool.transport import EngineLostError
+from training.backends.pool.transport import EngineLostError, share_of_cores
+from utils.config.errors import AT_ONCE
 from utils.ray_cluster import import_ray, is_own, join, leave, listed
 
+logger = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_SIGNS = 5.0
+# in which one usually begins
+SECONDS_UNTOLD = 10.0
 # for an engine that was told to end
 SECONDS_TO_END = 10.0
 
@@ -27,7 +33,7 @@ class RayTransport:
     have to grow first.
 
     Raises ImportError where Ray is not installed, ValueError where no cluster answers or it has no
-    GPU for device="cuda".
+    GPU for device="cuda", and for more engines than cores in a cluster of its own.
     """
 
     def __init__(
@@ -40,10 +46,13 @@ class RayTransport:
         patience: float = 60.0,
     ) -> None:
         self._ray = import_ray()
-        cores = os.cpu_count() or 1
-        join(self._ray, address, cores)
+        join(self._ray, address, os.cpu_count() or 1)
         if cpus is None:
-            cpus = max(1, cores // settings.num_engines) if is_own() else 1
+            try:
+                cpus = share_of_cores(settings.num_engines) if is_own() else 1
+            except ValueError:
+                self.close()
+                raise
         # Ray shows each actor its own GPU alone
         threads = int(os.environ.get("OMP_NUM_THREADS", cpus))
         self._settings = replace(settings, own_device=False, threads=threads)
@@ -72,8 +81,17 @@ class RayTransport:
             )
             .remote(index, self._settings)
         )
+        deadline = time.monotonic() + self._patience
+        sign = actor.sign.remote()
         try:
-            pid, place = ray.get(actor.sign.remote(), timeout=self._patience)
+            if not ray.wait([sign], timeout=min(SECONDS_UNTOLD, self._patience))[0]:
+                logger.info(
+                    "engine %d has no place in the Ray cluster yet; one is waited for, for up to "
+                    "%g s",
+                    *(index, self._patience),
+                    extra=AT_ONCE,
+                )
+            pid, place = ray.get(sign, timeout=max(0.0, deadline - time.monotonic()))
         except ray.exceptions.GetTimeoutError as error:
             ray.kill(actor, no_restart=True)
             raise EngineLostError(

@@ -1,5 +1,6 @@
 """How engines are started, spoken to and ended: what the pool needs of processes, here or far."""
 
+import os
 from typing import Protocol
 
 
@@ -39,3 +40,16 @@ class Transport(Protocol):
     def close(self) -> None:
         """After all links are killed."""
         ...
+
+
+def share_of_cores(num_engines: int) -> int:
+    """How many of this machine's cores each of its engines has. Raises ValueError for more engines
+    than cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = (cores or 1) // num_engines
+    if share == 0:
+        raise ValueError(
+            f"num_engines={num_engines}: this machine has {cores} cores, and each engine needs "
+            "one; use fewer, or backend=ray on several machines"
+        )
+    return share

@@ -3,6 +3,7 @@
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.backends.vllm.process import (
 )
 from training.backends.vllm.start_check import PROBE_RANK, StartCheck, make_start_check
 from training.models import lacks_tokenizer, resolve_model
+from utils.config.errors import AT_ONCE
 
 logger = logging.getLogger(__name__)
 
@@ -128,17 +130,19 @@ class VllmEngine:
     def _begin(self) -> VllmProcess:
         # safe path: the worker's neighbours are no modules of others
         command = [self._options.interpreter, "-P", str(WORKER)]
+        logger.info("vLLM starts, which may take a minute; its log is %s", self._log, extra=AT_ONCE)
         return VllmProcess(command, self._settings(), self._log)
 
     def _start(self) -> None:
         """Waits for it, and compares."""
+        started = time.perf_counter()
         try:
             self._info = self._process.ready.result(self._options.start_seconds)
             if self._check is None:
                 adapts_head = self._info["adapts_head"]
                 self._check = make_start_check(self._engine, self.folders, adapts_head=adapts_head)
             process = self._process
-            self._check.run(lambda kind, values: process.ask(kind, values)[1].result())
+            distance = self._check.run(lambda kind, values: process.ask(kind, values)[1].result())
         except RefusedError as error:
             self._process.close()
             raise ValueError(_explained(error, self._engine.model_name, self._log)) from error
@@ -151,6 +155,11 @@ class VllmEngine:
         except (StoppedError, ValueError):
             self._process.close()
             raise
+        logger.info(
+            "vLLM %s is ready after %.0f s: with an adapter, a test text's logprobs are %.2g nats "
+            "at most (RMS %.2g) from the local engine's",
+            *(self._info["version"], time.perf_counter() - started, *distance),
+        )
 
     def _settings(self) -> Mapping[str, Any]:
         """Of AsyncEngineArgs."""

@@ -30,10 +30,14 @@ from training.backends.vllm.folders import AdapterFolder
 from training.backends.vllm.mapping import check_temperature
 from training.backends.vllm.options import VllmOptions, installed_version
 
+# the API's default
+USUAL_RANK = 32
+
 
 class VllmServiceClient(LocalServiceClient):
     """See training.api.ServiceClient. vLLM starts when the first client of a base model is made,
-    for an adapter of the rank that is needed then."""
+    with room for an adapter of its rank; beside the base model itself, for one of the usual rank.
+    """
 
     def __init__(self, *, sampler_options: Mapping[str, Any] | None = None, **local: Any) -> None:
         super().__init__(**local)
@@ -43,7 +47,7 @@ class VllmServiceClient(LocalServiceClient):
         installed_version(self._vllm_options)
         self._vllms: dict[str, VllmEngine] = {}
 
-    def vllm(self, engine: Engine, rank: int = 1) -> VllmEngine:
+    def vllm(self, engine: Engine, rank: int = USUAL_RANK) -> VllmEngine:
         with self._lock:
             found = self._vllms.get(engine.model_name)
             if found is None:
@@ -59,9 +63,10 @@ class VllmServiceClient(LocalServiceClient):
     def new_sampling_client(
         self, engine: Engine, weights: AdapterWeights | None
     ) -> "VllmSamplingClient":
-        vllm = self.vllm(engine, 1 if weights is None else weights.config.rank)
         if weights is None:
+            vllm = self.vllm(engine)
             return VllmSamplingClient(engine, None, vllm, vllm.base)
+        vllm = self.vllm(engine, weights.config.rank)
         vllm.require(weights.config)
         return VllmSamplingClient(engine, weights, vllm, vllm.add(weights))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.adapter_proof import BFLOAT16_LIMIT, FLOAT32_LIMIT, probe_tokens
+from training.adapter_proof import FLOAT32_LIMIT, Distance, allowed_distance, probe_tokens
 from training.api import ModelInput
 from training.backends.local.adapters import (
     DEFAULT_ALPHA,
@@ -45,27 +45,27 @@ class StartCheck:
     expected_probe: np.ndarray
     expected_base: np.ndarray
 
-    def run(self, ask: Ask) -> None:
-        """Raises ValueError where vLLM's are further off than a sampler may be from its trainer."""
+    def run(self, ask: Ask) -> Distance:
+        """How far off vLLM's are with the adapter. Raises ValueError where they are further off
+        than a sampler may be from its trainer."""
+        distances = []
         for what, adapter, expected in (
             ("the base model", self.base, self.expected_base),
             ("an adapter on every layer", self.probe, self.expected_probe),
         ):
             values = {"adapter": adapter.key, "prompt": self.tokens}
-            difference = np.array(ask("logprobs", values)) - expected
-            largest = float(np.abs(difference).max())
-            rms = float(np.sqrt((difference**2).mean()))
-            exact = self.dtype == "float32"
-            # a logprob that is no number is no less than the limit
-            if not (largest <= FLOAT32_LIMIT if exact else rms <= BFLOAT16_LIMIT):
-                is_base = float(np.abs(difference + expected - self.expected_base).max())
-                told = "; vLLM answers as the base model does" if is_base <= FLOAT32_LIMIT else ""
+            sampled = np.array(ask("logprobs", values))
+            distances.append(distance := Distance.between(sampled, expected))
+            if not distance.is_allowed(self.dtype):
+                is_base = Distance.between(sampled, self.expected_base).largest <= FLOAT32_LIMIT
+                told = "; vLLM answers as the base model does" if is_base else ""
                 raise ValueError(
-                    f"sampler='vllm': with {what} vLLM's logprobs of a test text are {largest:.2g} "
-                    f"nats (RMS {rms:.2g}) from the local engine's{told}; allowed is "
-                    f"{f'{FLOAT32_LIMIT:g}' if exact else f'RMS {BFLOAT16_LIMIT:g}'}. Use "
+                    f"sampler='vllm': with {what} vLLM's logprobs of a test text are "
+                    f"{distance.largest:.2g} nats at most (RMS {distance.rms:.2g}) from the local "
+                    f"engine's{told}; allowed is {allowed_distance(self.dtype)}. Use "
                     "sampler='local' with this model"
                 )
+        return distances[-1]
 
 
 def make_start_check(engine: Engine, folders: AdapterFolders, *, adapts_head: bool) -> StartCheck:

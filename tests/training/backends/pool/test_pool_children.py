@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_kills import engine_pids, killed_again_and_again
+from engine_kills import Loss, Losses, engine_pids
 from places import ROOT
 
 from training.api import AdamParams, Datum, ModelInput, RequestFailedError, SamplingParams
@@ -156,12 +156,11 @@ def test_ten_random_kills_change_nothing(
     model = tiny_model("llama")
     service = connect_children(snapshot_seconds=0.2)
     wanted = program(service, model, steps=60)
-    total, again = 0, 0
-    while total < 10:
-        again += 1
-        with killed_again_and_again(seed=again, longest=6) as killed:
+    plan: list[Loss] = ["kill", "twice", "kill", "no place", "kill", "twice", "kill", "kill"]
+    losses = Losses(plan, seed=0, longest=2)
+    while losses.plan:
+        with losses.during([service]):
             found = program(service, model, steps=60)
-        total += len(killed)
         assert found["texts"] == wanted["texts"]
         assert found["logprobs"] == pytest.approx(wanted["logprobs"], abs=1e-5)
         assert found["losses"] == wanted["losses"]

@@ -165,6 +165,12 @@ def test_a_lost_node_changes_nothing(
     assert service.num_lost >= 1
 
 
+def test_more_engines_than_cores_are_refused(ray: Any, connect_ray: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"num_engines=999: this machine has \d+ cores"):
+        connect_ray(num_engines=999)
+    assert not ray.is_initialized()
+
+
 def test_what_is_wrong_is_told_in_a_sentence(
     cluster: Any, connect_ray: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
