@@ -9,8 +9,9 @@ GRPO step (a group sampled, trained on), on one engine in this process, in a chi
 Ray actor where Ray is installed, in turn, and how long of that the engine worked at nothing. Memory
 that the C library gives back and takes again costs one process more than another; to compare what
 processes cost, keep it (MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4000000000).
-parts=two: two engines with one thread each against one engine with two. parts=scale: 1 to 64 engines that compute nothing, each of whose batches takes a
-stated time: the driver's CPU time per request, and how long a lost engine holds up its clients.
+parts=two: two engines with one thread each against one engine with two. parts=scale: 1 to 64
+engines that compute nothing, each of whose batches takes a stated time: the driver's CPU time per
+request, and how long a lost engine holds up its clients.
 Appends to benchmarks/results/pool.jsonl.
 """
 
