@@ -41,6 +41,7 @@ from rival_process import MissingRivalError, RivalProcess
 
 from training.api import ModelInput, SampleResponse, SamplingClient, SamplingParams
 from training.backends.local.embedded import cache_dir, gguf_file
+from training.connect import SamplingWeights
 from training.models import EMBEDDED, resolve_model
 
 # Nats between the engine's and transformers' logprobs of a sampled token: the largest in float32,
@@ -59,6 +60,9 @@ class Config(DtypeSettings):
         default_factory=lambda: [1, 16], doc="numbers of answers to it"
     )
     max_tokens: int = chz.field(default=64, doc="length of every answer")
+    sampling_weights: SamplingWeights | None = chz.field(
+        default=None, doc="of the engine: decode with smaller weights, bfloat16 or int4"
+    )
     rivals: list[str] = chz.field(
         default_factory=lambda: list(RIVALS), doc=f"compare with some of {', '.join(RIVALS)}"
     )
@@ -99,9 +103,13 @@ def main(config: Config) -> None:
 def profile(config: Config) -> None:
     report = Report("sampling", config)
     rows_of = sorted({1, *config.num_samples})
-    with base_model(config) as name, local_service(config, dtype=config.dtype) as service:
+    with base_model(config) as name, engine_service(config) as service:
         add_profile(report, service, name, rows_of=rows_of, prompt_tokens=config.prompt_tokens)
     report.finish()
+
+
+def engine_service(config: Config) -> Any:
+    return local_service(config, dtype=config.dtype, sampling_weights=config.sampling_weights)
 
 
 def speed(config: Config) -> None:
@@ -109,7 +117,7 @@ def speed(config: Config) -> None:
     report = Report("sampling", config)
     with contextlib.ExitStack() as stack:
         name = stack.enter_context(base_model(config))
-        service = stack.enter_context(local_service(config, dtype=config.dtype))
+        service = stack.enter_context(engine_service(config))
         client = service.create_sampling_client(base_model=name)
         decoder = service.engine(name).decoder
         model = on_worker(service, name, lambda: load_hf(name, config.device, config.dtype))
@@ -163,7 +171,7 @@ def speed(config: Config) -> None:
     report.note(f"Sampled tokens' logprobs, engine and transformers: {difference:.2g} nats apart")
     report.finish()
     assert config.dtype is not None
-    if difference > TOLERANCES[config.dtype]:
+    if difference > TOLERANCES["bfloat16" if config.sampling_weights else config.dtype]:
         raise SystemExit(f"logprobs differ by {difference:.3g} nats: not the same distribution")
 
 
@@ -249,7 +257,7 @@ def logprob_difference(
     chosen = rows[:, len(prompt) :].unsqueeze(-1)
     expected = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).cpu().numpy()
     difference = np.array([s.logprobs for s in sequences]) - expected
-    if config.dtype == "bfloat16":
+    if config.dtype == "bfloat16" or config.sampling_weights:
         return float(np.sqrt((difference**2).mean()))
     return float(np.abs(difference).max())
 

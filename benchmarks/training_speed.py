@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from training.backends.local.decoder import Decoder
 
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.999, eps=1e-8)
-# Both sides add up in another order; bf16 rounds each layer's output.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
+# Both sides add up in another order; in bfloat16 transformers rounds the logits too, in steps of an
+# eighth from 16 on.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15}
 
 
 @chz.chz(typecheck=True)
@@ -301,7 +302,7 @@ def main(config: Config) -> None:
             seconds=seconds[contender],
             tokens=sum(len(example.tokens) for example in batches[0]),
             against=seconds["engine"],
-            goal=1.7 if contender == "HF + PEFT" else None,
+            goal=3 if contender == "HF + PEFT" else None,
             **memory,
         )
     report.note("ratio: seconds of the row over the engine's; for products, the engine's share.")

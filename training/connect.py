@@ -18,7 +18,10 @@ Sampler = Literal["local", "vllm"]
 SAMPLER_DOC = "what samples with backend=local: its engine, or vllm (docs/scaling.md)"
 SamplerOptions = dict[str, bool | int | float | str]
 SAMPLER_OPTIONS_DOC = "of sampler=vllm, such as sampler_options.max_loras=16"
-SAMPLING_WEIGHTS_DOC = "int4: decode with the embedded model's 4-bit weights (docs/performance.md)"
+SAMPLING_WEIGHTS_DOC = (
+    "bfloat16, or int4 (embedded): decode with smaller weights than the trainer's "
+    "(docs/performance.md)"
+)
 
 
 def has_own_engines(backend: str) -> bool:

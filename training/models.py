@@ -100,7 +100,7 @@ def check_rank(model_name: str, name: str, rank: int) -> None:
 def check_sampling_weights(model_name: str, sampling_weights: str | None) -> None:
     """Raises ValueError where a model has no such weights to decode with, and what resolve_model()
     raises."""
-    if sampling_weights is None:
+    if sampling_weights != "int4":
         return
     from training.backends.local.embedded import is_embedded_dir
 

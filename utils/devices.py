@@ -56,7 +56,7 @@ def warn_if_emulated(dtype: "torch.dtype", device_type: str) -> None:
     belongs on the engine's worker."""
     if str(dtype) == "torch.bfloat16" and device_type == "cpu" and not has_native_bfloat16():
         logger.warning(
-            "dtype=bfloat16: this processor has no bfloat16 of its own; a matrix product takes "
+            "bfloat16: this processor has none of its own; a matrix product takes "
             "%.1f times as long as in float32",
             _bfloat16_slowdown(),
         )

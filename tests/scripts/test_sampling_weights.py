@@ -1,4 +1,4 @@
-"""sampling_weights=int4 in the scripts that have it: it reaches the engine, or is refused before
+"""sampling_weights= in the scripts that have it: it reaches the engine, or is refused before
 anything is loaded.
 
 uv run pytest tests/scripts/test_sampling_weights.py
@@ -70,17 +70,20 @@ def refusal(script: str, arguments: list[str], capsys: pytest.CaptureFixture[str
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize("weights", ["int4", "bfloat16"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_it_reaches_the_engine(
     script: str,
+    weights: str,
     made_with: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # the folder stands for the embedded model's
-    monkeypatch.setattr(embedded, "is_embedded_dir", lambda path: path == Path("model"))
-    assert "stop here" in refusal(script, ["sampling_weights=int4"], capsys)
-    assert [options["sampling_weights"] for options in made_with] == ["int4"]
+    if weights == "int4":
+        # the folder stands for the embedded model's
+        monkeypatch.setattr(embedded, "is_embedded_dir", lambda path: path == Path("model"))
+    assert "stop here" in refusal(script, [f"sampling_weights={weights}"], capsys)
+    assert [options["sampling_weights"] for options in made_with] == [weights]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -109,7 +112,7 @@ def test_vllm_has_weights_of_its_own(
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_there_is_is_listed(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = refusal(script, ["sampling_weights=int8"], capsys)
-    assert "sampling_weights" in error and "int4" in error and "int8" in error
+    assert all(word in error for word in ("sampling_weights", "int8", "int4", "bfloat16"))
 
 
 def test_a_server_of_models_has_none(

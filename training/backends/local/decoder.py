@@ -75,10 +75,10 @@ class Decoder:
         device: torch.device,
         dtype: torch.dtype | None = None,
         *,
-        int4_decoding: bool = False,
+        sampling_weights: str | None = None,
     ) -> None:
-        """`dtype` of the base model; default: float32 on a CPU, else bfloat16. With
-        `int4_decoding` samples are decoded with the embedded model's own weights of four bits."""
+        """`dtype` of the base model; default: float32 on a CPU, else bfloat16. `sampling_weights`:
+        see EngineOptions."""
         self.model_path = str(model_path)
         self.device = device
         self.dtype = dtype or getattr(torch, choose_dtype(None, device.type))
@@ -102,8 +102,10 @@ class Decoder:
         # what no adapter touches included: embeddings, norms, experts
         self.weights_digest = model.weights_digest
         self._choose_mode(model)
-        if int4_decoding:
+        if sampling_weights == "int4":
             self._decode_in_int4()
+        elif sampling_weights == "bfloat16":
+            self._decode_in_bfloat16()
         # the weights beside embeddings that no adapter can be added to, by name
         plain = isinstance(self._body, LlamaBody)
         self.without_adapters = () if plain else _other_matrices(model.body)
@@ -190,9 +192,13 @@ class Decoder:
     def _decode_in_int4(self) -> None:
         blocks = embedded_blocks(self.config)
         for product in self.products():
-            assert product.bias is None
             paths = [path for path, layer in self.layers.items() if layer.product == product.name]
             product.decode_matrix = Int4Matrix([blocks[path] for path in paths])
+
+    def _decode_in_bfloat16(self) -> None:
+        warn_if_emulated(torch.bfloat16, self.device.type)
+        for product in self.products():
+            product.decode_matrix = PackedMatrix(product.forward_matrix.dense().bfloat16())
 
     def _take_fingerprint(self) -> str:
         """A hash of the rows that were sampled of every layer, which are let go."""

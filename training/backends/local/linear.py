@@ -101,7 +101,8 @@ class LoraPass:
             name: Stacked(a[start:stop], tuple((c, r, b[start:stop]) for c, r, b in parts))
             for name, (a, parts) in self.stacked.items()
         }
-        return LoraPass(slices, self.training, self.anchor, stacked, stop - start)
+        tokens = stop - start
+        return LoraPass(slices, self.training, self.anchor, stacked, tokens, self.decoding)
 
     def picked(self, index: torch.Tensor) -> "LoraPass":
         """For some of its rows, which are then numbered from 0; `index` ascends."""
@@ -246,8 +247,8 @@ class LoraLinear(nn.Module):
         # the only copy of the weight that is kept
         self.forward_matrix = PackedMatrix(weight)
         self._backward_matrix: PackedMatrix | None = None
-        # for decoded rows, where another one is asked for; layers with biases have none
-        self.decode_matrix: Int4Matrix | None = None
+        # for decoded rows, where another one is asked for
+        self.decode_matrix: Int4Matrix | PackedMatrix | None = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -271,6 +272,8 @@ class LoraLinear(nn.Module):
         else:
             if current.decoding and self.decode_matrix is not None:
                 out = self.decode_matrix(flat)
+                if self.bias is not None:
+                    out += self.bias
             else:
                 out = self.forward_matrix(flat, self.bias)
             add_low_rank_(out, flat, self.name, current)

@@ -19,6 +19,9 @@ from training.backends.local.rotary import Rotaries
 # promises that, and the engine compares the logits with the model's own whenever it loads one.
 LLAMA_SHAPED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
+# by name, since to import transformers' takes seconds
+_SILU = frozenset({"SiLU", "SiLUActivation"})
+
 _GROUPS = (
     ("self_attn", ("q_proj", "k_proj", "v_proj")),
     ("self_attn", ("o_proj",)),
@@ -87,7 +90,32 @@ class _Norm:
         self._eps = norm.variance_epsilon
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        # a GPU has one operation for it and one for its gradient
+        if x.requires_grad and x.device.type == "cpu":
+            return _RmsNorm.apply(x, self._weight, self._eps)
         return F.rms_norm(x, self._weight.shape, self._weight, self._eps)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """F.rms_norm over the last axis; its gradient, of the input alone, in a handful of operations.
+    autograd takes twice as many on a CPU, and keeps two tensors of the input's size for them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.eps = weight, eps
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor):
+        (x,) = ctx.saved_tensors
+        size = x.shape[-1]
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(size)
+        scale.add_(ctx.eps).rsqrt_()
+        # y = w x s with s = (mean(x^2) + eps)^-1/2: dx = s g - x s^3 mean(g x), where g = w dy
+        g = grads[0] * ctx.weight
+        mean = (g * x).sum(-1, keepdim=True).mul_(scale**3).div_(-size)
+        return torch.addcmul(g.mul_(scale), x, mean), None, None
 
 
 class _HeadNorm:
@@ -101,6 +129,27 @@ class _HeadNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, x.shape[-1:], None, self._eps) * self._weight
+
+
+class _GatedSilu(torch.autograd.Function):
+    """gate, up [T, n] side by side -> silu(gate) * up, in the steps that autograd would take; but
+    silu(gate) is computed again instead of kept, and both gradients are written side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        d_gate_up = torch.empty_like(gate_up)
+        d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+        torch.mul(grads[0], F.silu(gate), out=d_up)
+        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=d_gate)
+        return d_gate_up
 
 
 class _Layer:
@@ -120,7 +169,8 @@ class _Layer:
         self._qkv, self._o, self._gate_up, self._down = linears
         self._input_norm = _Norm(layer.input_layernorm, activations)
         self._mlp_norm = _Norm(layer.post_attention_layernorm, activations)
-        self._activation = layer.mlp.act_fn
+        self._activation = activation = layer.mlp.act_fn
+        self._is_silu = activation is F.silu or type(activation).__name__ in _SILU
         self._head_dim = attention.head_dim
         q, k, _ = self._qkv.columns
         self._heads = (q.stop - q.start) // self._head_dim
@@ -144,8 +194,13 @@ class _Layer:
             attended, x = attended.index_select(0, wanted), x.index_select(0, wanted)
             self._holder.current = self._holder.current.picked(wanted)
         x = x + self._o(attended)
-        gate, up = self._gate_up(self._mlp_norm(x)).chunk(2, dim=-1)
-        return x + self._down(self._activation(gate) * up)
+        return x + self._down(self._gated(self._gate_up(self._mlp_norm(x))))
+
+    def _gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if self._is_silu and gate_up.requires_grad:
+            return _GatedSilu.apply(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self._activation(gate) * up
 
     def _attention(
         self,
@@ -156,12 +211,11 @@ class _Layer:
         tokens = len(x)
         qkv = self._qkv(x).view(tokens, -1, self._head_dim)
         turning = self._heads + self._kv_heads
-        qk, value = qkv[:, :turning], qkv[:, turning:]
+        qk, value = qkv.split([turning, self._kv_heads], dim=1)
         if self._head_norm is not None:
             qk = self._head_norm(qk)
         cos, signed_sin = rotation
         qk = torch.addcmul(qk * cos, qk.roll(self._head_dim // 2, -1), signed_sin).transpose(0, 1)
-        out = plan.attend(
-            self._number, qk[: self._heads], qk[self._heads :], value.transpose(0, 1), self._kind
-        )
+        query, key = qk.split([self._heads, self._kv_heads])
+        out = plan.attend(self._number, query, key, value.transpose(0, 1), self._kind)
         return out.reshape(tokens, -1)

@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 from training import checks
 
-# besides the model's own
-SamplingWeights = Literal["int4"]
+# besides the trainer's own
+SamplingWeights = Literal["bfloat16", "int4"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class EngineOptions:
     Above 0, as a server wants it, new samples join there too, with at most max_prefill_tokens of
     prompts at once (or one longer prompt), so that no row waits for more than one micro-batch and
     one such prefill.
-    sampling_weights: "int4" decodes with weights of four bits, those of the embedded model's own
-    file, on a CPU: faster, and off from the trainer by what bfloat16 is off; prompts are computed
-    as without it.
+    sampling_weights: on a CPU, what decoded rows are multiplied with instead of the trainer's
+    weights: "bfloat16", a copy of float32 ones, or "int4", weights of four bits, those of the
+    embedded model's own file. Faster, and off from the trainer by what bfloat16 is off; prompts are
+    computed as without it.
     """
 
     max_train_tokens: int | None = None

@@ -120,10 +120,15 @@ class LocalServiceClient:
         self._device = torch.device(choose_device(device))
         self._dtype: torch.dtype = getattr(torch, choose_dtype(dtype, self._device.type))
         self._options = EngineOptions(**engine_options)
-        if self._options.sampling_weights and self._device.type != "cpu":
+        weights = self._options.sampling_weights
+        if weights and self._device.type != "cpu":
             raise ValueError(
-                f"sampling_weights={self._options.sampling_weights!r} needs device='cpu'; got "
-                f"device={self._device.type!r}"
+                f"sampling_weights={weights!r} needs device='cpu'; got device={self._device.type!r}"
+            )
+        if weights == "bfloat16" and self._dtype == torch.bfloat16:
+            raise ValueError(
+                "sampling_weights='bfloat16' needs dtype='float32'; with dtype='bfloat16' samples "
+                "are decoded with such weights anyway: leave it out"
             )
         self._engines: dict[str, Engine] = {}
         self._told: set[str] = set()
@@ -145,9 +150,7 @@ class LocalServiceClient:
                 weights = self._options.sampling_weights
                 check_sampling_weights(base_model, weights)
                 self._engines[base_model] = Engine(
-                    lambda: Decoder(
-                        source, self._device, self._dtype, int4_decoding=weights == "int4"
-                    ),
+                    lambda: Decoder(source, self._device, self._dtype, sampling_weights=weights),
                     base_model,
                     self._options,
                     loads_with_transformers=loads_with_transformers(source, self._dtype),

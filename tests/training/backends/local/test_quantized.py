@@ -1,4 +1,5 @@
-"""Decoding with weights of four bits: the file's own, for decoded rows alone.
+"""Decoding with smaller weights than the trainer's: for decoded rows alone; those of four bits are
+the file's own.
 
 uv run pytest tests/training/backends/local/test_quantized.py
 """
@@ -13,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from training.api import Datum, ModelInput, SamplingParams
+from training.backends.local.linear import LoraPass
 from training.backends.local.quantized import Blocks, Int4Matrix, embedded_blocks
 from training.connect import connect
 from training.models import resolve_model
@@ -67,20 +69,54 @@ def test_decoded_rows_alone_use_them(tiny_model: Any, connect_local: Any) -> Non
 
 
 def test_what_has_none_is_refused(tiny_model: Any, connect_local: Any) -> None:
-    with pytest.raises(ValueError, match="sampling_weights='int8': allowed are int4"):
+    with pytest.raises(ValueError, match="sampling_weights='int8': allowed are bfloat16, int4"):
         connect("local", sampling_weights="int8")
     service = connect_local(sampling_weights="int4")
     with pytest.raises(ValueError, match="sampling_weights='int4' needs model_name='embedded'"):
         service.create_sampling_client(base_model=tiny_model("llama"))
 
+    with pytest.raises(ValueError, match="sampling_weights='bfloat16' needs dtype='float32'"):
+        connect("local", sampling_weights="bfloat16", dtype="bfloat16", device="cpu")
+
+
+def test_a_part_of_a_decoding_pass_decodes() -> None:
+    # as bodies that run in rows take them
+    whole = LoraPass(tokens=4, decoding=True)
+    assert whole.rows(1, 3).decoding
+    assert not LoraPass(tokens=4).rows(1, 3).decoding
+
+
+# both have biases
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_decoded_rows_are_multiplied_in_bfloat16(
+    family: str, tiny_model: Any, connect_local: Any
+) -> None:
+    folder = tiny_model(family)
+    service = connect_local(sampling_weights="bfloat16")
+    client = service.create_lora_training_client(folder, rank=2, seed=0)
+    for product in service.engine(folder).decoder.products():
+        x = torch.randn(3, product.in_features, generator=torch.Generator().manual_seed(0))
+        wanted = x.bfloat16().float() @ product.forward_matrix.dense().bfloat16().float().T
+        assert (product.decode_matrix(x) - wanted).norm() / wanted.norm() < 2**-7
+    assert 1e-6 < difference_from_the_trainer(client, [5, 6, 7, 8], "float32") <= 0.05
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_sampler_stays_near_the_trainer(dtype: str, connect_local: Any) -> None:
-    service = connect_local(sampling_weights="int4", dtype=dtype)
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [("int4", "float32"), ("int4", "bfloat16"), ("bfloat16", "float32")],
+)
+def test_the_sampler_stays_near_the_trainer(weights: str, dtype: str, connect_local: Any) -> None:
+    service = connect_local(sampling_weights=weights, dtype=dtype)
     client = service.create_lora_training_client("embedded", rank=4, seed=0)
-    sampler = client.save_weights_and_get_sampling_client().result()
     prompt = client.get_tokenizer().encode("Once upon a time a fox met")
+    assert 1e-4 < difference_from_the_trainer(client, prompt, dtype) <= 0.05
+
+
+def difference_from_the_trainer(client: Any, prompt: list[int], dtype: str) -> float:
+    """The root mean square of four samples' logprobs; the first tokens come with the prompt, which
+    is computed as ever."""
+    sampler = client.save_weights_and_get_sampling_client().result()
     params = SamplingParams(max_tokens=24, stop=[], seed=0)
     sequences = sampler.sample(ModelInput.from_ints(prompt), 4, params).result().sequences
     data = []
@@ -96,6 +132,5 @@ def test_the_sampler_stays_near_the_trainer(dtype: str, connect_local: Any) -> N
             for own, sequence in zip(known, sequences, strict=True)
         ]
     )
-    # the first token comes with the prompt, which is computed as ever
     assert abs(difference[::24]).max() < (1e-4 if dtype == "float32" else 0.05)
-    assert 1e-4 < np.sqrt((difference**2).mean()) <= 0.05
+    return float(np.sqrt((difference**2).mean()))
