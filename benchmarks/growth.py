@@ -3,13 +3,15 @@ prompt, the size of the model and the dtype.
 
     uv run benchmarks/growth.py
     uv run benchmarks/growth.py 'axes=["adapters"]' 'adapters=[1,2,4,8,16,32,64]'
+    uv run benchmarks/growth.py reuse=true max_minutes=8      # again and again, until it is whole
     uv run benchmarks/growth.py quick=true
 
 A point is one GRPO step, in a process of its own: every adapter samples a group of answers to its
 prompt, then all are updated. One axis changes at a time; the others stay at their first value.
 `of linear` is how long it takes over what the axis's first point would take if seconds grew with
 the value (of the model: with its parameters); below 1 is better than linear. Writes growth.png and
-growth.md and appends to growth.jsonl, in benchmarks/results or results_dir.
+growth.md and appends to growth.jsonl, in benchmarks/results or results_dir. Points are stored in
+growth_points.jsonl as they are measured; reuse=true takes those of this machine from there.
 """
 
 import logging
@@ -17,7 +19,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from common import (
     base_model,
     half_right,
     local_service,
+    machine,
     prepare,
     random_tokens,
     synchronize,
@@ -40,7 +43,7 @@ from common import (
 from training.api import AdamParams, ModelInput, SamplingParams
 from training.models import resolve_model
 from utils.devices import Dtype, choose_dtype
-from utils.runs.files import atomic_write_text
+from utils.runs.files import append_jsonl, atomic_write_text, read_jsonl
 from utils.runs.progress import progress
 from utils.runs.report import LINE_COLOURS, save_png
 from utils.runs.tables import text_table
@@ -53,6 +56,7 @@ logger = logging.getLogger(__name__)
 ADAM = AdamParams(learning_rate=1e-5)
 # parts of a step whose seconds are measured
 PARTS = ("sample", "update")
+POINTS_FILE = "growth_points.jsonl"
 
 
 @chz.chz(typecheck=True)
@@ -78,6 +82,12 @@ class Config(Settings):
     )
     max_tokens: int = chz.field(default=16, doc="length of every answer")
     rank: int = chz.field(default=8, doc="LoRA rank on attention and MLP layers")
+    reuse: bool = chz.field(
+        default=False, doc="take points of these sizes, this machine and these versions as stored"
+    )
+    max_minutes: float = chz.field(
+        default=1e9, doc="begin no point after this time, and write no page without all of them"
+    )
 
     @chz.validate
     def _axes(self) -> None:
@@ -141,11 +151,19 @@ def main(config: Config) -> None:
     # where axes cross, a point is measured once
     points = dict.fromkeys(point for line in lines.values() for point in line)
     run: Callable[..., Measured] = unless_quick(config)
-    measured: dict[Point, Measured] = {}
-    with progress(len(points), "points", "point") as bar:
-        for point in points:
+    folder = config.results_dir or (None if config.quick else RESULTS)
+    measured = stored_points(folder, config) if config.reuse and folder is not None else {}
+    deadline = time.monotonic() + 60 * config.max_minutes
+    todo = [point for point in points if point not in measured]
+    with progress(len(todo), "points", "point") as bar:
+        for number, point in enumerate(todo):
+            if time.monotonic() > deadline:
+                logger.info("%d points are left: run again with reuse=true", len(todo) - number)
+                return
             measured[point] = run(measure, point, config)
             logger.info("%s: %s", point, measured[point])
+            if folder is not None:
+                store_point(folder, config, point, measured[point])
             bar.update(1)
     report = Report("growth", config)
     for axis, line in lines.items():
@@ -165,10 +183,29 @@ def main(config: Config) -> None:
     report.note("of linear: seconds over those of linear growth from the axis's first point.")
     report.note("over model MiB: peak memory over that of the loaded model.")
     report.finish()
-    folder = config.results_dir or (None if config.quick else RESULTS)
     if folder is not None:
         atomic_write_text(folder / "growth.md", page(lines, measured))
         save_png(draw(lines, measured), folder / "growth.png", dpi=110)
+
+
+def conditions(config: Config) -> dict[str, Any]:
+    """What has to be the same for a stored point to count."""
+    names = ("max_tokens", "rank", "warmup", "repeats", "device", "threads")
+    return {**{name: getattr(config, name) for name in names}, "machine": machine(config)}
+
+
+def stored_points(folder: Path, config: Config) -> dict[Point, Measured]:
+    records = read_jsonl(folder / POINTS_FILE, missing_ok=True)
+    return {
+        Point(**record["point"]): Measured(**record["measured"])
+        for record in records
+        if record["conditions"] == conditions(config)
+    }
+
+
+def store_point(folder: Path, config: Config, point: Point, measured: Measured) -> None:
+    record = {"point": asdict(point), "measured": asdict(measured)}
+    append_jsonl(folder / POINTS_FILE, {**record, "conditions": conditions(config)})
 
 
 def points_of(axis: str, config: Config) -> list[Point]:

@@ -182,6 +182,34 @@ def test_growth(run: Any, tmp_path: Path) -> None:
     assert "of linear" in table
 
 
+def test_growth_in_parts(
+    run: Any, load_benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growth = load_benchmark("growth")
+    measured: list[Any] = []
+
+    def measure(point: Any, config: Any) -> Any:
+        measured.append(point)
+        return growth.Measured({"sample": [1.0], "update": [2.0]}, 100.0, 150.0, 1000)
+
+    monkeypatch.setattr(growth, "measure", measure)
+    axes = 'axes=["adapters","group"]'
+    run("growth", "reuse=true", 'axes=["adapters"]')
+    assert [point.adapters for point in measured] == [1, 2]
+    # what there is counts, and what is left is not begun after the time
+    (tmp_path / "growth.md").unlink()
+    run("growth", "reuse=true", axes, "max_minutes=-1")
+    assert not (tmp_path / "growth.md").exists()
+    run("growth", "reuse=true", axes)
+    assert [(point.adapters, point.group) for point in measured[2:]] == [(1, 1)]
+    assert "## group" in (tmp_path / "growth.md").read_text()
+    # other conditions are other points, and so is everything without reuse
+    run("growth", "reuse=true", 'axes=["adapters"]', "warmup=2")
+    assert len(measured) == 3 + 2
+    run("growth", 'axes=["adapters"]')
+    assert len(measured) == 3 + 2 + 2
+
+
 def test_growth_names_a_wrong_axis(load_benchmark: Any) -> None:
     with pytest.raises(ValueError, match=r"axes=.*'rank'.*allowed are adapters, group"):
         load_benchmark("growth").Config(axes=["rank"])
