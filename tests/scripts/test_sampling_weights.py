@@ -86,6 +86,21 @@ def test_it_reaches_the_engine(
     assert [options["sampling_weights"] for options in made_with] == [weights]
 
 
+def test_eval_answers_with_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # its plan has looked at the settings with endpoints of its own
+    seen: list[dict[str, Any]] = []
+
+    def note(**options: Any) -> None:
+        seen.append(options)
+        raise RuntimeError("stop here")
+
+    monkeypatch.setattr(eval_script, "Endpoints", note)
+    start, needed = SCRIPTS["eval"]
+    with pytest.raises(RuntimeError, match="stop here"):
+        start(["model_name=model", *needed, "sampling_weights=bfloat16", "log_path=run"])
+    assert [options["sampling_weights"] for options in seen] == ["bfloat16"]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_other_models_have_none(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
