@@ -132,14 +132,21 @@ def proving(report: Report, config: Config, service: Any, name: str) -> None:
         AdapterProof(service, name).check(client, "the adapter", checkpoint=path)
         answers(client)
 
-    kept = loaded()
+    def held(_number: int) -> None:
+        client = loaded()
+        proof = AdapterProof(service, name, with_answers=True)
+        proof.check(client, "the adapter", trainer=trainer)
+        answers(client)
 
-    def against_trainer(_number: int) -> None:
-        AdapterProof(service, name).check(kept, "the adapter", trainer=trainer)
+    def held_apart(_number: int) -> None:
+        client = loaded()
+        AdapterProof(service, name).check(client, "the adapter", trainer=trainer)
+        answers(client)
 
     groups = {
         "a run's sampler": (sampler, proven, alone),
         "a checkpoint": (checkpoint, checked, checked_apart),
+        "a checkpoint and its trainer": (checkpoint, held, held_apart),
     }
     for who, group in groups.items():
         names = [f"{who}, {how}" for how in ("first prompts", "proof with them", "proof before")]
@@ -151,10 +158,6 @@ def proving(report: Report, config: Config, service: Any, name: str) -> None:
             f"The proof of {who}: {_more(joined, plain):.0f} ms more, in a pass apart "
             f"{_more(before, plain):.0f} ms"
         )
-    for contender, rounds in race(
-        {"against its trainer": against_trainer}, config, "proving"
-    ).items():
-        report.add("prove", contender, seconds=rounds)
 
 
 def _more(one: list[float], other: list[float]) -> float:

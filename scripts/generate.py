@@ -96,7 +96,7 @@ class Config:
         metadata=SECOND_ROLE,
     )
     device: str | None = chz.field(default=None, doc="of local models: cpu or cuda")
-    dtype: Dtype | None = chz.field(default=None, doc="of local models: float32, bfloat16 or auto")
+    dtype: Dtype | None = chz.field(default=None, doc="float32, bfloat16 or auto; of local models")
     max_concurrency: int = chz.field(default=8, doc="calls in flight per role, local ones apart")
     max_cost_usd: float | None = chz.field(default=None, doc="stop at this reported cost")
 

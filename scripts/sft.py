@@ -4,9 +4,10 @@
     uv run scripts/sft.py examples_file=chats.jsonl num_epochs=3 learning_rate=1e-4 dry_run=true
     uv run scripts/sft.py config_file=sft_config.yaml
 
-Learns the assistants' messages (their end tokens included), or whole texts. Writes config.yaml,
-metrics.jsonl, checkpoints.jsonl, checkpoints in PEFT's format and report.html under
-runs/sft/<run_id>/, or log_path; the same command with that log_path goes on where the run stopped.
+Learns the assistants' messages (their end tokens included), or whole texts, and answers some of the
+held-out examples in the end. Writes config.yaml, metrics.jsonl, samples.jsonl, checkpoints.jsonl,
+checkpoints in PEFT's format and report.html under runs/sft/<run_id>/, or log_path; the same command
+with that log_path goes on where the run stopped.
 """
 
 import contextlib
@@ -31,8 +32,9 @@ from training.loop import (
     require_models,
 )
 from training.models import context_length, load_tokenizer
-from training.sft_adapter import make_trainer, model_problems, prove
+from training.sft_adapter import make_trainer, model_problems, proven_sampler
 from training.sft_report import closing_words, make_report
+from training.sft_samples import ask, choose_questions
 from training.supervised import Batch, heldout_loss, hold_out, make_plan, plan_table
 from utils.config.entrypoint import (
     as_config_errors,
@@ -111,6 +113,10 @@ class Config:
         metadata=EVALUATION,
     )
     eval_every: int = chz.field(default=10, doc="steps between held-out losses; 0: start and end")
+    num_samples: int = chz.field(
+        default=4, doc="held-out examples that it answers at the end, for the report"
+    )
+    max_sample_tokens: int = chz.field(default=100, doc="of each such answer")
 
     log_path: Path | None = chz.field(
         default=None, doc="run directory; an existing one resumes", metadata=OUTPUT
@@ -123,8 +129,11 @@ class Config:
     def _check(self) -> None:
         problems = range_problems(
             self,
-            at_least_1=("num_epochs", "batch_size", "batch_tokens", "lora_rank", "max_length"),
-            at_least_0=("eval_every", "save_every", "keep_checkpoints", "seed"),
+            at_least_1=(
+                *("num_epochs", "batch_size", "batch_tokens", "lora_rank", "max_length"),
+                "max_sample_tokens",
+            ),
+            at_least_0=("eval_every", "num_samples", "save_every", "keep_checkpoints", "seed"),
             below_1=("heldout_fraction", "warmup_fraction"),
             from_0=("learning_rate", "grad_clip_norm", "weight_decay"),
             above_0=("lora_alpha",),
@@ -178,7 +187,9 @@ def main(config: Config) -> None:
                 tokenizer = load_tokenizer(config.model_name)
                 context = context_length(config.model_name)
                 _, heldout_D, batches = plan = make_plan(config, train, held, tokenizer, context)
-            table = plan_table(plan, config.num_epochs, config.eval_every)
+                questions = choose_questions(config, train, held, tokenizer, context)
+            asked = f"{len(questions)} of at most {config.max_sample_tokens:,} tokens"
+            table = plan_table(plan, config.num_epochs, config.eval_every, asked)
             if config.dry_run:
                 print(f"\n{table}\n\nNothing was written.")
                 return
@@ -235,9 +246,13 @@ def main(config: Config) -> None:
         except KeyboardInterrupt:
             recorder.save(trainer, state, keep=config.keep_checkpoints)
             raise
-        prove(config, service, trainer, state.checkpoint, run.path)
+        assert state.checkpoint is not None
+        if questions:
+            sampler = proven_sampler(config, service, trainer, state.checkpoint, run.path)
+            answers = ask(sampler, questions, tokenizer, config.template, config.max_sample_tokens)
+            for answer in answers:
+                run.log_sample(answer)
         report = live.finish()
-    assert state.checkpoint is not None
     print(closing_words(config, state.checkpoint, report, time.perf_counter() - started))
 
 

@@ -219,11 +219,11 @@ class AdapterProof:
         checkpoint: str | None = None,
         asked_before: Sequence[SamplingClient] = (),
     ) -> None:
-        """Holds the sampler of an adapter against the base model, and at once against its `trainer`
-        where there is one; `checkpoint` is what it was loaded from otherwise. See compare() for
-        what is raised. A checkpoint whose B is zero is told to be the base model without a look.
+        """Holds the sampler of an adapter against the base model, and against its `trainer` where
+        there is one; `checkpoint` is what it was loaded from otherwise. See compare() for what is
+        raised. A checkpoint whose B is zero is told to be the base model without a look.
 
-        With `with_answers` and without a trainer it is looked at when it is first asked, or, if
+        With `with_answers` it is looked at when it is first asked, or, without a trainer and if
         that is sooner, any of `asked_before`, other samplers on that model.
         """
 
@@ -236,7 +236,7 @@ class AdapterProof:
             return
         tokens = probe_tokens(sampler.get_tokenizer())
         if trainer is not None:
-            probe(sampler, tokens, judge).result()
+            probe(sampler, tokens, judge, with_answers=self._with_answers).result()
             return
         assert checkpoint is not None
         largest_b = self._service.largest_b(checkpoint)  # type: ignore[attr-defined]

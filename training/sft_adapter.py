@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from training.adapter_proof import AdapterProof
-from training.api import TrainingClient
+from training.api import SamplingClient, TrainingClient
 from training.checkpoint_folders import check_checkpoint
 from training.connect import has_own_engines
 from training.models import check_rank, resolve_model
@@ -40,14 +40,14 @@ def make_trainer(
     )
 
 
-def prove(
-    config: Any, service: Any, trainer: TrainingClient, checkpoint: str | None, run: Path
-) -> None:
-    """Holds what answers with the trained adapter against the trainer: the last checkpoint as it is
-    read back, or the service's own sampler."""
-    proof = AdapterProof(service, config.model_name, run)
-    if has_own_engines(config.backend) and checkpoint is not None:
-        sampler = service.create_sampling_client(checkpoint, config.model_name)
-        proof.check(sampler, "the trained adapter", trainer=trainer)
-    else:
-        proof.sampler(trainer, "the trained adapter")
+def proven_sampler(
+    config: Any, service: Any, trainer: TrainingClient, checkpoint: str, run: Path
+) -> SamplingClient:
+    """What answers with the trained adapter, held against the trainer when it is first asked: the
+    last checkpoint as it is read back, or the service's own sampler."""
+    proof = AdapterProof(service, config.model_name, run, with_answers=True)
+    if not has_own_engines(config.backend):
+        return proof.sampler(trainer, "the trained adapter")
+    sampler = service.create_sampling_client(checkpoint, config.model_name)
+    proof.check(sampler, "the trained adapter", trainer=trainer)
+    return sampler

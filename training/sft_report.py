@@ -21,6 +21,15 @@ def make_report(run: Path, config: Any) -> Report:
             series[label] = ([m["step"] for m in found], [m[key] for m in found])
     if series:
         report.figure(line_plot(series, xlabel="step", ylabel="nats per learned token"), "Loss")
+    samples = read_jsonl(run / "samples.jsonl", missing_ok=True)
+    if samples:
+        report.heading("What it answers")
+        report.paragraph("The likeliest tokens, after training.")
+    for sample in samples:
+        with report.details(sample["where"], is_open=True):
+            report.pre(sample["prompt"], "asked")
+            report.pre(sample["answer"], "answer")
+            report.pre(sample["reference"], "in the examples")
     return report
 
 

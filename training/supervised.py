@@ -77,7 +77,7 @@ def to_datums(
     datums, problems, too_long, with_names = [], [], 0, 0
     for example in examples:
         try:
-            tokens, weights = _rendered(example, tokenizer, train_on, template)
+            tokens, weights = render_example(example, tokenizer, train_on, template)
             if len(tokens) <= max_length:
                 datums.append(datum_from_tokens(tokens, weights))
         except ValueError as error:
@@ -106,12 +106,13 @@ def to_datums(
     return datums
 
 
-def _rendered(
+def render_example(
     example: Example,
     tokenizer: "PreTrainedTokenizerBase",
     train_on: TrainOn,
     template: str,
 ) -> RenderedTokens:
+    """Its tokens, with weights on what is learned. Raises ValueError as render_training()."""
     if example.messages:
         return render_training(
             tokenizer, example.messages, train_on, template=template, tools=example.tools
@@ -190,7 +191,7 @@ def make_plan(
     return Plan(train_D, heldout_D, batches)
 
 
-def plan_table(plan: Plan, num_epochs: int, eval_every: int) -> str:
+def plan_table(plan: Plan, num_epochs: int, eval_every: int, samples: str) -> str:
     """Counts of what the run would do; held-out losses are taken at the start, every `eval_every`
     steps and at the end."""
     steps = len(plan.batches)
@@ -204,6 +205,7 @@ def plan_table(plan: Plan, num_epochs: int, eval_every: int) -> str:
         ("steps", f"{steps:,} in {num_epochs:,} epochs"),
         ("held-out losses", f"{evaluations:,} on {per_evaluation:,} tokens"),
         ("tokens in all", f"{trained + evaluated:,} ({trained:,} to train on)"),
+        ("samples", samples),
     ]
     return text_table(("plan", ""), rows, align="ll")
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,22 @@ import torch
 from kills import kill_again_and_again
 from run_results import results
 
+from training.adapter_proof import AdapterNotUsedError
+from training.api import ModelInput, SamplingParams
 from training.backends.local.service import LocalServiceClient
-from training.chat import render_training
+from training.chat import (
+    parse_response,
+    render_prompt,
+    render_text,
+    render_training,
+    stop_sequences,
+)
 from training.connect import connect
 from training.domains.base import Message
 from training.examples import load_examples
 from training.models import context_length, load_tokenizer
 from training.sft_report import an_eval_file
+from training.sft_samples import choose_questions
 from training.supervised import hold_out, make_batches, to_datums
 from utils.config.entrypoint import ConfigError, config_entrypoint, dump_yaml, load_config
 from utils.runs.files import read_jsonl
@@ -365,6 +375,89 @@ def test_a_checkpoint_of_a_service_keeps_its_address(monkeypatch: pytest.MonkeyP
         assert load_config(sft.Config, arguments).checkpoint_path == read
 
 
+def test_examples_that_were_held_out_are_answered_at_the_end(
+    train: Callable[..., Path], model: str, data: Path, tmp_path: Path
+) -> None:
+    """By the checkpoint as it is read back, greedily, after the very tokens that training shows
+    before an answer; the proof of the adapter goes along with them."""
+    run = train(tmp_path / "run", "num_epochs=1", "max_sample_tokens=5")
+    (sample,) = read_jsonl(run / "samples.jsonl")
+    tokenizer = load_tokenizer(model)
+    held = chat("Hm", "Yes, 6" * 7)
+    prompt = render_prompt(tokenizer, held[:1])
+    assert render_training(tokenizer, held).tokens[: len(prompt)] == prompt
+    assert sample["where"].endswith("line 7") and sample["reference"] == held[1]["content"]
+    assert sample["prompt"] == tokenizer.decode(prompt)
+    service = connect("local")
+    sampler = service.create_sampling_client(str(state_of(run)), model)
+    params = SamplingParams(max_tokens=5, temperature=0.0, stop=stop_sequences(tokenizer))
+    [alone] = sampler.sample(ModelInput.from_ints(prompt), 1, params).result().sequences
+    assert sample["answer"] == parse_response(tokenizer, alone.tokens)
+    assert sample["stop_reason"] == alone.stop_reason
+    figures = json.loads((run / "adapter_proof.json").read_text())["the trained adapter"]
+    assert figures["from_trainer"] == 0 and figures["from_base"] > 0
+    page = (run / "report.html").read_text()
+    assert "What it answers" in page and sample["reference"] in page
+    # run again it asks again, and says the same
+    assert read_jsonl(train(run, "num_epochs=1", "max_sample_tokens=5") / "samples.jsonl") == [
+        sample
+    ]
+
+
+def test_without_samples_nobody_is_asked(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(LocalServiceClient, "create_sampling_client")
+    run = train(tmp_path / "run", "num_epochs=1", "num_samples=0")
+    assert not (run / "samples.jsonl").exists()
+    assert not (run / "adapter_proof.json").exists()
+
+
+def test_a_lost_adapter_ends_a_run_that_is_saved(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = LocalServiceClient.create_sampling_client
+
+    def lost(service: Any, path: str, model: str) -> Any:
+        return real(service, None, model)
+
+    monkeypatch.setattr(LocalServiceClient, "create_sampling_client", lost)
+    with pytest.raises(AdapterNotUsedError, match="it answers as the base model does"):
+        train(tmp_path / "run", "num_epochs=1")
+    assert state_of(tmp_path / "run").is_dir()
+
+
+def test_what_is_asked_for_samples(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load_tokenizer(model)
+    records = [
+        {"text": "once upon a time there was nothing else to tell of"},
+        {"prompt": "a premise", "completion": " and its end"},
+        {"messages": [*chat("one?", "first"), *chat("two?", "second")]},
+        {"messages": chat("x" * 99, "long")},
+        {"messages": chat("last?", "yes")},
+    ]
+    examples = load_examples(write(tmp_path / "a.jsonl", *records), [])
+
+    def chosen(wanted: int, held: list[Any], train: list[Any], context: int = 90) -> list[Any]:
+        config = SimpleNamespace(num_samples=wanted, template="auto")
+        return choose_questions(config, train, held, tokenizer, context)
+
+    text, completion, turns, last = chosen(9, examples, [])
+    assert "leave no room" in caplog.text and "line 4" in caplog.text
+    assert text.shown + text.reference == records[0]["text"] and not text.is_chat
+    assert len(text.prompt) == len(render_text(tokenizer, text.shown + text.reference).tokens) // 2
+    assert (completion.shown, completion.reference) == ("a premise", " and its end")
+    assert turns.shown.endswith("two?<|im_end|>\n<|im_start|>assistant\n") and turns.is_chat
+    assert "first" in turns.shown and turns.reference == "second"
+    assert last.reference == "yes"
+    # spread over the held-out ones; over the others where none is
+    assert [q.where[-1] for q in chosen(2, examples, [])] == ["1", "3"]
+    assert [q.where[-1] for q in chosen(1, [], examples[1:])] == ["2"]
+    assert chosen(0, examples, []) == []
+
+
 def test_the_end_says_what_to_do_next(
     train: Callable[..., Path],
     tmp_path: Path,
@@ -436,6 +529,8 @@ def test_a_dry_run_tells_what_the_run_then_does(
     assert rows["held-out losses"] == f"{evaluations} on {held} tokens"
     total = trained + evaluations * held
     assert rows["tokens in all"] == f"{total:,} ({trained:,} to train on)"
+    assert rows["samples"] == "1 of at most 100 tokens"
+    assert len(read_jsonl(run / "samples.jsonl")) == 1
     # also where a run is already there
     assert plan("num_epochs=3", "eval_every=0")["held-out losses"] == f"2 on {held} tokens"
 

@@ -273,7 +273,9 @@ def test_a_checkpoint_before_the_first_step_is_said_to_be_one(
     assert proof.figures["its own"].untrained
     randomise(trainer, seed=1)
     with pytest.raises(AdapterNotUsedError, match="it answers as the base model does"):
-        proof.check(service.create_sampling_client(path), "lost", trainer=trainer)
+        lost = service.create_sampling_client(path)
+        proof.check(lost, "lost", trainer=trainer)
+        logprobs(lost)
     # in a run it is where every adapter begins: nothing is said, and the next one is looked at
     caplog.clear()
     proof = AdapterProof(service, model)
@@ -284,6 +286,23 @@ def test_a_checkpoint_before_the_first_step_is_said_to_be_one(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(AdapterNotUsedError):
         lose(patch, lambda _: None)
         logprobs(proof.sampler(trainer, "policy"))
+
+
+def test_a_checkpoint_is_held_against_its_trainer_with_the_first_answers(
+    service: Any, model: str, trainer: Any, passes: list[int]
+) -> None:
+    path = trainer.save_state("asked").result().path
+    sampler = service.create_sampling_client(path)
+    proof = AdapterProof(service, model, with_answers=True)
+    proof.check(sampler, "read back", trainer=trainer)
+    assert proof.figures == {} and passes == []
+    logprobs(sampler)
+    assert proof.figures["read back"].from_trainer == 0 and len(passes) == 1
+    other = service.create_lora_training_client(model, rank=2, seed=0)
+    randomise(other, seed=5)
+    proof.check(sampler, "another's", trainer=other)
+    with pytest.raises(AdapterNotUsedError, match="does not have the trainer's adapter"):
+        logprobs(sampler)
 
 
 def test_a_checkpoint_that_is_read_with_another_scale_is_not_the_trainers(

@@ -514,27 +514,27 @@ class LocalTrainingClient(_Ready):
             sampler = LocalSamplingClient(self._engine, self._adapter.snapshot())
             largest = self._adapter.largest_b()
             if largest != 0:
-                self._settle_probe()
-                self._probe = self._make_probe(sampler, tokens, judge, largest, trained)
-                if with_answers and self._engine.decoder.keeps_rows_apart:
-                    sampler.probes.append(self._probe)
-                else:
-                    self._settle_probe()
+                self._look(sampler, tokens, judge, largest, trained, with_answers)
             return sampler
 
         return self._engine.submit_call(self._queue, make)
 
     def probe(
-        self, sampler: "LocalSamplingClient", tokens: list[int], judge: Judge
+        self,
+        sampler: "LocalSamplingClient",
+        tokens: list[int],
+        judge: Judge,
+        *,
+        with_answers: bool = False,
     ) -> APIFuture[None]:
-        """Local extension: as save_weights_and_probe(), of a sampler that there is, in this
-        request's turn and a pass of its own."""
+        """Local extension: as save_weights_and_probe(), of a sampler that there is."""
         trained = self._trained(tokens)
 
         def look() -> None:
             largest = self._adapter.largest_b()
-            probe = self._make_probe(sampler, tokens, judge, largest, trained)
-            self._engine.sampler.settle(probe)
+            # of zeros is told at once
+            later = with_answers and largest != 0
+            self._look(sampler, tokens, judge, largest, trained, later)
 
         return self._engine.submit_call(self._queue, look)
 
@@ -608,21 +608,28 @@ class LocalTrainingClient(_Ready):
 
         return logprobs
 
-    def _make_probe(
+    def _look(
         self,
         sampler: "LocalSamplingClient",
         tokens: list[int],
         judge: Judge,
         largest_b: float,
         trained: Callable[[], np.ndarray],
-    ) -> Probe:
+        with_answers: bool,
+    ) -> None:
+        """On the worker: at once, or `with_answers` when the sampler is first asked."""
+        self._settle_probe()
         weights = sampler.weights
         same = weights is not None and self._adapter.equals(weights)
-        return make_probe(
+        self._probe = make_probe(
             *(self._engine, sampler, LocalSamplingClient(self._engine, None), tokens, judge),
             largest_b=largest_b,
             trainer=Trained(trained, same),
         )
+        if with_answers and self._engine.decoder.keeps_rows_apart:
+            sampler.probes.append(self._probe)
+        else:
+            self._settle_probe()
 
     def _settle_probe(self) -> None:
         """On the worker, before the weights change that a sampler was given."""

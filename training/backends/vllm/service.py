@@ -113,7 +113,12 @@ class VllmTrainingClient(LocalTrainingClient):
         return self._engine.submit_call(self._queue, make)
 
     def probe(
-        self, sampler: LocalSamplingClient, tokens: list[int], judge: Judge
+        self,
+        sampler: LocalSamplingClient,
+        tokens: list[int],
+        judge: Judge,
+        *,
+        with_answers: bool = False,
     ) -> APIFuture[None]:
         """Local extension: as save_weights_and_probe(), of a sampler that there is."""
         assert isinstance(sampler, VllmSamplingClient)
