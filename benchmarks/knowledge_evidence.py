@@ -67,7 +67,6 @@ logger = logging.getLogger(__name__)
 
 # template forms joined by +; "half qa 3" is the fourth draft of half the lines
 DRAFTS = 4
-D4_FORM = "qa"
 D2_FORMS = ("statements", "cloze", "qa", "reverse", "qa+reverse")
 
 
@@ -79,6 +78,10 @@ class Config:
     edit: str = chz.field(default="qa+reverse", doc="forms of d1's edits")
     kl_weights: list[float] = chz.field(
         default_factory=lambda: [0.0, 0.3, 0.1], doc="of d4; 0 is what others are compared with"
+    )
+    kl_edit: str = chz.field(default="qa", doc="forms of d4's edits")
+    kl_epochs: int | None = chz.field(
+        default=None, doc="of d4's adapters that are held; default: as many as the others have"
     )
     kl_anchors: AnchorKind = chz.field(default="lines", doc="of d4, as in the scripts")
     rank: int | None = chz.field(default=None, doc="of the adapter; default: preset=small's")
@@ -188,7 +191,7 @@ def d4_runs(config: Config, source: Source) -> Iterator[tuple[InnerSettings, lis
     yield settings_of(config), [Run(BASE, passage, None, 0) for passage in (PROBE, *passages)]
     anchors = anchor_passages(config.kl_anchors, source)
     for weight in config.kl_weights:
-        settings = settings_of(config)
+        settings = settings_of(config, epochs=config.kl_epochs if weight else None)
         yield (
             dataclasses.replace(
                 settings,
@@ -197,10 +200,19 @@ def d4_runs(config: Config, source: Source) -> Iterator[tuple[InnerSettings, lis
                 anchors_as_lines=config.kl_anchors == "lines",
             ),
             [
-                Run(D4_FORM, p, edit_text(source, p, D4_FORM, 0), 0, asked_too=PROBE)
+                Run(
+                    *(config.kl_edit, p, edit_text(source, p, config.kl_edit, 0), 0),
+                    asked_too=PROBE,
+                    others_arm=_probed(config),
+                )
                 for p in passages
             ],
         )
+
+
+def _probed(config: Config) -> str:
+    """The arm of what d4's adapters say to the general questions."""
+    return OTHER if config.kl_edit == "qa" else f"{OTHER}, {config.kl_edit}"
 
 
 PARTS = {"sweep": sweep_runs, "d1": d1_runs, "d2": d2_runs, "d4": d4_runs}
@@ -265,7 +277,7 @@ def d2_report(records: Sequence[Record], config: Config) -> str:
     return text_table(headers, rows)
 
 
-def d4_report(records: Sequence[Record]) -> str:
+def d4_report(records: Sequence[Record], config: Config) -> str:
     """Gain and what is kept, by setting, paired by passage with the first setting."""
     known = next(r["correct_Q"] for r in records if (r["arm"], r["passage"]) == (BASE, PROBE.id))
     before = {r["passage"]: fmean(r["logprobs_Q"]) for r in records if r["arm"] == BASE}
@@ -273,10 +285,10 @@ def d4_report(records: Sequence[Record]) -> str:
     for record in records:
         of_setting = found.setdefault(record["setting"], {"right": {}, "nats": {}, "kept": {}})
         passage = record["trained_on"]
-        if record["arm"] == D4_FORM:
+        if record["arm"] == config.kl_edit:
             of_setting["right"][passage] = share([record])
             of_setting["nats"][passage] = fmean(record["logprobs_Q"]) - before[passage]
-        elif record["arm"] == OTHER:
+        elif record["arm"] == _probed(config):
             asked = zip(known, record["correct_Q"], strict=True)
             of_setting["kept"][passage] = 100 * fmean(right for was, right in asked if was)
     first = next(iter(found.values()))
@@ -324,7 +336,7 @@ def main(config: Config) -> None:
     elif config.part == "d2":
         print(f"\n{d2_report(records, config)}")
     elif config.part == "d4":
-        print(f"\n{d4_report(records)}")
+        print(f"\n{d4_report(records, config)}")
 
 
 if __name__ == "__main__":

@@ -26,17 +26,18 @@ Key = tuple[str, str, str, str, int]
 @dataclass(frozen=True)
 class Run:
     """One inner run to do. `asked_too`: another passage whose questions this adapter gets as well,
-    noted under OTHER."""
+    noted under `others_arm`."""
 
     arm: str
     passage: Passage
     edit: str | None
     seed: int
     asked_too: Passage | None = None
+    others_arm: str = OTHER
 
     def parts(self) -> list[tuple[str, Passage]]:
         """Whose questions its adapter gets, and the arm that this belongs to."""
-        others = [] if self.asked_too is None else [(OTHER, self.asked_too)]
+        others = [] if self.asked_too is None else [(self.others_arm, self.asked_too)]
         return [(self.arm, self.passage), *others]
 
     def keys(self, setting: str) -> list[Key]:

@@ -125,6 +125,7 @@ def test_what_is_kept_is_a_share_of_what_was_known(evidence: Any) -> None:
             "correct_Q": right,
         }
 
+    config = evidence.Config(part="d4")
     known = record(evidence.BASE, 0, 0, 0) | {
         **{"passage": "general", "trained_on": "general"},
         "correct_Q": [True, True, True, False],
@@ -133,7 +134,7 @@ def test_what_is_kept_is_a_share_of_what_was_known(evidence: Any) -> None:
     for i in range(2):
         records.append(record(evidence.BASE, i, 0, 0) | {"trained_on": f"p{i}"})
         for setting in ("s", "s kl1"):
-            taught = record(evidence.D4_FORM, i, 0, 2)
+            taught = record(config.kl_edit, i, 0, 2)
             records.append(taught | {"setting": setting, "trained_on": f"p{i}"})
     records += [
         probed("s", "p0", [True, True, False, True]),
@@ -141,7 +142,7 @@ def test_what_is_kept_is_a_share_of_what_was_known(evidence: Any) -> None:
         probed("s kl1", "p0", [True, True, True, False]),
         probed("s kl1", "p1", [True, True, True, True]),
     ]
-    told, *table = evidence.d4_report(records).splitlines()
+    told, *table = evidence.d4_report(records, config).splitlines()
     assert told.startswith("3 of 4 general questions")
     kept = [line for line in table if " kept " in line]
     assert kept[0].split()[3] == "50" and kept[1].split()[4] == "100"
