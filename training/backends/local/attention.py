@@ -107,7 +107,7 @@ def _dense(
 
 
 class SegmentAttention:
-    """Causal attention within segments, plus all of the parent segment: training and prefill.
+    """Causal attention within segments, plus all of those above: training and prefill.
 
     `cache` receives what the prompts leave behind for decoding.
     """
@@ -116,6 +116,11 @@ class SegmentAttention:
         self.segments = segments
         self.cache = cache
         self._lengths = [segment.length for segment in segments]
+        # of each segment those above it, from the first
+        self._above: list[list[int]] = []
+        for segment in segments:
+            parent = segment.parent
+            self._above.append([] if parent is None else [*self._above[parent], parent])
         self._masks: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def attend(
@@ -127,10 +132,10 @@ class SegmentAttention:
         if self.cache is not None:
             self.cache.keep(layer, key, value)
         outputs = []
-        for segment, q, k, v in zip(self.segments, queries, keys, values, strict=True):
-            if segment.parent is not None:
-                k = torch.cat([keys[segment.parent], k], dim=1)
-                v = torch.cat([values[segment.parent], v], dim=1)
+        for above, q, k, v in zip(self._above, queries, keys, values, strict=True):
+            if above:
+                k = torch.cat([*(keys[at] for at in above), k], dim=1)
+                v = torch.cat([*(values[at] for at in above), v], dim=1)
             outputs.append(self._one(q, k, v, kind))
         return torch.cat(outputs, dim=1).transpose(0, 1)
 

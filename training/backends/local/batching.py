@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,17 +17,31 @@ class Tree:
     """Sequences that share their first `len(prefix)` tokens; each branch is what follows it.
 
     `members[i]` is the caller's index of the sequence whose remainder is `branches[i]`. A tree of
-    one sequence keeps it whole in `prefix`, with one empty branch.
+    one sequence keeps it whole in `prefix`, with one empty branch. Where it `forks`, branches that
+    stand together share further tokens: one question's answers, say, of many that all have the same
+    worked examples before them.
     """
 
     owner: Hashable
     prefix: list[int]
     branches: list[list[int]]
     members: list[int]
+    forks: bool = False
+
+    @cached_property
+    def limbs(self) -> list[tuple[int, int, int]]:
+        """(start, stop, shared tokens) of branches that share more than the prefix, or are alone
+        and share nothing."""
+        if not self.forks:
+            return [(i, i + 1, 0) for i in range(len(self.branches))]
+        runs = _best_runs(self.branches, share=True)
+        return [(start, stop, shared if stop > start + 1 else 0) for start, stop, shared in runs]
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prefix) + sum(len(branch) for branch in self.branches)
+        branches = sum(len(branch) for branch in self.branches)
+        again = sum((stop - start - 1) * shared for start, stop, shared in self.limbs)
+        return len(self.prefix) + branches - again
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -42,9 +57,11 @@ def build_trees(
     share: bool = True,
     unshared: Collection[Hashable] = (),
     apart: Sequence[Hashable] | None = None,
+    forks: bool = False,
 ) -> list[Tree]:
     """Groups sequences of one owner, unless it is in `unshared`, so that the fewest tokens are
     computed. Those that differ in `apart` share nothing; the trees of an owner stand together.
+    `forks`: branches may share further tokens.
 
     Sequences are sorted, which puts common prefixes side by side; cutting the sorted list into runs
     that save the most tokens, (n - 1) * shared prefix each, is a small dynamic program.
@@ -58,12 +75,28 @@ def build_trees(
         shares = share and owner not in unshared
         for members in kinds.values():
             order = sorted(members, key=lambda index: sequences[index]) if shares else members
-            for start, stop, shared in _best_runs([sequences[index] for index in order], shares):
-                group = order[start:stop]
-                prefix = sequences[group[0]][:shared]
-                branches = [sequences[index][shared:] for index in group]
-                trees.append(Tree(owner, prefix, branches, group))
+            ordered = [sequences[index] for index in order]
+            plans = [_best_runs(ordered, shares)]
+            if forks and shares:
+                # what saves less at once may save more with the forks
+                plans.append(_longest_runs(ordered))
+            trees += min(
+                ([_tree(owner, order, ordered, run, forks and shares) for run in p] for p in plans),
+                key=lambda planned: sum(tree.num_tokens for tree in planned),
+            )
     return trees
+
+
+def _tree(
+    owner: Hashable,
+    order: list[int],
+    ordered: list[list[int]],
+    run: tuple[int, int, int],
+    forks: bool,
+) -> Tree:
+    start, stop, shared = run
+    branches = [sequence[shared:] for sequence in ordered[start:stop]]
+    return Tree(owner, ordered[start][:shared], branches, order[start:stop], forks)
 
 
 def _best_runs(ordered: list[list[int]], share: bool) -> list[tuple[int, int, int]]:
@@ -92,6 +125,20 @@ def _best_runs(ordered: list[list[int]], share: bool) -> list[tuple[int, int, in
     return runs[::-1]
 
 
+def _longest_runs(ordered: list[list[int]]) -> list[tuple[int, int, int]]:
+    """(start, stop, shared tokens) of the runs with as many sequences as share enough."""
+    runs = []
+    start, shared = 0, len(ordered[0])
+    for stop in range(1, len(ordered) + 1):
+        common = _common_prefix(ordered[stop - 1], ordered[stop]) if stop < len(ordered) else 0
+        if common < MIN_SHARED:
+            runs.append((start, stop, shared))
+            start, shared = stop, len(ordered[stop]) if stop < len(ordered) else 0
+        else:
+            shared = min(shared, common)
+    return runs
+
+
 def micro_batches(trees: Sequence[Tree], max_tokens: int) -> list[list[Tree]]:
     """Trees in batches of at most `max_tokens` (one tree may exceed it alone), owners together.
 
@@ -111,18 +158,24 @@ def micro_batches(trees: Sequence[Tree], max_tokens: int) -> list[list[Tree]]:
 def _cut(tree: Tree, max_tokens: int) -> list[Tree]:
     if tree.num_tokens <= max_tokens or len(tree.branches) == 1:
         return [tree]
-    parts: list[Tree] = []
-    for branch, member in zip(tree.branches, tree.members, strict=True):
-        if not parts or parts[-1].num_tokens + len(branch) > max_tokens:
-            parts.append(Tree(tree.owner, tree.prefix, [], []))
-        parts[-1].branches.append(branch)
-        parts[-1].members.append(member)
-    return parts
+    # as if the parts did not fork
+    cuts, size = [0], len(tree.prefix)
+    for i, branch in enumerate(tree.branches):
+        if i > cuts[-1] and size + len(branch) > max_tokens:
+            cuts.append(i)
+            size = len(tree.prefix)
+        size += len(branch)
+    spans = zip(cuts, [*cuts[1:], len(tree.branches)], strict=True)
+    return [
+        Tree(tree.owner, tree.prefix, tree.branches[i:j], tree.members[i:j], tree.forks)
+        for i, j in spans
+    ]
 
 
 @dataclass
 class Segment:
-    """A run of packed tokens that attends causally to itself, and to all of its parent."""
+    """A run of packed tokens that attends causally to itself, and to all of its parent, that one's
+    parent and so on."""
 
     length: int
     parent: int | None
@@ -158,13 +211,25 @@ def pack(trees: Sequence[Tree]) -> Packing:
             parent = len(segments)
             segments.append(Segment(len(tree.prefix), None))
         prefix_index = np.arange(start, len(tokens))
-        for branch, member in zip(tree.branches, tree.members, strict=True):
-            branch_start = len(tokens)
-            tokens += branch
-            positions += range(len(tree.prefix), len(tree.prefix) + len(branch))
-            if branch:
-                segments.append(Segment(len(branch), parent))
-            index[member] = np.concatenate([prefix_index, np.arange(branch_start, len(tokens))])
+        for first, stop, shared in tree.limbs:
+            above, above_index = parent, prefix_index
+            if shared:
+                limb_start = len(tokens)
+                tokens += tree.branches[first][:shared]
+                positions += range(len(tree.prefix), len(tree.prefix) + shared)
+                above = len(segments)
+                segments.append(Segment(shared, parent))
+                above_index = np.concatenate([prefix_index, np.arange(limb_start, len(tokens))])
+            for branch, member in zip(
+                tree.branches[first:stop], tree.members[first:stop], strict=True
+            ):
+                branch_start = len(tokens)
+                tokens += branch[shared:]
+                positions += range(len(above_index), len(tree.prefix) + len(branch))
+                if len(branch) > shared:
+                    segments.append(Segment(len(branch) - shared, above))
+                own_index = np.arange(branch_start, len(tokens))
+                index[member] = np.concatenate([above_index, own_index])
         if owner_slices and owner_slices[-1][0] == tree.owner:
             owner_slices[-1] = (tree.owner, owner_slices[-1][1], len(tokens))
         else:

@@ -64,18 +64,16 @@ def sequence_lengths(positions_T: torch.Tensor, plan: AttentionPlan) -> torch.Te
     longest one."""
     if not isinstance(plan, SegmentAttention):
         return positions_T + 1
-    longest: list[int] = []
-    for segment in plan.segments:
-        if segment.parent is None:
-            longest.append(segment.length)
-        else:
-            before = plan.segments[segment.parent].length
-            longest.append(before + segment.length)
-            longest[segment.parent] = max(longest[segment.parent], longest[-1])
-    of_segment = [
-        longest[at if segment.parent is None else segment.parent]
-        for at, segment in enumerate(plan.segments)
-    ]
+    # up to the end of each segment, and the first one above it
+    ends: list[int] = []
+    roots: list[int] = []
+    longest: dict[int, int] = {}
+    for at, segment in enumerate(plan.segments):
+        parent = segment.parent
+        ends.append(segment.length + (0 if parent is None else ends[parent]))
+        roots.append(at if parent is None else roots[parent])
+        longest[roots[at]] = max(longest.get(roots[at], 0), ends[at])
+    of_segment = [longest[root] for root in roots]
     counts = torch.tensor([segment.length for segment in plan.segments])
     return torch.tensor(of_segment).repeat_interleave(counts).to(positions_T.device)
 

@@ -133,6 +133,8 @@ class Trainer:
                 # the masks of two data differ from their first token on
                 unshared=[j for j, job in enumerate(jobs) if job.drop],
                 apart=[self._decoder.length_kind(len(sequence_of(m))) for m in chosen],
+                # answers that are only scored; gradients are summed as they were
+                forks=not backward,
             )
             for tree in trees:
                 tree.members = [chosen[i] for i in tree.members]

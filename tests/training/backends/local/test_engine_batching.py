@@ -46,14 +46,15 @@ def sequences_of(trees: list[Tree]) -> dict[int, list[int]]:
     return found
 
 
+@pytest.mark.parametrize("forks", [True, False])
 @pytest.mark.parametrize("share", [True, False])
-def test_trees_batches_and_packing_keep_every_token(share: bool):
+def test_trees_batches_and_packing_keep_every_token(share: bool, forks: bool):
     rng = np.random.default_rng(0)
     for _ in range(60):
         n = int(rng.integers(1, 30))
         sequences = random_family(rng, n)
         owners = rng.integers(0, 3, n).tolist()
-        trees = build_trees(owners, sequences, share=share)
+        trees = build_trees(owners, sequences, share=share, forks=forks)
         assert sequences_of(trees) == dict(enumerate(sequences))
         for tree in trees:
             assert {owners[m] for m in tree.members} == {tree.owner}
@@ -79,12 +80,11 @@ def check_packing(packing: Any, batch: list[Tree], sequences: list, owners: list
     assert sum(s.length for s in packing.segments) == total
     assert all(s.length > 0 for s in packing.segments)
     starts = np.cumsum([0, *(s.length for s in packing.segments)])
-    # a segment sees itself up to the token, and all of its parent: that is its own sequence
-    visible = []
+    # a segment sees itself up to the token, and all of those above: that is its own sequence
+    visible: list[list[int]] = []
     for at, segment in enumerate(packing.segments):
-        parent = [] if segment.parent is None else visible_of(packing, starts, segment.parent)
-        visible.append(parent + list(range(starts[at], starts[at + 1])))
-        assert segment.parent is None or packing.segments[segment.parent].parent is None
+        above = [] if segment.parent is None else visible[segment.parent]
+        visible.append(above + list(range(starts[at], starts[at + 1])))
     for member, index in packing.index.items():
         assert packing.tokens[index].tolist() == sequences[member]
         assert packing.positions[index].tolist() == list(range(len(sequences[member])))
@@ -98,10 +98,6 @@ def check_packing(packing: Any, batch: list[Tree], sequences: list, owners: list
         for member, index in packing.index.items():
             inside = (index >= start) & (index < stop)
             assert inside.all() if owners[member] == owner else not inside.any()
-
-
-def visible_of(packing: Any, starts: np.ndarray, segment: int) -> list[int]:
-    return list(range(starts[segment], starts[segment + 1]))
 
 
 def fewest_tokens(sequences: list[list[int]]) -> int:
@@ -146,6 +142,25 @@ def test_trees_save_as_much_as_any_grouping():
         assert computed == fewest_tokens(sequences)
         saved += sum(len(s) for s in sequences) - computed
     assert saved > 500
+
+
+def test_where_branches_fork_their_questions_are_read_once():
+    rng = np.random.default_rng(2)
+    shots, questions = list(range(100)), rng.integers(0, 99, (5, 20)).tolist()
+    answers = [[3, 4, 5], [3, 4], [6], [3, 4]]
+    sequences = [[*shots, *question, *answer] for question in questions for answer in answers]
+    [flat] = build_trees([0] * 20, sequences)
+    assert flat.num_tokens == 100 + 5 * (4 * 20 + 8)
+    [tree] = build_trees([0] * 20, sequences, forks=True)
+    assert tree.num_tokens == 100 + 5 * (20 + 8)
+    # under a limit, parts of whole questions or not: each token stands once where it has to
+    for limit in (1000, 260, 200, 150, 1):
+        for batch in micro_batches([tree], limit):
+            check_packing(pack(batch), batch, sequences, [0] * 20)
+            assert sum(part.num_tokens for part in batch) <= max(limit, 123)
+    # short ones do not
+    [short] = build_trees([0] * 2, [[*shots, 1, 2, 3], [*shots, 1, 2, 4]], forks=True)
+    assert short.num_tokens == 104
 
 
 def test_nothing_is_shared_between_owners():
@@ -197,6 +212,34 @@ def test_a_shared_prompt_changes_no_gradient(family: str, tiny_model, connect_lo
     computed = [s.engine(folder).trainer.tokens_computed for s in (shared, plain)]
     assert computed[1] == sum(d.model_input.length for d in data)
     assert computed[0] < 0.6 * computed[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt2"])
+def test_choices_that_are_scored_read_their_question_once(family: str, tiny_model, connect_local):
+    """Worked examples, questions after them, and choices after each question; in several passes
+    too. What is trained is packed as before."""
+    folder = tiny_model(family)
+    rng = np.random.default_rng(5)
+    shots = random_tokens(rng, 40)
+    questions = [random_tokens(rng, n) for n in (20, 25, 17)]
+    answers = [random_tokens(rng, n) for n in (3, 1, 6)]
+    data = [cross_entropy_datum(rng, [*shots, *q, *a]) for q in questions for a in answers]
+    outputs, computed = [], []
+    for options in ({}, {"max_train_tokens": 90}, {"share_prompts": False}):
+        service = connect_local(**options)
+        client = service.create_lora_training_client(folder, rank=4)
+        randomise(client, 3)
+        outputs.append(client.forward(data, "cross_entropy").result())
+        computed.append(service.engine(folder).trainer.tokens_computed)
+    for output in outputs[:2]:
+        same_output(output, outputs[2], 1e-5)
+    # in parts the examples come again, and split questions
+    assert computed[0] == 40 + 62 + 3 * 10
+    assert computed[0] < computed[1] < computed[2] == 9 * 40 + 3 * 62 + 3 * 10
+    service = connect_local()
+    client = service.create_lora_training_client(folder, rank=4)
+    client.forward_backward(data, "cross_entropy").result()
+    assert service.engine(folder).trainer.tokens_computed == 3 * 40 + 62 + 3 * 10
 
 
 @pytest.mark.parametrize("loss_fn", ["cross_entropy", "ppo"])
