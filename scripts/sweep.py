@@ -124,6 +124,12 @@ def main(config: Config, plan: Plan) -> None:
         )
         print(dry_run_text(plan, manifest, cells))
         return
+    threads = config.threads or max(1, (os.cpu_count() or 1) // config.max_parallel)
+    # before anything is written: it may not be there
+    with as_config_errors():
+        launcher = make_launcher(
+            config.launcher, max_parallel=config.max_parallel, threads=threads, gpus=config.gpus
+        )
     with claimed(plan.folder / ".sweep.lock", f"log_path={plan.folder}"):
         manifest, cells = open_manifest(
             plan.folder, config.script, plan.arguments, plan.axes, plan.inputs
@@ -141,14 +147,6 @@ def main(config: Config, plan: Plan) -> None:
             len(cells) - len(left),
             f"; {num_others} of values not given now stay as they are" if num_others else "",
         )
-        threads = config.threads or max(1, (os.cpu_count() or 1) // config.max_parallel)
-        with as_config_errors():
-            launcher = make_launcher(
-                config.launcher,
-                max_parallel=config.max_parallel,
-                threads=threads,
-                gpus=config.gpus,
-            )
         stopped = run_cells(plan, manifest, left, launcher)
         text = write_outcome(plan.folder, manifest, config.metrics, config.plot)
     print(f"\n{text}\n\nReport: {shown_path(plan.folder / 'sweep.html')}")

@@ -523,6 +523,15 @@ def test_own_settings_are_checked_together(run: Callable[..., Ended]) -> None:
         assert words in ended.err
 
 
+def test_a_launcher_that_is_not_there_leaves_no_folder(
+    run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ended = run("script=toy", 'sweep={"lr": [1]}', "launcher=ray", "log_path=mine")
+    assert ended.code == 2 and ended.err.startswith("Error: Ray is needed, which is an extra")
+    assert not Path("mine").exists()
+
+
 def test_help_is_quick_and_says_what_belongs_to_whom(scripts: Path) -> None:
     started = time.perf_counter()
     command = [sys.executable, str(ROOT / "scripts/sweep.py"), "--help"]
