@@ -134,10 +134,14 @@ def test_a_silent_engine_is_replaced(
     os.kill(stopped, signal.SIGSTOP)
     assert program(service, model) == wanted
     assert service.num_lost == 1
+    wait_until_gone(stopped)
+
+
+def wait_until_gone(pid: int) -> None:
     deadline = time.monotonic() + 30
-    while Path(f"/proc/{stopped}").exists() and time.monotonic() < deadline:
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not Path(f"/proc/{stopped}").exists()
+    assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize("moment", ["training 2", "between 2", "sampling"])
@@ -191,7 +195,10 @@ def test_without_another_node_the_run_ends_with_a_sentence(
     node = cluster.add_node(num_cpus=1)
     service = connect_ray(address=cluster.address, patience=3, replace_seconds=3)
     client = service.create_lora_training_client(model, rank=4)
+    engine = service.pool.lanes[0].link.pid
     cluster.remove_node(node, allow_graceful=False)
+    # it may outlive its node by some seconds, and answer
+    wait_until_gone(engine)
     with pytest.raises(RequestFailedError, match="no place for another one"):
         client.forward(datums(0), "cross_entropy").result()
 
