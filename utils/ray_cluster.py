@@ -86,8 +86,8 @@ def _begin(ray: Any, address: str, num_cpus: int) -> None:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"address={address!r}: no Ray cluster answers there ({reason}); start one (ray start "
-            "--head), correct address or RAY_ADDRESS, or leave them out for one of this "
-            "machine's own"
+            "--head), correct address or RAY_ADDRESS, set RAY_AUTH_MODE=token if it was started "
+            "with a token, or leave them out for one of this machine's own"
         ) from error
 
 
