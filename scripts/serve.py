@@ -56,6 +56,9 @@ BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 # tokens that each sample gets between two micro-batches of a training pass
 DECODE_STEPS_WHILE_TRAINING = 16
+# an idle engine waits until so long nothing has come: clients that were answered together ask again
+# one by one
+GATHER_SECONDS = 0.02
 # what is not answered by then is cut off when the server ends
 GRACE_SECONDS = 3
 STOPS = "Stopping when the running computation is done; Ctrl-C again stops at once"
@@ -236,6 +239,7 @@ def loaded(config: Config, keys: Keys) -> "App":
         max_rows=options.engine_rows + options.reserved_rows,
         max_train_tokens=config.max_train_tokens,
         decode_steps_while_training=DECODE_STEPS_WHILE_TRAINING,
+        gather_seconds=GATHER_SECONDS,
     )
     service.create_sampling_client(base_model=config.model_name)
     host = Host(service, store, models, options, adapters_dir=adapters_dir)

@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 # Requests that nobody waits for start when none has come for this long.
 _UNATTENDED_SECONDS = 1.0
+# What an idle worker waits for more requests: in parts of the time for which it worked before, and
+# how often that, where requests keep coming.
+_GATHER_SHARE = 0.02
+_GATHER_MOST = 10
 
 
 @dataclass
@@ -97,6 +101,11 @@ class Engine:
         # what somebody waits for, and the last request made before that wait began
         self._awaited: list[Future[Any]] = []
         self._limit = 0
+        # when the worker began after it was idle, how long it then worked on passes, and whether
+        # it has since
+        self._began = time.monotonic()
+        self._busy_seconds = 0.0
+        self._had_pass = False
         self._closed = False
         loaded: Future[None] = Future()
         self._thread = threading.Thread(
@@ -235,17 +244,39 @@ class Engine:
     def _next_limit(self) -> int | None:
         """Blocks until there is work; the last request that may run now, or None when closed."""
         with self._condition:
+            is_idle = False
             while not self._closed:
                 self._awaited = [future for future in self._awaited if not future.done()]
                 if self._awaited:
+                    if is_idle:
+                        self._gather()
+                        self._began = time.monotonic()
                     return self._limit
                 timeout = None
                 if self._samples or self.sampler.rows or self._queues:
                     timeout = self._last_arrival + _UNATTENDED_SECONDS - time.monotonic()
                     if timeout <= 0:
                         return self._arrivals
+                if self._had_pass:
+                    self._busy_seconds = time.monotonic() - self._began
+                    self._had_pass = False
+                is_idle = True
                 self._condition.wait(timeout)
         return None
+
+    def _gather(self) -> None:
+        """Waits for requests that come right after the first of a pass."""
+        quiet = min(self._options.gather_seconds, _GATHER_SHARE * self._busy_seconds)
+        latest = time.monotonic() + _GATHER_MOST * quiet
+        while not self._closed and self._has_pass():
+            left = min(self._last_arrival + quiet, latest) - time.monotonic()
+            if left <= 0:
+                break
+            self._condition.wait(left)
+
+    def _has_pass(self) -> bool:
+        heads = (queue.waiting[0] for queue in self._queues.values())
+        return bool(self._samples) or any(isinstance(head, _TrainRequest) for head in heads)
 
     def _take_heads(self, kind: type, limit: int) -> list[Any]:
         with self._condition:
@@ -272,6 +303,7 @@ class Engine:
             if request.future.set_running_or_notify_cancel()
         ]
         had_requests = bool(requests)
+        self._had_pass |= had_requests
         while requests:
             try:
                 outputs = self.trainer.run(
@@ -314,6 +346,7 @@ class Engine:
                     admitted.append(job)
         try:
             if admitted:
+                self._had_pass = True
                 self.sampler.admit(admitted)
             if self.sampler.rows:
                 self.sampler.step()

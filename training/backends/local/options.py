@@ -21,6 +21,10 @@ class EngineOptions:
     Above 0, as a server wants it, new samples join there too, with at most max_prefill_tokens of
     prompts at once (or one longer prompt), so that no row waits for more than one micro-batch and
     one such prefill.
+    gather_seconds: an idle worker that has a pass to begin waits until so long no request has come
+    (at most a fiftieth of the time for which it worked before, and ten times that in all), so that
+    requests which clients send one by one run together. For servers, whose requests are waited for
+    from their arrival on; a program in process submits first and waits after.
     sampling_weights: on a CPU, what decoded rows are multiplied with instead of the trainer's
     weights: "bfloat16", a copy of float32 ones, or "int4", weights of four bits, those of the
     embedded model's own file. Faster, and off from the trainer by what bfloat16 is off; prompts are
@@ -32,6 +36,7 @@ class EngineOptions:
     max_rows: int = 256
     share_prompts: bool = True
     decode_steps_while_training: int = 0
+    gather_seconds: float = 0.0
     sampling_weights: str | None = None
 
     def __post_init__(self) -> None:
@@ -42,5 +47,6 @@ class EngineOptions:
             max_rows=checks.whole(1),
             share_prompts=checks.flag,
             decode_steps_while_training=checks.whole(0),
+            gather_seconds=checks.real("a number from 0", lambda number: number >= 0),
             sampling_weights=checks.optional(checks.one_of(get_args(SamplingWeights))),
         )

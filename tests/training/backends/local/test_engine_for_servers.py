@@ -1,7 +1,10 @@
 """What a server asks of the engine: checks before queueing, tokens as they come, requests that are
 dropped, and samples that go on while a training pass runs."""
 
-from concurrent.futures import CancelledError
+import threading
+import time
+from concurrent.futures import CancelledError, wait
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 from tiny_models import cross_entropy_datum, engine_gradients, random_tokens, randomise
 
 from training.api import AdamParams, ModelInput, SampledToken, SamplingParams
+from training.backends.local import engine as engine_module
 
 PROMPT = ModelInput.from_ints([5, 6, 7, 8])
 
@@ -229,3 +233,85 @@ def test_a_crowd_that_comes_during_a_pass_joins_in_bounded_prefills(tiny_model, 
         future.result()
     # two prompts of four tokens at once, and a longer one alone
     assert sizes == [8, 8, 4, 12]
+
+
+def test_an_idle_engine_waits_for_those_who_come_right_after(
+    tiny_model, connect_local, monkeypatch
+):
+    """As long as its clock stands still, all come right after the first."""
+    now = [1000.0]
+    # not the module's own time, which waits of other threads are measured with
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    folder = tiny_model("llama")
+    service = connect_local(gather_seconds=60.0)
+    clients = [service.create_lora_training_client(folder, rank=4) for _ in range(3)]
+    sampler = service.create_sampling_client(base_model=folder)
+    engine = service.engine(folder)
+    sizes: list[int] = []
+    run = engine.trainer.run
+
+    def noted(jobs: list[Any], between: Any) -> Any:
+        sizes.append(len(jobs))
+        # a pass of this length
+        now[0] += 100.0
+        return run(jobs, between)
+
+    engine.trainer.run = noted
+
+    def asked(client: Any) -> Any:
+        future = client.forward_backward(data_of(0, (9,)), "cross_entropy")
+        future.start()
+        return future
+
+    # nothing is known yet of what comes
+    asked(clients[0]).result()
+    assert sizes == [1]
+    until_idle(engine)
+    futures = [asked(client) for client in clients]
+    # a fiftieth of the pass, since the last one came
+    assert not wait([future.future() for future in futures], 0.1).done
+    let_pass(engine, now, 2.5)
+    for future in futures:
+        future.result()
+    assert sizes == [1, 3]
+    until_idle(engine)
+    # what needs no pass does not wait
+    clients[0].optim_step(AdamParams()).result()
+    # whoever keeps coming holds up the first for ten such waits at most
+    gathers = threading.Event()
+    gather = engine._gather
+
+    def begun() -> None:
+        # the worker holds the lock until it waits
+        gathers.set()
+        gather()
+
+    engine._gather = begun
+    futures = [asked(clients[0])]
+    gathers.wait()
+    for _ in range(10):
+        let_pass(engine, now, 1.9)
+        futures.append(asked(clients[1]))
+    assert not futures[0].future().done()
+    let_pass(engine, now, 1.5)
+    for future in futures:
+        future.result()
+    assert sizes[2:] == [2, *[1] * 9]
+    until_idle(engine)
+    answer = sampler.sample(PROMPT, 1, SamplingParams(max_tokens=2, stop=[]))
+    answer.start()
+    assert not answer.future().done()
+    let_pass(engine, now, 30.0)
+    assert len(answer.result().sequences[0].tokens) == 2
+
+
+def until_idle(engine: Any) -> None:
+    """A request that comes before finds a worker that is still at work."""
+    while engine._had_pass:
+        time.sleep(0.001)
+
+
+def let_pass(engine: Any, now: list[float], seconds: float) -> None:
+    with engine._condition:
+        now[0] += seconds
+        engine._condition.notify()
