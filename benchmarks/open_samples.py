@@ -29,21 +29,26 @@ class Asked(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """`answers`: the tokens of each. `most_open`, `most_threads`: at one time, as the server and
-    its system told. `posted`, `seconds`: until the last was accepted, and until the last answer."""
+    """`answers`: the tokens of each. `most_open`, `most_threads`, `most_mib`: at one time, as the
+    server and its system told. `posted`, `seconds`: until the last was accepted, and until the last
+    answer."""
 
     answers: list[list[int]]
     most_open: int
     most_threads: int
+    most_mib: float
     posted: float
     seconds: float
 
 
-def open_at_once(server: Server, name: str, asked: Sequence[Asked], clients: int) -> Opened:
-    """Asks for all of them without waiting in between, as so many clients."""
+def open_at_once(
+    server: Server, name: str, asked: Sequence[Asked], clients: int, num_first: int
+) -> Opened:
+    """Asks for all of them as so many clients, without waiting for an answer in between; the first
+    `num_first` are accepted before the others are sent."""
     # a connection each, and what this process has open besides
     allow_open_files(len(asked) + 1000)
-    return asyncio.run(_opened(server, name, asked, clients))
+    return asyncio.run(_opened(server, name, asked, clients, num_first))
 
 
 def allow_open_files(number: int) -> None:
@@ -53,7 +58,9 @@ def allow_open_files(number: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
-async def _opened(server: Server, name: str, asked: Sequence[Asked], clients: int) -> Opened:
+async def _opened(
+    server: Server, name: str, asked: Sequence[Asked], clients: int, num_first: int
+) -> Opened:
     async with contextlib.AsyncExitStack() as opened:
         # a pool of connections each: what one does for a request grows with the open ones
         https = [
@@ -71,20 +78,23 @@ async def _opened(server: Server, name: str, asked: Sequence[Asked], clients: in
         watch = _Watch(server)
         watching = asyncio.ensure_future(watch.look())
         started = time.perf_counter()
-        accepted: list[float] = []
+        answers: list[asyncio.Future[list[int]]] = []
 
-        async def one(number: int, sample: Asked) -> list[int]:
+        async def accepted(number: int, sample: Asked) -> asyncio.Future[list[int]]:
             seq_id, client = divmod(number, clients)
             request_id = await _post(https[client], samplers[client], seq_id, sample)
-            accepted.append(time.perf_counter() - started)
-            return await _answer(https[client], request_id)
+            return asyncio.ensure_future(_answer(https[client], request_id))
 
+        numbered = list(enumerate(asked))
         try:
-            answers = await asyncio.gather(*(one(n, sample) for n, sample in enumerate(asked)))
+            for part in (numbered[:num_first], numbered[num_first:]):
+                answers += await asyncio.gather(*(accepted(*one) for one in part))
+            posted = time.perf_counter() - started
+            tokens = await asyncio.gather(*answers)
         finally:
             watching.cancel()
         seconds = time.perf_counter() - started
-    return Opened(answers, watch.most_open, watch.most_threads, max(accepted), seconds)
+    return Opened(tokens, watch.most_open, watch.most_threads, watch.most_mib, posted, seconds)
 
 
 class _Watch:
@@ -92,6 +102,7 @@ class _Watch:
         self._server = server
         self.most_open = 0
         self.most_threads = 0
+        self.most_mib = 0.0
 
     async def look(self) -> None:
         """Until it is cancelled."""
@@ -99,6 +110,7 @@ class _Watch:
             status = await asyncio.to_thread(self._server.status)
             self.most_open = max(self.most_open, status["waiting"] + status["running"])
             self.most_threads = max(self.most_threads, self._server.num_threads())
+            self.most_mib = max(self.most_mib, self._server.resident_mib())
             await asyncio.sleep(LOOK_SECONDS)
 
 

@@ -295,8 +295,8 @@ def open_samples(report: Report, config: Config, name: str, server: Server, loca
     seconds = time.perf_counter() - started
     case = f"{count} open samples"
     report.add(case, PROCESS, seconds=[seconds], against=[seconds])
-    before = server.num_threads()
-    opened = open_at_once(server, name, asked, OPEN_CLIENTS)
+    before, before_mib = server.num_threads(), server.resident_mib()
+    opened = open_at_once(server, name, asked, OPEN_CLIENTS, ENGINE_ROWS)
     report.add(
         case,
         SERVER,
@@ -305,6 +305,8 @@ def open_samples(report: Report, config: Config, name: str, server: Server, loca
         **{
             "threads before": before,
             "threads": opened.most_threads,
+            "MiB before": round(before_mib),
+            "MiB": round(opened.most_mib),
             "open": opened.most_open,
             "accepted after s": round(opened.posted, 1),
             "right": sum(a == w for a, w in zip(opened.answers, wanted, strict=True)),
