@@ -65,6 +65,9 @@ class Host:
         self._forgot_at = clock()
         # adapters, whose memory the C library would keep
         self._has_freed = False
+        # how many requests the engine was given, and since when that has been so
+        self._num_given = 0
+        self._quiet_since = clock()
         self._lengths: dict[str, int | None] = {}
         self._backend = Backend(service)
         self._activity = Activity(clock, lambda: self._backend.tokens_trained)
@@ -285,9 +288,19 @@ class Host:
         while True:
             await asyncio.sleep(self.options.sweep_seconds)
             self.sweep()
-            if self._has_freed:
+            quiet = self._quiet_seconds()
+            # taking pages back would cost the next pass more than their size: a busy server keeps
+            # what its next clients will use
+            if self._has_freed and quiet >= self.options.idle_seconds:
                 self._has_freed = False
                 await self._workers.load(return_freed_memory)
+
+    def _quiet_seconds(self) -> float:
+        """Since the engine had anything to do, as of the calls of this method."""
+        if self._scheduler.num_running or self._scheduler.num_given != self._num_given:
+            self._num_given = self._scheduler.num_given
+            self._quiet_since = self._clock()
+        return self._clock() - self._quiet_since
 
     def sweep(self) -> None:
         """Frees what silent clients hold, expired results and expired checkpoints."""

@@ -14,7 +14,8 @@ class HostOptions:
     engine_rows: samples that the engine decodes at once, with reserved_rows more for owners who
     have fewer than that (so EngineOptions.max_rows is the sum of both); train_requests of all
     models, train_depth of one, are handed to the engine at once. sweep_seconds: between two looks
-    at what is stale. uploads: whether clients may upload adapters; one that is not finished after
+    at what is stale. idle_seconds: without work for the engine, until memory of freed adapters goes
+    back to the system. uploads: whether clients may upload adapters; one that is not finished after
     upload_seconds goes.
     """
 
@@ -31,5 +32,6 @@ class HostOptions:
     train_requests: int = 32
     train_depth: int = 4
     sweep_seconds: float = 5.0
+    idle_seconds: float = 60.0
     uploads: bool = False
     upload_seconds: float = 3600.0

@@ -79,6 +79,8 @@ class Scheduler:
         self._work: dict[Promise, Work] = {}
         self._num_training = 0
         self._num_running = 0
+        # to the engine, since the start
+        self.num_given = 0
         self._is_closed = False
 
     def close(self) -> None:
@@ -178,6 +180,7 @@ class Scheduler:
     def _hand_over(self, work: Work) -> None:
         loop = asyncio.get_running_loop()
         assert work.make is not None
+        self.num_given += 1
         self._num_running += 1
         try:
             work.running = work.make()

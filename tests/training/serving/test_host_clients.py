@@ -412,14 +412,15 @@ def test_after_a_restart_clients_learn_what_is_left(connect_local, tmp_path, fol
 
 
 def test_freed_adapters_memory_goes_back_to_the_system(
-    hosts: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
+    hosts: Callable[..., Host], folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once after each sweep that follows, not for clients that had none."""
+    """When nothing has run for long, once, and not for clients that had none."""
     returned: list[int] = []
     monkeypatch.setattr(
         "training.serving.host.return_freed_memory", lambda: returned.append(len(returned))
     )
-    host = hosts(sweep_seconds=0.01)
+    clock = Clock()
+    host = hosts(clock=clock, sweep_seconds=0.01, idle_seconds=60.0)
     sweeps: list[None] = []
     sweep = host.sweep
     monkeypatch.setattr(host, "sweep", lambda: (sweep(), sweeps.append(None)))
@@ -429,16 +430,29 @@ def test_freed_adapters_memory_goes_back_to_the_system(
         await until(lambda: len(sweeps) >= seen + 3)
 
     async def scenario(host: Host) -> None:
+        other = Client(host, "bob")
+        sampler = await other.sampler(base_model=folder)
         for wanted in (1, 2):
             client = Client(host)
             await client.create()
             await some_sweeps()
             assert len(returned) == wanted - 1
             host.finish(OWNER, client.session_id)
+            await some_sweeps()
+            clock.now += 59.0
+            await some_sweeps()
+            # somebody else's work, although it ends between two looks
+            await other.sample(sampler, PROMPT, 1, SHORT)
+            await some_sweeps()
+            clock.now += 59.0
+            await some_sweeps()
+            assert len(returned) == wanted - 1
+            clock.now += 1.0
             await until(lambda wanted=wanted: len(returned) >= wanted)
             await some_sweeps()
             assert len(returned) == wanted
         host.finish(OWNER, Client(host).session_id)
+        clock.now += 100.0
         await some_sweeps()
         assert len(returned) == 2
 
