@@ -289,8 +289,7 @@ class Host:
             await asyncio.sleep(self.options.sweep_seconds)
             self.sweep()
             quiet = self._quiet_seconds()
-            # taking pages back would cost the next pass more than their size: a busy server keeps
-            # what its next clients will use
+            # a busy server keeps what its next clients would have to ask the system for again
             if self._has_freed and quiet >= self.options.idle_seconds:
                 self._has_freed = False
                 await self._workers.load(return_freed_memory)
