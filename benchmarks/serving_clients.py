@@ -150,7 +150,7 @@ def in_process(sampler: Any) -> dict[str, list[Any]]:
         chats.append(sampler.sample(ModelInput.from_ints(asked), 1, params))
         texts.append(sampler.sample(ModelInput.from_ints(begun), 1, params))
         # as the cookbook's role_colon makes it, part by part
-        parts = ("User:", f" {question(*pair)}\n\n", "Assistant:")
+        parts = (tokenizer.bos_token or "", "User:", f" {question(*pair)}\n\n", "Assistant:")
         tokens = [t for part in parts for t in tokenizer.encode(part, add_special_tokens=False)]
         plain.append(sampler.sample(ModelInput.from_ints(tokens), 1, to_user))
         for ending in endings(*pair):
