@@ -204,7 +204,7 @@ def test_on_top_of_a_folder(tiny_model: Any, service: Any) -> None:
 def test_a_step_that_fails_ends_its_adapter_alone(tiny_model: Any, service: Any) -> None:
     folder = tiny_model("llama")
     first, second, *_ = jobs()
-    wild = AdaptJob(datums(3, 4), learning_rate=1e30, num_epochs=2, seed=1)
+    wild = AdaptJob(datums(3, 4), learning_rate=3e38, num_epochs=2, seed=1)
     settings = AdaptSettings(lora=LORA, batch_size=2, eps=1e-4)
     failed: dict[int, RequestFailedError] = {}
     prompt = ModelInput.from_ints(random_tokens(np.random.default_rng(5), 20))

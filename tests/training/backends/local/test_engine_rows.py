@@ -99,7 +99,9 @@ def test_rows_give_what_packed_tokens_give(
     rows, rows_samples = trained_and_sampled(service, folder, dropout)
     assert rows_samples == packed_samples
     for a, b in zip(packed, rows, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+        # of gradients a small one is a sum of large ones
+        atol = max(2e-5, 1e-5 * float(b.abs().max()))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=atol)
     assert notes._read() and all(note["mode"] == mode.name for note in notes._read().values())
 
 
