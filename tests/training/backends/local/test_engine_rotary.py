@@ -20,7 +20,9 @@ from tiny_models import (
 )
 
 from training.api import Datum, ModelInput, SamplingParams
-from training.backends.local.batching import build_trees
+from training.backends.local.attention import SegmentAttention
+from training.backends.local.batching import Segment, build_trees
+from training.backends.local.rotary import sequence_lengths
 
 SWITCH = 40
 LONG = {
@@ -169,3 +171,10 @@ def test_sequences_are_kept_apart():
         ("a", [1], 30),
         ("b", [3], 60),
     ]
+
+
+def test_a_tree_is_as_long_as_its_longest_branch_and_what_forks_from_it() -> None:
+    segments = [Segment(10, None), Segment(3, 0), Segment(2, 1), Segment(4, 1), Segment(5, 0)]
+    plan = SegmentAttention([*segments, Segment(6, None)])
+    lengths = sequence_lengths(torch.zeros(30, dtype=torch.long), plan)
+    assert lengths.tolist() == [17] * 24 + [6] * 6
