@@ -86,16 +86,11 @@ def ask(
         futures.append(sampler.sample(ModelInput.from_ints(question.prompt), 1, params))
     for question, future in zip(questions, futures, strict=True):
         [sequence] = future.result().sequences
-        tokens = sequence.tokens
-        if question.is_chat:
-            answer = parse_response(tokenizer, tokens, template=template)
-        else:
-            answer = parse_continuation(tokenizer, tokens)
         yield {
             "where": question.where,
             "prompt": question.shown,
             "reference": question.reference,
-            "answer": answer,
+            "answer": _text(tokenizer, sequence.tokens, template, is_chat=question.is_chat),
             "stop_reason": sequence.stop_reason,
         }
 
@@ -117,11 +112,15 @@ def _question(example: Example, tokenizer: "PreTrainedTokenizerBase", template: 
         raise ValueError("nothing to answer in it")
     # a template may write on after the token that ends the answer
     end = max(i for i, weight in enumerate(weights) if weight) + 1
-    prompt, rest = tokens[:start], tokens[start:end]
-    if example.messages:
-        reference = parse_response(tokenizer, rest, template=template)
-    else:
-        reference = parse_continuation(tokenizer, rest)
-    return Question(
-        example.where, prompt, decode(tokenizer, prompt), reference, bool(example.messages)
-    )
+    prompt, is_chat = tokens[:start], bool(example.messages)
+    reference = _text(tokenizer, tokens[start:end], template, is_chat=is_chat)
+    return Question(example.where, prompt, decode(tokenizer, prompt), reference, is_chat)
+
+
+def _text(
+    tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], template: str, *, is_chat: bool
+) -> str:
+    """Of an answer, without what ended it."""
+    if is_chat:
+        return parse_response(tokenizer, tokens, template=template)
+    return parse_continuation(tokenizer, tokens)

@@ -117,10 +117,10 @@ class SegmentAttention:
         self.cache = cache
         self._lengths = [segment.length for segment in segments]
         # of each segment those above it, from the first
-        self._above: list[list[int]] = []
+        self.above: list[list[int]] = []
         for segment in segments:
             parent = segment.parent
-            self._above.append([] if parent is None else [*self._above[parent], parent])
+            self.above.append([] if parent is None else [*self.above[parent], parent])
         self._masks: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def attend(
@@ -132,7 +132,7 @@ class SegmentAttention:
         if self.cache is not None:
             self.cache.keep(layer, key, value)
         outputs = []
-        for above, q, k, v in zip(self._above, queries, keys, values, strict=True):
+        for above, q, k, v in zip(self.above, queries, keys, values, strict=True):
             if above:
                 k = torch.cat([*(keys[at] for at in above), k], dim=1)
                 v = torch.cat([*(values[at] for at in above), v], dim=1)

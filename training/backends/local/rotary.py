@@ -64,15 +64,12 @@ def sequence_lengths(positions_T: torch.Tensor, plan: AttentionPlan) -> torch.Te
     longest one."""
     if not isinstance(plan, SegmentAttention):
         return positions_T + 1
-    # up to the end of each segment, and the first one above it
-    ends: list[int] = []
-    roots: list[int] = []
+    # of trees, by their first segment
     longest: dict[int, int] = {}
-    for at, segment in enumerate(plan.segments):
-        parent = segment.parent
-        ends.append(segment.length + (0 if parent is None else ends[parent]))
-        roots.append(at if parent is None else roots[parent])
-        longest[roots[at]] = max(longest.get(roots[at], 0), ends[at])
+    roots = [above[0] if above else at for at, above in enumerate(plan.above)]
+    for at, root in enumerate(roots):
+        length = sum(plan.segments[i].length for i in (*plan.above[at], at))
+        longest[root] = max(longest.get(root, 0), length)
     of_segment = [longest[root] for root in roots]
     counts = torch.tensor([segment.length for segment in plan.segments])
     return torch.tensor(of_segment).repeat_interleave(counts).to(positions_T.device)
