@@ -11,6 +11,7 @@ from training.adapter_proof import Judge, Probed
 from training.api import (
     APIFuture,
     ForwardBackwardOutput,
+    LoraConfig,
     ModelInput,
     SampleResponse,
     SamplingParams,
@@ -30,9 +31,6 @@ from training.backends.vllm.folders import AdapterFolder
 from training.backends.vllm.mapping import check_temperature
 from training.backends.vllm.options import VllmOptions, installed_version
 
-# the API's default
-USUAL_RANK = 32
-
 
 class VllmServiceClient(LocalServiceClient):
     """See training.api.ServiceClient. vLLM starts when the first client of a base model is made,
@@ -47,7 +45,7 @@ class VllmServiceClient(LocalServiceClient):
         installed_version(self._vllm_options)
         self._vllms: dict[str, VllmEngine] = {}
 
-    def vllm(self, engine: Engine, rank: int = USUAL_RANK) -> VllmEngine:
+    def vllm(self, engine: Engine, rank: int = LoraConfig.rank) -> VllmEngine:
         with self._lock:
             found = self._vllms.get(engine.model_name)
             if found is None:
