@@ -366,6 +366,33 @@ def test_where_the_adapter_shows_the_sampler_s_first_pass_is_enough(
     assert figures.from_base == pytest.approx(np.abs(logprobs(sampler) - of_base).max(), abs=1e-5)
 
 
+def test_the_head_is_read_once_for_first_tokens_and_probe(
+    service: Any, model: str, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a single first token, whose row has bits of its own."""
+    decoder = service.engine(model).decoder
+    logits, read = decoder.logits, list[int]()
+
+    def spied(hidden: Any, lora: Any) -> Any:
+        read.append(len(hidden))
+        return logits(hidden, lora)
+
+    monkeypatch.setattr(decoder, "logits", spied)
+    probed = 2 * (QUICK_TOKENS - 1)
+    for texts, rows in (([b"a lazy dog", b"a fox"], [2 + probed]), ([b"a fox"], [probed, 1])):
+        proof = AdapterProof(service, model, with_answers=True)
+        sampler = proof.sampler(trainer, "the adapter")
+        del read[:]
+        for answer in [ask(sampler, text, 1) for text in texts]:
+            answer.result()
+        assert read == rows
+        of_base = logprobs(service.create_sampling_client(base_model=model))
+        found = proof.figures["the adapter"].from_base
+        first = slice(0, QUICK_TOKENS - 1)
+        expected = np.abs(logprobs(sampler)[first] - of_base[first]).max()
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_prefill_without_room_for_more_rows_comes_after_the_probe_s_own(
     service: Any, model: str, trainer: Any, passes: list[int]
 ) -> None:

@@ -250,18 +250,21 @@ class Sampler:
             )
             self.prompt_tokens += len(packing.tokens)
             index = {m: to_device(i, self._decoder.device) for m, i in packing.index.items()}
-            if batch is batches[0] and asked:
-                self._prompt_logprobs([(jobs[m], hidden[index.pop(m)]) for m in asked])
-                for probe in probes:
-                    probe.settle()
+            probed = [(jobs[m], hidden[index.pop(m)]) for m in asked if m in index]
             self._prompt_logprobs([(jobs[m], hidden[i]) for m, i in index.items()])
             prompts = [
                 _Prefilled(jobs[m], index[m], number, len(tree.prefix))
                 for number, tree in enumerate(batch)
                 for m in tree.members
-                if m in index
+                if m in index and jobs[m].num_samples and jobs[m].error is None
             ]
-            self._start_rows(prompts, hidden, cache)
+            logits = self._first_logits(prompts, hidden, probed)
+            if probed:
+                for probe in probes:
+                    probe.settle()
+            self._start_rows(prompts, logits, cache)
+            for m in index:
+                jobs[m].finish_if_complete()
 
     def settle(self, probe: Probe) -> None:
         """At once, in a pass of its own, if it is not settled. Raises what its judge raises."""
@@ -291,9 +294,7 @@ class Sampler:
                     logprobs = self._decoder.logits(chunk, part).log_softmax(-1)
                     parts += top_k(logprobs, job.topk_prompt_logprobs)
                 job.prompt_topk = stack_topk([no_topk(job.topk_prompt_logprobs), *parts])
-            known = job.prompt_logprobs if job.prompt_topk is None else job.prompt_topk.logprobs
-            if known is not None and np.isnan(known[1:]).any():
-                job.error = not_a_number("the prompt")
+                _check_prompt(job, job.prompt_topk.logprobs)
 
     def _chosen_logprobs(self, prompts: list[tuple[SampleJob, torch.Tensor]]) -> None:
         """Of the prompts' own tokens; all rows together, so that the head is read once for many."""
@@ -303,27 +304,42 @@ class Sampler:
         known = self._decoder.target_logprobs(
             hidden, torch.tensor(targets, dtype=torch.long, device=hidden.device), _runs(weights)
         )
-        parts = known.cpu().split([len(job.prompt) - 1 for job, _ in prompts])
-        for (job, _), part in zip(prompts, parts, strict=True):
-            job.prompt_logprobs = np.concatenate([[np.nan], part.numpy()]).astype(np.float32)
+        _set_prompt_logprobs([job for job, _ in prompts], known)
 
-    def _start_rows(
+    def _first_logits(
         self,
         prompts: list[_Prefilled],
         hidden: torch.Tensor,
-        cache: RowStarts,
+        probed: list[tuple[SampleJob, torch.Tensor]],
+    ) -> torch.Tensor:
+        """[prompts, vocab], after their last tokens. What is probed comes along, so that the head
+        is read once for both."""
+        lora = _lora_pass([prompt.job.weights for prompt in prompts])
+        # alone a row has bits of its own
+        if len(prompts) < 2 or lora.stacked:
+            self._prompt_logprobs(probed)
+            probed = []
+        if not prompts:
+            return hidden.new_empty(0, self._decoder.vocab_size)
+        last = hidden[torch.stack([prompt.index[-1] for prompt in prompts])]
+        if not probed:
+            return self._decoder.logits(last, lora)
+        n = len(prompts)
+        guests = _runs([job.weights for job, _ in probed for _ in job.prompt[1:]])
+        slices = [*lora.slices, *(s.part(s.start, s.stop, -n) for s in guests.slices)]
+        rows = torch.cat([last, *(rows[:-1] for _, rows in probed)])
+        logits = self._decoder.logits(rows, LoraPass(slices))
+        targets = torch.tensor([token for job, _ in probed for token in job.prompt[1:]])
+        known = logits[n:].log_softmax(-1).gather(1, targets.to(logits.device).view(-1, 1))
+        _set_prompt_logprobs([job for job, _ in probed], known.view(-1))
+        return logits[:n]
+
+    def _start_rows(
+        self, prompts: list[_Prefilled], logits: torch.Tensor, cache: RowStarts
     ) -> None:
         """First tokens for all rows, then a cache block for each group that goes on."""
-        prompts = [
-            prompt
-            for prompt in prompts
-            if (prompt.job.num_samples and prompt.job.error is None) or _done(prompt.job)
-        ]
         if not prompts:
             return
-        last = torch.stack([prompt.index[-1] for prompt in prompts])
-        lora = _lora_pass([prompt.job.weights for prompt in prompts])
-        logits = self._decoder.logits(hidden[last], lora)
         singles: dict[int, list[tuple[_Row, _Prefilled]]] = {}
         for prompt, row_logits in zip(prompts, logits, strict=True):
             job = prompt.job
@@ -333,7 +349,6 @@ class Sampler:
                 singles.setdefault(prompt.tree, []).append((alive[0], prompt))
             elif alive:
                 self._blocks.append(_Block(alive, cache.group_block(len(alive), prompt.index)))
-            job.finish_if_complete()
         self._start_singles(list(singles.values()), cache)
         self._lora = None
 
@@ -446,10 +461,17 @@ def not_a_number(what: str) -> RequestFailedError:
     )
 
 
-def _done(job: SampleJob) -> bool:
-    """Ends a job that asked for no samples, or failed. Always False, to be used in a filter."""
-    job.finish_if_complete()
-    return False
+def _set_prompt_logprobs(jobs: list[SampleJob], known: torch.Tensor) -> None:
+    """`known` are the logprobs of all tokens that have one, prompt by prompt."""
+    parts = known.cpu().split([len(job.prompt) - 1 for job in jobs])
+    for job, part in zip(jobs, parts, strict=True):
+        job.prompt_logprobs = np.concatenate([[np.nan], part.numpy()]).astype(np.float32)
+        _check_prompt(job, job.prompt_logprobs)
+
+
+def _check_prompt(job: SampleJob, logprobs: np.ndarray) -> None:
+    if np.isnan(logprobs[1:]).any():
+        job.error = not_a_number("the prompt")
 
 
 def _lora_pass(weights: list[AdapterWeights | None]) -> LoraPass:
