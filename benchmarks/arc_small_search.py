@@ -53,7 +53,7 @@ def _edit(learning_rate: float, epochs: int, *families: str) -> SelfEdit:
 EDITS: dict[str, SelfEdit | None] = {
     "base": None,
     "plain": _edit(3e-3, 2),
-    "hot": _edit(5e-3, 2),
+    "mild": _edit(2e-3, 2),
     "long": _edit(2e-3, 3),
 }
 FIRST_GOOD = "plain"
@@ -201,7 +201,7 @@ def _write_small(tasks: list[Task], test_share: float) -> None:
         logger.warning("Too few tasks for two splits; small.json is left as it is")
         return
     stride = max(2, round(1 / test_share))
-    test = found[1::stride]
+    test = found[::stride]
     splits = {"train": [task_id for task_id in found if task_id not in test], "test": test}
     atomic_write_text(SMALL_FILE, json.dumps(splits, indent=2) + "\n")
 

@@ -189,7 +189,7 @@ def main(config: Config) -> None:
             if outcome is not None
         ]
         print(text_table(("", "solved", "right cells"), rows))
-        print(f"\nreward {reward.value:.2f} ({config.reward}): {reward.note}")
+        print(f"\nreward {reward.value:.2f} ({config.reward_kind}): {reward.note}")
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ class ArcDomain:
 
     def _reward(self, key: str) -> Reward:
         known = self._known[key]
-        value = float(known[self.config.reward])
+        value = float(known[self.config.reward_kind])
         note = (
             f"{known['num_examples']} examples, {known['num_steps']} steps, "
             f"{known['cell_accuracy']:.0%} of cells right"

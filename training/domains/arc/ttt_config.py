@@ -26,6 +26,8 @@ from utils.runs.inputs import MUST_EXIST
 # Learning rate and epochs, as in arXiv 2411.07279's code; with the small preset, as for the
 # self-edit that solved most in benchmarks/arc_small_search.py.
 PUBLISHED_TRAINING, SMALL_TRAINING = (5e-5, 2), (3e-3, 2)
+# there are fewer adapters than in the loop over self-edits, so each may have more examples
+SMALL_CAP = 24
 WARMUP_SHARE = 0.1
 
 
@@ -172,7 +174,7 @@ class ArcTTTConfig:
             method=self.method,
             transformations=self.transformations,
             demonstration_loss=self.demonstration_loss,
-            cap=given_or(self.cap, preset.cap),
+            cap=given_or(self.cap, SMALL_CAP if preset is SMALL else preset.cap),
             permute_n=self.permute_n,
             learning_rate=given_or(self.lr, learning_rate),
             num_epochs=given_or(self.epochs, epochs),
