@@ -80,9 +80,10 @@ SMALL = Preset(
     lora_rank=16,
     lora_alpha=32.0,
     lora_targets=SEAL_TARGETS,
-    batch_size=2,
+    # examples are few, so steps are more
+    batch_size=1,
     warmup_steps=2,
-    cap=12,
+    cap=8,
     max_example_tokens=384,
     max_answer_tokens=96,
     # a model this small solves few tasks, and its near misses tell self-edits apart

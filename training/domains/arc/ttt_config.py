@@ -8,6 +8,7 @@ import chz
 
 from training.adapt import AdaptSettings
 from training.domains.arc.config import (
+    SEAL,
     SMALL,
     TASK_SETS,
     Preset,
@@ -26,7 +27,7 @@ from utils.runs.inputs import MUST_EXIST
 # Learning rate and epochs, as in arXiv 2411.07279's code; with the small preset, as for the
 # self-edit that solved most in benchmarks/arc_small_search.py.
 PUBLISHED_TRAINING, SMALL_TRAINING = (5e-5, 2), (3e-3, 2)
-# there are fewer adapters than in the loop over self-edits, so each may have more examples
+# one adapter per task, where the loop over self-edits has dozens, may have more examples
 SMALL_CAP = 24
 WARMUP_SHARE = 0.1
 
@@ -185,7 +186,7 @@ class ArcTTTConfig:
                     "lora_dropout": self.lora_dropout,
                     "target_modules": list(given_or(self.lora_targets, preset.lora_targets)),
                 },
-                batch_size=given_or(self.batch_size, preset.batch_size),
+                batch_size=given_or(self.batch_size, SEAL.batch_size),
                 warmup_share=WARMUP_SHARE,
                 weight_decay=self.weight_decay,
                 max_parallel=self.max_parallel_adapters,

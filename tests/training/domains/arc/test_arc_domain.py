@@ -169,6 +169,7 @@ def make(
             "model_name": model,
             "task_set": "small",
             "inner_rank": 4,
+            "inner_batch_size": 2,
             "cap": 6,
             "max_answer_tokens": 8,
             "max_example_tokens": 2000,
