@@ -171,7 +171,9 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise ValueError(f"host={host!r}: no address of that name ({error.strerror})") from error
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # asyncio sends small packets at once (TCP_NODELAY) only where the protocol is said; without, a
+    # reply of two writes waits 40 ms for the client's delayed acknowledgement
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         # a server that ended a moment ago does not keep its port, unlike one that runs
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -197,9 +199,11 @@ def keys_of(config: Config) -> Keys:
 
 def check_store_and_keys(config: Config) -> None:
     """Raises ValueError where a start would, and leaves nothing behind."""
+    from training.serving.base_models import BaseModels
     from training.serving.links import SECRET_FILE, Links
     from training.serving.store import check_store
 
+    BaseModels([config.model_name], config.aliases)
     folder = expanded(config.store_dir)
     if config.api_keys_file is not None or (folder / LOOPBACK_FILE).exists():
         keys_of(config)

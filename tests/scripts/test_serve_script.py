@@ -89,6 +89,8 @@ def test_a_server_that_still_loads_its_model_has_its_port() -> None:
             serve.bound("127.0.0.1", port),
         ):
             pass
+        # said, or asyncio would leave Nagle's algorithm on: 40 ms a reply
+        assert listener.proto == socket.IPPROTO_TCP
         # who comes meanwhile waits
         socket.create_connection(("127.0.0.1", port), timeout=60).close()
 
@@ -145,6 +147,8 @@ def test_a_dry_run_looks_at_the_store_and_leaves_nothing(
     (folder / "unsigned/links.key").write_text("short")
     with pytest.raises(ValueError, match="remove this file for a new one"):
         dry_run("unsigned")
+    with pytest.raises(ValueError, match=r"aliases: '' cannot stand for"):
+        dry_run("unnamed", aliases={"": str(folder / "model")})
     (folder / "file").write_text("")
     with pytest.raises(ValueError, match=r"store_dir='.*file/store': nothing can be written"):
         dry_run("file/store")

@@ -38,6 +38,7 @@ from training.api import (
     TensorData,
     TopkLogprobs,
 )
+from training.models import EMBEDDED, load_tokenizer
 
 if TYPE_CHECKING:
     import tinker
@@ -264,6 +265,9 @@ class RemoteSamplingClient:
         return _chain(self._client.compute_logprobs(model_input_to_sdk(prompt)), list)
 
     def get_tokenizer(self) -> Any:
+        # the SDK would ask the hub for this name, which is no id there
+        if self.get_base_model() == EMBEDDED:
+            return load_tokenizer(EMBEDDED)
         return self._client.get_tokenizer()
 
     def get_base_model(self) -> str:

@@ -40,28 +40,32 @@ class Speed:
 
 
 class Activity:
-    """Speeds of the engine, by what it is asked for. `tokens_trained` counts up while a pass runs;
-    where it tells None, what was trained on counts when its result comes."""
+    """Speeds of the engine, by what it is asked for. `tokens_trained` and `tokens_sampled` count up
+    while it works; where one tells None, tokens count when their result comes."""
 
     def __init__(
         self,
         clock: Callable[[], float],
         tokens_trained: Callable[[], int | None] = lambda: None,
+        tokens_sampled: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.sampled = Speed(clock)
         self.trained = Speed(clock)
         self._tokens_trained = tokens_trained
+        self._tokens_sampled = tokens_sampled
 
     def look(self) -> None:
-        """To be called often: what was trained since the last time counts as of now."""
+        """To be called often: what was done since the last time counts as of now."""
         if (total := self._tokens_trained()) is not None:
             self.trained.count_to(total)
+        if (total := self._tokens_sampled()) is not None:
+            self.sampled.count_to(total)
 
     def note(self, result: Any) -> None:
         """The result of a request that is done; others than those of tokens do not count."""
         if isinstance(result, Sampled):
             result = result.response
-        if isinstance(result, SampleResponse):
+        if isinstance(result, SampleResponse) and self._tokens_sampled() is None:
             self.sampled.add(sum(len(sequence.tokens_np) for sequence in result.sequences))
         elif isinstance(result, ForwardBackwardOutput) and self._tokens_trained() is None:
             # one logprob for each position

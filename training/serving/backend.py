@@ -81,6 +81,11 @@ class Backend:
         """Since it started, up to now; None where the backend does not tell before a pass ends."""
         return getattr(self._service, "tokens_trained", None)
 
+    @property
+    def tokens_sampled(self) -> int | None:
+        """As tokens_trained, of what was sampled."""
+        return getattr(self._service, "tokens_sampled", None)
+
     def close(self) -> None:
         self._service.close()
 

@@ -28,14 +28,15 @@ class FairQueue(Generic[T]):
         self._owners.setdefault(owner, OrderedDict()).setdefault(lane, deque()).append(item)
         self._length += 1
 
-    def pop(self, fits: Callable[[str, T, bool], bool] = lambda *_: True) -> T | None:
-        """The next item for which fits(owner, item, whether it is the first in turn) is true."""
+    def pop(self, fits: Callable[[T, bool], bool] = lambda *_: True) -> T | None:
+        """The next item, first of its lane, for which fits(item, whether it is the first in turn)
+        is true."""
         is_first = True
         for owner, lanes in self._owners.items():
-            lane = next(iter(lanes))
-            if fits(owner, lanes[lane][0], is_first):
-                return self._take(owner, lane)
-            is_first = False
+            for lane, items in lanes.items():
+                if fits(items[0], is_first):
+                    return self._take(owner, lane)
+                is_first = False
         return None
 
     def remove(self, unwanted: Callable[[T], bool]) -> list[T]:

@@ -70,7 +70,9 @@ class Host:
         self._quiet_since = clock()
         self._lengths: dict[str, int | None] = {}
         self._backend = Backend(service)
-        self._activity = Activity(clock, lambda: self._backend.tokens_trained)
+        self._activity = Activity(
+            clock, lambda: self._backend.tokens_trained, lambda: self._backend.tokens_sampled
+        )
         self._workers = Workers()
         self._promises = Promises(
             store.futures,

@@ -11,7 +11,7 @@ class HostOptions:
     results for clients that ask again. max_open_requests, max_open_bytes: of one owner, without an
     answer.
 
-    engine_rows: samples that the engine decodes at once, with reserved_rows more for owners who
+    engine_rows: samples that the engine decodes at once, with reserved_rows more for clients that
     have fewer than that (so EngineOptions.max_rows is the sum of both); train_requests of all
     models, train_depth of one, are handed to the engine at once. sweep_seconds: between two looks
     at what is stale. idle_seconds: without work for the engine, until memory of freed adapters goes

@@ -21,7 +21,7 @@ _GAUGES = {
     "uptime_seconds": "Seconds since the server started",
 }
 _COUNTERS = {
-    "sampled_tokens": "Tokens of samples that are done",
+    "sampled_tokens": "Tokens that were sampled, counted as they are drawn where the sampler tells",
     "trained_tokens": "Positions of training data, counted as micro-batches end",
 }
 # what else clients send is "other": a figure of each word would fill the memory

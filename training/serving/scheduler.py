@@ -39,6 +39,11 @@ class Work:
     lane: "Lane | None" = None
     running: "APIFuture[Any] | None" = None
 
+    @property
+    def client(self) -> tuple[str, str]:
+        """OpenAI's API has no sessions: there an owner's requests are one client's."""
+        return self.promise.owner, self.promise.session_id
+
 
 @dataclass(eq=False)
 class Lane:
@@ -54,9 +59,9 @@ class Lane:
 
 
 class Scheduler:
-    """`rows`: samples that the engine is given at once; `reserved_rows` more, for owners who have
-    less than that. `train_requests`: of all models, `depth` of them of one model, so that the
-    engine need not wait for this loop between a model's requests."""
+    """`rows`: samples that the engine is given at once; `reserved_rows` more, for clients (sessions
+    of owners) that have less than that. `train_requests`: of all models, `depth` of them of one
+    model, so that the engine need not wait for this loop between a model's requests."""
 
     def __init__(
         self,
@@ -74,7 +79,7 @@ class Scheduler:
         self._depth = depth
         self._samples: FairQueue[Work] = FairQueue()
         self._lanes: FairQueue[Lane] = FairQueue()
-        self._rows_of: Counter[str] = Counter()
+        self._rows_of: Counter[tuple[str, str]] = Counter()
         # of everything that waits or runs
         self._work: dict[Promise, Work] = {}
         self._num_training = 0
@@ -108,12 +113,12 @@ class Scheduler:
         self._samples.push(work.promise.owner, lane, work)
         self._start()
 
-    def _fits(self, owner: str, work: Work, is_first: bool) -> bool:
+    def _fits(self, work: Work, is_first: bool) -> bool:
         total = self._rows_of.total()
         # who is first in turn waits for room, and nobody overtakes it in the common part
         if is_first and (not total or total + work.rows <= self._rows):
             return True
-        own = self._rows_of[owner] + work.rows
+        own = self._rows_of[work.client] + work.rows
         return own <= self._reserved_rows and total + work.rows <= self._rows + self._reserved_rows
 
     # ------------------------------------------------------------------------------------ training
@@ -174,7 +179,7 @@ class Scheduler:
             self._hand_over(work)
             self._queue(lane)
         while (work := self._samples.pop(self._fits)) is not None:
-            self._rows_of[work.promise.owner] += work.rows
+            self._rows_of[work.client] += work.rows
             self._hand_over(work)
 
     def _hand_over(self, work: Work) -> None:
@@ -204,10 +209,9 @@ class Scheduler:
         del self._work[work.promise]
         work.running = None
         if work.lane is None:
-            owner = work.promise.owner
-            self._rows_of[owner] -= work.rows
-            if not self._rows_of[owner]:
-                del self._rows_of[owner]
+            self._rows_of[work.client] -= work.rows
+            if not self._rows_of[work.client]:
+                del self._rows_of[work.client]
         else:
             work.lane.num_running -= 1
             self._num_training -= 1

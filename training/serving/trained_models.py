@@ -306,14 +306,16 @@ class TrainedModels:
     ) -> None:
         """`release` lets go of the checkpoint, which is held or deleting it would take the files
         from under the load."""
-        load = partial(
-            self._backend.load,
-            found.folder,
-            model.source,
-            found.lora,
-            with_optimizer=with_optimizer,
-        )
         path = str(found.path)
+
+        def load() -> TrainingClient:
+            try:
+                return self._backend.load(
+                    found.folder, model.source, found.lora, with_optimizer=with_optimizer
+                )
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(found.folder), path)) from error
+
         made = self._make(model, promise, load, path=path, instead_of=instead_of, release=release)
         self._workers.begin(made)
 

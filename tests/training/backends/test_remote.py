@@ -291,6 +291,9 @@ def test_sampling_reaches_the_sdk() -> None:
         assert [sequence.tokens for sequence in response.sequences] == [[5, 6], [8]]
         assert sampler.compute_logprobs(DATUM.model_input).result() == [None, -1.0]
         assert (sampler.get_base_model(), sampler.get_tokenizer()) == ("base", "tokenizer")
+    embedded = FakeClient(tinker.SamplingClient, calls, get_base_model="embedded")
+    tokenizer = remote.RemoteSamplingClient(embedded).get_tokenizer()  # type: ignore[arg-type]
+    assert tokenizer.decode(tokenizer.encode("a word")) == "a word"
     sent = next(arguments for name, arguments in calls if name == "sample")
     assert sent["prompt"].to_ints() == [1, 2, 3]
     assert (sent["num_samples"], sent["topk_sample_logprobs"]) == (2, 2)

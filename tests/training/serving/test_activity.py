@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from host_world import data_of
 
-from training.api import ForwardBackwardOutput, SampledSequence, SampleResponse, TensorData
+from training.api import (
+    ForwardBackwardOutput,
+    ModelInput,
+    SampledSequence,
+    SampleResponse,
+    SamplingParams,
+    TensorData,
+)
 from training.serving.activity import WINDOW_SECONDS, Activity
 from training.serving.sampled import Sampled
 
@@ -55,6 +62,26 @@ def test_what_is_counted_elsewhere_counts_as_of_the_look() -> None:
     clock.seconds += 10
     assert activity.trained.per_second() == 70 / WINDOW_SECONDS
     assert activity.trained.total == 570
+
+
+def test_samples_count_while_they_run(tiny_model: Any, connect_local: Any) -> None:
+    service, model = connect_local(), tiny_model("llama_tied")
+    sampler = service.create_sampling_client(base_model=model)
+    clock = Clock()
+    activity = Activity(clock, tokens_sampled=lambda: service.tokens_sampled)
+    seen: list[int] = []
+
+    def on_token(token: Any) -> bool:
+        activity.look()
+        seen.append(activity.sampled.total)
+        return True
+
+    params = SamplingParams(max_tokens=4, seed=0, stop=[])
+    prompt = ModelInput.from_ints([1, 2, 3])
+    activity.note(sampler.prepare_sample(prompt, 2, params, on_token=on_token)().result())
+    assert seen == [2, 2, 4, 4, 6, 6, 8, 8]
+    # the result adds nothing to them
+    assert activity.sampled.total == 8
 
 
 def test_training_counts_while_its_pass_runs(

@@ -38,12 +38,12 @@ def test_what_does_not_fit_keeps_its_place():
             queue.push(name, 1, f"{name}{i}")
     seen = []
 
-    def only_bob(owner: str, item: str, is_first: bool) -> bool:
-        seen.append((owner, item, is_first))
-        return owner == "bob"
+    def only_bob(item: str, is_first: bool) -> bool:
+        seen.append((item, is_first))
+        return item.startswith("bob")
 
     assert queue.pop(only_bob) == "bob0"
-    assert seen == [("ann", "ann0", True), ("bob", "bob0", False)]
+    assert seen == [("ann0", True), ("bob0", False)]
     assert queue.pop(lambda *_: False) is None and len(queue) == 3
     assert drained(queue) == ["ann0", "bob1", "ann1"]
 

@@ -65,12 +65,13 @@ async def until(condition: Callable[[], bool]) -> None:
 # ------------------------------------------------------------------------------------------- turns
 
 
-def test_a_crowd_of_samples_does_not_starve_a_single_one(hosts, service, folder):
-    """Of 50 requests of one owner that came first, a late one of another passes all but those that
-    the engine has."""
+@pytest.mark.parametrize("owner", ["bob", OWNER])
+def test_a_crowd_of_samples_does_not_starve_a_single_one(hosts, service, folder, owner):
+    """Of 50 requests of one client that came first, a late one of another, with the same key too,
+    passes all but those that the engine has."""
 
     async def scenario(host: Host) -> None:
-        crowd, single = Client(host), Client(host, "bob")
+        crowd, single = Client(host), Client(host, owner)
         many = await crowd.sampler(base_model=folder)
         few = await single.sampler(base_model=folder)
         await crowd.sample(many)

@@ -62,3 +62,13 @@ def test_rl_loop_and_knowledge_run_as_they_are(tmp_path: Path) -> None:
         table = run(server, tmp_path, "knowledge", f"model_name={model}", *TABLE)
         assert os.listdir(table)
         assert "Traceback" not in server.log
+
+
+def test_the_line_that_the_server_prints(tmp_path: Path) -> None:
+    """With the embedded model's own name, which is no id of the hub's."""
+    with served(tmp_path, ["model_name=embedded"]) as server:
+        loop = run(
+            *(server, tmp_path, "rl_loop", "model_name=embedded", "domain=gym", "task=chain_sum"),
+            *("num_steps=0", "eval_size=1", "max_tokens=2"),
+        )
+        assert (loop / "metrics.jsonl").read_text()

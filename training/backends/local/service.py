@@ -162,6 +162,11 @@ class LocalServiceClient:
         """Local extension: of all base models, counted as micro-batches end."""
         return sum(engine.trainer.tokens_trained for engine in list(self._engines.values()))
 
+    @property
+    def tokens_sampled(self) -> int | None:
+        """Local extension: of all base models, counted as they are drawn."""
+        return sum(engine.sampler.sampled_tokens for engine in list(self._engines.values()))
+
     def adapter_memory(
         self,
         base_model: str,

@@ -68,6 +68,11 @@ class VllmServiceClient(LocalServiceClient):
         vllm.require(weights.config)
         return VllmSamplingClient(engine, weights, vllm, vllm.add(weights))
 
+    @property
+    def tokens_sampled(self) -> int | None:
+        """vLLM draws them, and tells when a sample is done."""
+        return None
+
     def close(self) -> None:
         for vllm in self._vllms.values():
             vllm.close()
