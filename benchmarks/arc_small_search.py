@@ -1,12 +1,13 @@
-"""Find the ARC tasks of task_set=small: unsolved by the embedded model as it is, solved after it is
-fine-tuned under a good self-edit, and not under a bad one.
+"""Find the ARC tasks of task_set=small: the embedded model, fine-tuned under a good self-edit, gets
+most of their cells right, and neither as it is nor under a bad one.
 
     uv run benchmarks/arc_small_search.py
     uv run benchmarks/arc_small_search.py max_minutes=20
 
-Tries every ARC-AGI-1 training task that fits, with the settings that scripts/rl_loop.py has for
-task_set=small. Results go to benchmarks/results/arc_small_search.jsonl as they come; a run goes on
-where the last one stopped, then writes the table and training/domains/arc/small.json.
+Tries every ARC-AGI-1 training task that fits, with more training examples for a self-edit than
+scripts/rl_loop.py takes for task_set=small, and higher rates. Results go to
+benchmarks/results/arc_small_search.jsonl as they come; a run goes on where the last one stopped,
+then writes the table and training/domains/arc/small.json.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ def _edit(learning_rate: float, epochs: int, *families: str) -> SelfEdit:
 EDITS: dict[str, SelfEdit | None] = {
     "base": None,
     "plain": _edit(3e-3, 2),
-    "mild": _edit(2e-3, 2),
+    "hot": _edit(5e-3, 2),
     "long": _edit(2e-3, 3),
 }
 FIRST_GOOD = "plain"
@@ -69,7 +70,10 @@ class Config:
     promising: float = chz.field(
         default=0.6, doc="share of right cells from which a second good edit is tried"
     )
-    test_share: float = chz.field(default=0.4, doc="share of the found tasks held out")
+    learned: float = chz.field(
+        default=0.75, doc="share of right cells from which a task counts as learned"
+    )
+    test_share: float = chz.field(default=0.25, doc="share of the found tasks held out")
 
 
 def main(config: Config) -> None:
@@ -79,14 +83,15 @@ def main(config: Config) -> None:
     print_anything()
     deadline = time.monotonic() + 60 * config.max_minutes
     tokenizer = load_tokenizer("embedded")
-    loop = InnerLoop(connect(), tokenizer, ArcConfig(task_set="small").inner())
+    settings = ArcConfig(task_set="small", cap=24, inner_batch_size=2, max_learning_rate=5e-3)
+    loop = InnerLoop(connect(), tokenizer, settings.inner())
     tasks = _candidates(tokenizer, loop, config)
     logger.info("%d of the ARC-AGI-1 training tasks fit", len(tasks))
     for name, edit in [*EDITS.items(), BAD]:
         if time.monotonic() < deadline:
             _run_edit(loop, tasks, name, edit, config, deadline)
     _write_table(tasks)
-    _write_small(tasks, config.test_share)
+    _write_small(tasks, config)
 
 
 def _candidates(tokenizer: Any, loop: InnerLoop, config: Config) -> list[Task]:
@@ -129,7 +134,7 @@ def _run_edit(
     if name != "base":
         todo = [t for t in todo if not known[t.id]["base"]["solved"]]
     if name == BAD[0]:
-        todo = [t for t in todo if _solved_by(known[t.id])]
+        todo = [t for t in todo if _best_cells(known[t.id]) >= config.learned]
     elif name != "base":
         # one good edit is enough
         todo = [t for t in todo if not _solved_by(known[t.id])]
@@ -187,21 +192,22 @@ def _write_table(tasks: list[Task]) -> None:
     atomic_write_text(RESULTS.with_suffix(".md"), "\n".join(lines) + "\n")
 
 
-def _write_small(tasks: list[Task], test_share: float) -> None:
+def _write_small(tasks: list[Task], config: Config) -> None:
     """Every k-th found task is held out, so that both splits have the same mix of sizes."""
     results = _results()
     found = [
         task.id
         for task in tasks
-        if _solved_by(results.get(task.id, {}))
-        and not results[task.id].get(BAD[0], {"solved": True})["solved"]
+        if (known := results.get(task.id, {}))
+        and known.get("base", {}).get("cell_accuracy", 1.0) < config.learned
+        and known.get(BAD[0], {}).get("cell_accuracy", 1.0) < config.learned
+        and _best_cells(known) >= config.learned
     ]
     logger.info("%d tasks found: %s", len(found), found)
     if len(found) < 2:
         logger.warning("Too few tasks for two splits; small.json is left as it is")
         return
-    stride = max(2, round(1 / test_share))
-    test = found[::stride]
+    test = found[:: max(2, round(1 / config.test_share))]
     splits = {"train": [task_id for task_id in found if task_id not in test], "test": test}
     atomic_write_text(SMALL_FILE, json.dumps(splits, indent=2) + "\n")
 

@@ -56,11 +56,17 @@ class Problem:
 
 
 class Reward(NamedTuple):
-    """The score of one answer. `note` says why an answer scored as it did, for samples.jsonl."""
+    """The score of one answer. `note` says why an answer scored as it did, for samples.jsonl.
+    `success`: whether rest_em may imitate it, None where that is the same as `solved`."""
 
     value: float
     solved: bool
     note: str = ""
+    success: bool | None = None
+
+    @property
+    def is_success(self) -> bool:
+        return self.solved if self.success is None else self.success
 
 
 _NONE: dict[str, Any] = {}

@@ -179,7 +179,7 @@ def rest_em_update(
     kept_P_G = selected(rewards_P_G, settings.selection, rng)
     imitated = [groups_P_G[p][g] for p, kept_G in enumerate(kept_P_G) for g in kept_G]
     metrics: dict[str, float] = {
-        "successes": sum(r.solved for rewards_G in rewards_P_G for r in rewards_G),
+        "successes": sum(r.is_success for rewards_G in rewards_P_G for r in rewards_G),
         "imitated": len(imitated),
         "updates": 0,
     }
@@ -234,12 +234,12 @@ def selected(
     """The indices of the answers that are imitated, group by group."""
     kept_P_G = []
     for rewards_G in rewards_P_G:
-        solved = [g for g, reward in enumerate(rewards_G) if reward.solved]
-        if solved and selection == "best":
-            solved = [max(solved, key=lambda g: rewards_G[g].value)]
-        elif solved and selection == "random":
-            solved = [int(rng.integers(len(rewards_G)))]
-        kept_P_G.append(solved)
+        kept_G = [g for g, reward in enumerate(rewards_G) if reward.is_success]
+        if kept_G and selection == "best":
+            kept_G = [max(kept_G, key=lambda g: rewards_G[g].value)]
+        elif kept_G and selection == "random":
+            kept_G = [int(rng.integers(len(rewards_G)))]
+        kept_P_G.append(kept_G)
     return kept_P_G
 
 

@@ -98,7 +98,10 @@ class ArcDomain:
     def rewards(
         self, problems_P: list[Problem], answers_P_G: list[list[str]]
     ) -> list[list[Reward]]:
-        """Trains one adapter per distinct valid self-edit, all together, and scores its answers."""
+        """Trains one adapter per distinct valid self-edit, all together, and scores its answers.
+        With reward=cell_accuracy a success is what gets more cells right than the base model."""
+        if self.config.reward_kind == "cell_accuracy":
+            self.look_up_base(problems_P)
         keys_P_G: list[list[str | None]] = []
         reasons: dict[tuple[int, int], str] = {}
         todo: dict[str, tuple[Task, Any]] = {}
@@ -121,7 +124,9 @@ class ArcDomain:
                 self._known[key] = _plain(outcome)
         return [
             [
-                Reward(0.0, False, reasons[p, g]) if key is None else self._reward(key)
+                Reward(0.0, False, reasons[p, g])
+                if key is None
+                else self._reward(key, problems_P[p].id)
                 for g, key in enumerate(keys_G)
             ]
             for p, keys_G in enumerate(keys_P_G)
@@ -129,7 +134,10 @@ class ArcDomain:
 
     def look_up_base(self, problems: list[Problem]) -> None:
         """Has the base model answer the tasks without any training, for outcome(problem, None)."""
-        missing = [p for p in problems if f"{p.id} {None}" not in self._known]
+        by_key = {f"{p.id} {None}": p for p in problems}
+        missing = [p for key, p in by_key.items() if key not in self._known]
+        if not missing:
+            return
         outcomes = self.loop.run([(p.data, None) for p in missing], desc="base model")
         for problem, outcome in zip(missing, outcomes, strict=True):
             self._known[f"{problem.id} {None}"] = _plain(outcome)
@@ -179,8 +187,12 @@ class ArcDomain:
             return None
         return ORACLE if self.config.mode == "oracle" else parse_self_edit(answer, self.bounds)
 
-    def _reward(self, key: str) -> Reward:
+    def _reward(self, key: str, problem_id: str) -> Reward:
         known = self._known[key]
+        success = None
+        if self.config.reward_kind == "cell_accuracy":
+            base = self._known[f"{problem_id} {None}"]
+            success = known["cell_accuracy"] > base["cell_accuracy"]
         value = float(known[self.config.reward_kind])
         note = (
             f"{known['num_examples']} examples, {known['num_steps']} steps, "
@@ -188,7 +200,7 @@ class ArcDomain:
         )
         if known["num_unasked"]:
             note += f"; {known['num_unasked']} tests not asked, their prompts are over the context"
-        return Reward(value, known["solved"], note)
+        return Reward(value, known["solved"], note, success)
 
     # ------------------------------------------------------------------------- what a run shows
 
