@@ -104,7 +104,7 @@ def checked_rewards(
         if wrong is not None:
             problems.append(
                 f"{told} gave {wrong} to {problem.id}; Reward(value, solved) with a finite value, "
-                "True or False, and a text as note is needed for each"
+                "True or False, a text as note, and True, False or None as success are needed"
             )
     raise_problems(problems, at_most=_MAX_PROBLEMS)
     return rewards_P_G
@@ -136,6 +136,7 @@ def _is_reward(value: Any) -> bool:
         and abs(value.value) <= sys.float_info.max
         and isinstance(value.solved, (bool, np.bool_))
         and isinstance(value.note, str)
+        and isinstance(value.success, (bool, np.bool_, type(None)))
     )
 
 

@@ -437,10 +437,11 @@ UNTYPED: dict[Any, Any] = {"no": "no", None: None}
         ([[Reward(10**400, False)] * 2] * 2, "value=1000"),
         (
             [[Reward(1.0, UNTYPED["no"])] * 2] * 2,
-            "solved='no', note='') to a; Reward(value, solved) with",
+            "solved='no', note='', success=None) to a; Reward(value, solved) with",
         ),
         ([[Reward(1.0, UNTYPED[None])] * 2] * 2, "solved=None"),
-        ([[Reward(1.0, True, UNTYPED[None])] * 2] * 2, "note=None) to a; "),
+        ([[Reward(1.0, True, UNTYPED[None])] * 2] * 2, "note=None, success=None) to a; "),
+        ([[Reward(1.0, True, "", UNTYPED["no"])] * 2] * 2, "success='no') to a; "),
     ],
 )
 def test_rewards_are_checked(rewards: Any, message: str) -> None:

@@ -329,6 +329,14 @@ def test_what_rest_em_imitates() -> None:
     assert all(len(first) == 1 and second == [] for first, second in chosen)
 
 
+def test_what_may_be_imitated_need_not_be_solved() -> None:
+    groups = [[Reward(0.4, False, "", True), Reward(0.7, False, "", True), Reward(0.1, False)]]
+    groups += [[Reward(1.0, True, "", False), Reward(0.9, True)]]
+    rng = np.random.default_rng(0)
+    assert selected(groups, "solved", rng) == [[0, 1], [1]]
+    assert selected(groups, "best", rng) == [[1], [1]]
+
+
 def test_rest_em_on_the_best_of_each_group() -> None:
     trainer: Any = RecordingTrainer()
     settings = RestEmSettings(num_epochs=1, batch_size=4, selection="best")

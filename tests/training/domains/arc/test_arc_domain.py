@@ -195,7 +195,7 @@ def test_rewards_and_reasons(make: Any) -> None:
     # the same self-edit, also written otherwise, is carried out once per task
     assert service.adapters == 3
     assert rewards[0][0] == rewards[0][2]
-    assert rewards[0][1] == (
+    assert rewards[0][1][:3] == (
         0.0,
         False,
         "not JSON (Expecting value: line 1 column 1 (char 0)): 'no JSON'",
@@ -205,6 +205,9 @@ def test_rewards_and_reasons(make: Any) -> None:
     outcome = domain.outcome(problems[0], good)
     assert rewards[0][0].value == outcome["cell_accuracy"]
     assert rewards[0][0].solved == outcome["solved"]
+    base = domain.outcome(problems[0], None)["cell_accuracy"]
+    assert rewards[0][0].success == (outcome["cell_accuracy"] > base)
+    assert not rewards[0][1].is_success
     assert rewards[0][0].note.startswith(f"{outcome['num_examples']} examples, ")
     assert outcome["num_steps"] == 2 * -(-outcome["num_examples"] // 2)
     assert domain.outcome(problems[0], "no JSON") is None
