@@ -101,7 +101,6 @@ SMALL = Preset(
         "lora_alpha": 32.0,
         "rest_em_epochs": 8,
         "rest_em_batch_size": 5,
-        "selection": "best",
         "eval_size": 2,
         "eval_group_size": 8,
         "eval_temperature": 1.0,
