@@ -300,7 +300,8 @@ def test_a_tenth_of_the_steps_warm_up() -> None:
 
 def test_the_embedded_model_gets_the_small_preset() -> None:
     made = ArcTTTConfig().settings(2048)
-    assert (made.cap, made.grid_format, made.evaluation) == (SMALL.cap, "digits", "greedy")
+    assert (made.cap, made.grid_format, made.evaluation) == (24, "digits", "greedy")
+    assert made.adapt.batch_size == 2
     assert made.adapt.lora["rank"] == SMALL.lora_rank
     assert ArcTTTConfig(lr=0.5, epochs=7, cap=9).settings(None).learning_rate == 0.5
     # a context below the limit on examples bounds them
