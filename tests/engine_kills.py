@@ -52,6 +52,8 @@ class Losses:
     def during(self, services: Sequence[PoolServiceClient]) -> Iterator[None]:
         """What is done meanwhile, with the last of the services as soon as there is one."""
         begin, ended = ChildTransport.start, threading.Event()
+        # a pool that begins has to find places
+        self._no_place_until = 0.0
 
         def start(transport: ChildTransport, index: int) -> ChildLink:
             if time.monotonic() < self._no_place_until:

@@ -89,12 +89,12 @@ SMALL = Preset(
     # a model this small solves few tasks, and its near misses tell self-edits apart
     reward="cell_accuracy",
     bounds=Bounds(
-        min_learning_rate=1e-5, max_learning_rate=3e-3, min_epochs=2, max_epochs=4, max_steps=36
+        min_learning_rate=1e-5, max_learning_rate=3e-3, min_epochs=2, max_epochs=3, max_steps=36
     ),
     loop={
         "num_steps": 1,
-        "groups_per_batch": 4,
-        "group_size": 4,
+        "groups_per_batch": 3,
+        "group_size": 3,
         "temperature": 1.0,
         "learning_rate": 2e-4,
         "lora_rank": 16,
