@@ -74,12 +74,12 @@ def test_generalisation_is_transient(tmp_path: Path) -> None:
 
 
 def test_linear_regression_of_two_dimensions(tmp_path: Path) -> None:
-    # of a pair of tasks that lie close together, 500 steps of noisy y do not tell as much
     shared = ["experiment=linear_regression_small", "training.per_task=false"]
-    shared += ["seed=3", "setting.task_seed=3", "training.eval_sequences=512"]
-    few = trained(tmp_path / "few", *shared, "setting.num_tasks=2", "training.num_steps=500")
-    # 0.89 and 0.93 on two processors, whose rounding differs
-    assert few["eval/id/relative_distance"] >= 0.8
+    # few steps of noisy y do not tell close tasks apart: those of seed 3 end, after 500, at 0.89 or
+    # 0.93 by the processor's rounding, these at 0.97
+    shared += ["seed=5", "setting.task_seed=5", "training.eval_sequences=512"]
+    few = trained(tmp_path / "few", *shared, "setting.num_tasks=2", "training.num_steps=800")
+    assert few["eval/id/relative_distance"] >= 0.9
     assert few["eval/ood/loss"] >= 0.8
     endless = trained(tmp_path / "endless", *shared, "setting.num_tasks=inf")
     assert endless["eval/ood/loss"] <= 0.45

@@ -195,10 +195,11 @@ def test_rewards_and_reasons(make: Any) -> None:
     # the same self-edit, also written otherwise, is carried out once per task
     assert service.adapters == 3
     assert rewards[0][0] == rewards[0][2]
-    assert rewards[0][1][:3] == (
+    assert rewards[0][1] == (
         0.0,
         False,
         "not JSON (Expecting value: line 1 column 1 (char 0)): 'no JSON'",
+        None,
     )
     assert rewards[1][1][:2] == (0.0, False)
     assert "learning_rate: got 0.5, allowed are numbers 1e-05..0.01" in rewards[1][1].note
