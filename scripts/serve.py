@@ -263,6 +263,8 @@ def allow_open_files() -> None:
 
 def serve(app: "App", listener: socket.socket, ready: Callable[[], None]) -> None:
     """To Ctrl-C or SIGTERM. `ready` is called when requests are answered."""
+    import asyncio
+
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -273,6 +275,8 @@ def serve(app: "App", listener: socket.socket, ready: Callable[[], None]) -> Non
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.polls.end()
+            # a short answer still comes; a long one ends with an error that its client reads
+            asyncio.get_running_loop().call_later(GRACE_SECONDS / 2, app.host.release_waiters)
             await super().shutdown(sockets)
 
         def stop(self, number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ uv run pytest tests/scripts/test_serve_script.py
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import sqlite3
@@ -12,9 +13,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import serve
 import tinker
@@ -72,6 +75,33 @@ def test_it_serves_says_how_and_ends(folder: Path) -> None:
         log = server.log
     assert serve.STOPS in log
     assert "Traceback" not in log and "tml-" not in log
+
+
+def test_answers_that_are_not_done_when_it_ends_say_so(folder: Path) -> None:
+    long = {"model": "model", "prompt": "A", "n": 32, "temperature": 0, "max_tokens": 4000}
+    with served(folder, ["model_name=model"]) as server:
+        headers = {"authorization": f"Bearer {server.key}"}
+        url = server.url + "/v1/completions"
+        with (
+            httpx.Client(headers=headers, timeout=60) as client,
+            client.stream("POST", url, json=long | {"stream": True}) as reply,
+            ThreadPoolExecutor() as threads,
+        ):
+            whole = threads.submit(httpx.post, url, json=long, headers=headers, timeout=60)
+            lines = (line for line in reply.iter_lines() if line)
+            next(lines)
+            while not re.search(
+                "^autodidact_running 2", client.get(server.url + "/metrics").text, re.M
+            ):
+                assert not whole.done(), whole.result()
+            assert server.end() == 0
+            *_, last = lines
+            refusal = whole.result()
+        log = server.log
+    for body in (json.loads(last.removeprefix("data: ")), refusal.json()):
+        assert "being stopped" in body["error"]["message"], body
+    assert refusal.status_code == 503
+    assert "Traceback" not in log and "ERROR" not in log, log
 
 
 def test_a_port_in_use(folder: Path) -> None:

@@ -53,9 +53,10 @@ class AppOptions:
 
 
 class App(FastAPI):
-    """`polls` are the requests that wait for a result, which the end of the server ends."""
+    """`polls` and `host` have the requests that wait, which the end of the server ends."""
 
     polls: OpenPolls
+    host: Host
 
 
 def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = None) -> App:
@@ -71,6 +72,7 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
     # its pages of documentation would load scripts from the network
     app = App(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.polls = OpenPolls()
+    app.host = host
     for routes in (
         session_routes(host),
         training_routes(host),

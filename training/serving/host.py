@@ -193,10 +193,15 @@ class Host:
             with contextlib.suppress(OSError, ValueError):
                 self._lengths[source] = await self._workers.load(partial(context_length, source))
 
+    def release_waiters(self) -> None:
+        """Who waits for a result gets what there is, at once: of an answer that is not done, that
+        the server is being stopped."""
+        self._promises.release_waiters()
+
     async def aclose(self) -> None:
         """Waiters get what there is; then the service is closed."""
         self._scheduler.close()
-        self._promises.release_waiters()
+        self.release_waiters()
         await self._workers.close()
         await asyncio.get_running_loop().run_in_executor(None, self._backend.close)
 

@@ -195,7 +195,7 @@ class SamplerCache:
                 self._awake.pop(weights, None)
                 if folder is None:
                     self._of_bases.pop(source, None)
-                why = str(error) if row is None else str(error).replace(str(folder), str(row.path))
+                why = str(error) if row is None else row.by_its_path(str(error))
                 loaded.set_exception(
                     bad_request(f"{weights.path or weights.base_model} cannot be loaded: {why}")
                 )

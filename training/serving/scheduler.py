@@ -80,6 +80,7 @@ class Scheduler:
         self._samples: FairQueue[Work] = FairQueue()
         self._lanes: FairQueue[Lane] = FairQueue()
         self._rows_of: Counter[tuple[str, str]] = Counter()
+        self._num_rows = 0
         # of everything that waits or runs
         self._work: dict[Promise, Work] = {}
         self._num_training = 0
@@ -114,12 +115,19 @@ class Scheduler:
         self._start()
 
     def _fits(self, work: Work, is_first: bool) -> bool:
-        total = self._rows_of.total()
+        total = self._num_rows + work.rows
         # who is first in turn waits for room, and nobody overtakes it in the common part
-        if is_first and (not total or total + work.rows <= self._rows):
+        if is_first and (not self._num_rows or total <= self._rows):
             return True
         own = self._rows_of[work.client] + work.rows
-        return own <= self._reserved_rows and total + work.rows <= self._rows + self._reserved_rows
+        return own <= self._reserved_rows and total <= self._rows + self._reserved_rows
+
+    def _take_rows(self, work: Work, num_rows: int) -> None:
+        """Or give them back, with a negative number."""
+        self._num_rows += num_rows
+        self._rows_of[work.client] += num_rows
+        if not self._rows_of[work.client]:
+            del self._rows_of[work.client]
 
     # ------------------------------------------------------------------------------------ training
 
@@ -178,8 +186,12 @@ class Scheduler:
             self._num_training += 1
             self._hand_over(work)
             self._queue(lane)
-        while (work := self._samples.pop(self._fits)) is not None:
-            self._rows_of[work.client] += work.rows
+        # with no row left the lanes need not be looked at: there may be thousands
+        while self._num_rows < self._rows + self._reserved_rows:
+            work = self._samples.pop(self._fits)
+            if work is None:
+                break
+            self._take_rows(work, work.rows)
             self._hand_over(work)
 
     def _hand_over(self, work: Work) -> None:
@@ -209,9 +221,7 @@ class Scheduler:
         del self._work[work.promise]
         work.running = None
         if work.lane is None:
-            self._rows_of[work.client] -= work.rows
-            if not self._rows_of[work.client]:
-                del self._rows_of[work.client]
+            self._take_rows(work, -work.rows)
         else:
             work.lane.num_running -= 1
             self._num_training -= 1

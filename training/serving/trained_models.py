@@ -314,7 +314,7 @@ class TrainedModels:
                     found.folder, model.source, found.lora, with_optimizer=with_optimizer
                 )
             except ValueError as error:
-                raise ValueError(str(error).replace(str(found.folder), path)) from error
+                raise ValueError(found.by_its_path(str(error))) from error
 
         made = self._make(model, promise, load, path=path, instead_of=instead_of, release=release)
         self._workers.begin(made)

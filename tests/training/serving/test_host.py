@@ -249,6 +249,25 @@ def test_what_cannot_be_loaded_is_refused(host, folder):
     serve(host, scenario)
 
 
+def test_a_damaged_checkpoint_is_refused_by_the_name_that_clients_know(host):
+    async def scenario(host: Host) -> None:
+        client = Client(host)
+        model = await client.create()
+        path = await client.save(model, "w", "sampler_weights")
+        folder = host.checkpoints.to_sample(OWNER, path).folder
+        (folder / "adapter_model.safetensors").write_bytes(b"not that")
+        with pytest.raises(ServingError) as caught:
+            await client.post_sample(await client.sampler(model_path=path))
+        promise = await host.load_model(
+            OWNER, client.session_id, 50, path, with_optimizer=False, digest=""
+        )
+        for told in (caught.value.message, (await client.outcome(promise)).message):
+            assert f"{path}/adapter_model.safetensors" in told, told
+            assert str(folder) not in told
+
+    serve(host, scenario)
+
+
 def test_a_save_tells_whether_a_gradient_is_in_it(host):
     async def scenario(host: Host) -> None:
         client = Client(host)

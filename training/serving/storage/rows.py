@@ -75,6 +75,11 @@ class CheckpointRow:
     expires_at: datetime.datetime | None
     public: bool
 
+    def by_its_path(self, text: str) -> str:
+        """What is said of its files, as clients may read it: where the store keeps them is no
+        business of theirs."""
+        return text.replace(str(self.folder), str(self.path))
+
 
 @dataclass(frozen=True)
 class FutureRow:
