@@ -105,3 +105,22 @@ def cuda_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         pytest.skip("needs a CUDA device")
     with _services(tmp_path_factory.mktemp("checkpoints")) as make:
         yield make(device="cuda")
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The library, which joins and starts clusters of this test alone; skips where it is absent."""
+    from utils.ray_cluster import import_ray
+
+    monkeypatch.setenv("AUTODIDACT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # it counts everybody's memory on the machine
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    try:
+        found = import_ray()
+    except ImportError:
+        pytest.skip("needs the extra ray")
+    yield found
+    found.shutdown()

@@ -37,6 +37,18 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(
+    params=[
+        pytest.param("processes", marks=pytest.mark.slow),
+        pytest.param("ray", marks=pytest.mark.ray),
+    ]
+)
+def pool_backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "ray":
+        request.getfixturevalue("ray")
+    return request.param
+
+
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     from tiny_chat import save_chat_model
@@ -72,7 +84,7 @@ def engines_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         services: list[Any] = []
 
         def connected(backend: str, **given: Any) -> Any:
-            more = options if backend == "processes" else {}
+            more = {} if backend == "local" else options
             services.append(connect(backend, **given, **more))
             return services[-1]
 
@@ -82,9 +94,8 @@ def engines_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     return patch
 
 
-@pytest.mark.slow
 def test_arc_on_two_engines_has_the_bits_of_one_process(
-    model: str, engines_with: Callable[..., list[Any]], tmp_path: Path
+    pool_backend: str, model: str, engines_with: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
     """As long as each of them has one adapter and the policy's samples, as the one process then."""
     engines_with(spread_tokens=10**9)
@@ -93,8 +104,9 @@ def test_arc_on_two_engines_has_the_bits_of_one_process(
     inner = ["cap=4", "inner_rank=4", "max_inner_steps=16", "max_epochs=8", "max_answer_tokens=1"]
     inner += ["reward=cell_accuracy", "selection=best"]
     sizes = ["groups_per_batch=2", "group_size=3", "eval_size=2", "eval_every=1", "num_steps=2"]
+    two = [f"backend={pool_backend}", "num_engines=2"]
     runs = []
-    for parallel, engines in ((1, ["backend=local"]), (2, ["backend=processes", "num_engines=2"])):
+    for parallel, engines in ((1, ["backend=local"]), (2, two)):
         runs.append(tmp_path / engines[0])
         settings = [f"model_name={model}", f"log_path={runs[-1]}", "lora_rank=2"]
         settings += [f"max_parallel_adapters={parallel}", *engines]
@@ -120,11 +132,12 @@ def run_ttt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     return run
 
 
-@pytest.mark.slow
-def test_ttt_on_two_engines_has_the_bits_of_one_process(run_ttt: Callable[..., Path]) -> None:
+def test_ttt_on_two_engines_has_the_bits_of_one_process(
+    pool_backend: str, run_ttt: Callable[..., Path]
+) -> None:
     """As long as each of them has one adapter, as the one process then."""
     one = run_ttt("one", "max_parallel_adapters=1")
-    two = run_ttt("two", "max_parallel_adapters=2", "backend=processes", "num_engines=2")
+    two = run_ttt("two", "max_parallel_adapters=2", f"backend={pool_backend}", "num_engines=2")
     assert ttt_difference(two, one) is None
 
 

@@ -24,27 +24,6 @@ from utils.sweeps.launch import Job
 from utils.sweeps.launchers import make_launcher
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_torch_thread")]
-ENVIRONMENT = {
-    # it counts everybody's memory on the machine
-    "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "OMP_NUM_THREADS": "1",
-}
-
-
-@pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    from utils.ray_cluster import import_ray
-
-    for name, value in {**ENVIRONMENT, "AUTODIDACT_CACHE": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    try:
-        ray = import_ray()
-    except ImportError:
-        pytest.skip("needs the extra ray")
-    yield ray
-    ray.shutdown()
 
 
 @pytest.fixture
