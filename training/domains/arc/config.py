@@ -93,13 +93,15 @@ SMALL = Preset(
     ),
     loop={
         "num_steps": 1,
-        "groups_per_batch": 3,
+        # all tasks of the set: of few self-edits the best of each task says most
+        "groups_per_batch": 7,
         "group_size": 3,
+        "selection": "best",
         "temperature": 1.0,
-        "learning_rate": 2e-4,
+        "learning_rate": 1e-3,
         "lora_rank": 16,
         "lora_alpha": 32.0,
-        "rest_em_epochs": 8,
+        "rest_em_epochs": 4,
         "rest_em_batch_size": 5,
         "eval_size": 2,
         "eval_group_size": 8,
