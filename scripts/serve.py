@@ -276,7 +276,7 @@ def serve(app: "App", listener: socket.socket, ready: Callable[[], None]) -> Non
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.polls.end()
             # a short answer still comes; a long one ends with an error that its client reads
-            asyncio.get_running_loop().call_later(GRACE_SECONDS / 2, app.host.release_waiters)
+            asyncio.get_running_loop().call_later(GRACE_SECONDS / 2, app.release_waiters)
             await super().shutdown(sockets)
 
         def stop(self, number: int, frame: FrameType | None) -> None:

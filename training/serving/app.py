@@ -1,7 +1,7 @@
 """The server as an ASGI app: both faces, what stands before them, and how errors look on each."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
@@ -53,10 +53,11 @@ class AppOptions:
 
 
 class App(FastAPI):
-    """`polls` and `host` have the requests that wait, which the end of the server ends."""
+    """What the end of the server calls: `polls` are the requests that wait for a result,
+    `release_waiters` answers those that wait within their own request."""
 
     polls: OpenPolls
-    host: Host
+    release_waiters: Callable[[], None]
 
 
 def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = None) -> App:
@@ -72,7 +73,7 @@ def make_app(host: Host, keys: Keys, links: Links, options: AppOptions | None = 
     # its pages of documentation would load scripts from the network
     app = App(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.polls = OpenPolls()
-    app.host = host
+    app.release_waiters = host.release_waiters
     for routes in (
         session_routes(host),
         training_routes(host),
