@@ -64,6 +64,12 @@ class SampleJob:
     # what is to be known before any of this is answered
     probes: tuple["Probe", ...] = ()
 
+    @property
+    def read(self) -> list[int]:
+        """The tokens to run the model on. The last one of a prompt whose logprobs alone are asked
+        for predicts nothing that is wanted, as in training."""
+        return self.prompt if self.num_samples else self.prompt[: max(1, len(self.prompt) - 1)]
+
     def cancel(self) -> None:
         """From any thread: its rows leave the batch with their next token."""
         if self.error is None:
@@ -211,7 +217,7 @@ class Sampler:
         probes = _probes_of(jobs)
         weights = {id(job.weights): job.weights for job in jobs}
         owners: list[int] = [id(job.weights) for job in jobs]
-        prompts_P = [job.prompt for job in jobs]
+        prompts_P = [job.read for job in jobs]
         trees = build_trees(
             owners,
             prompts_P,
@@ -224,7 +230,7 @@ class Sampler:
         # after all others and an owner of its own each: no product of the others has more rows but
         # those with packed weights, and these give a row the same bits (keeps_rows_apart)
         weights |= {~m: jobs[m].weights for m in asked}
-        guests = [Tree(~m, jobs[m].prompt, [[]], [m]) for m in asked]
+        guests = [Tree(~m, jobs[m].read, [[]], [m]) for m in asked]
         if guests:
             rows, more = (sum(t.num_tokens for t in trees) for trees in (batches[0], guests))
             # alone a row has bits of its own
@@ -288,8 +294,9 @@ class Sampler:
         for job, hidden in prompts:
             if job.topk_prompt_logprobs:
                 parts = []
-                for start in range(0, len(hidden) - 1, HEAD_CHUNK):
-                    chunk = hidden[start : min(start + HEAD_CHUNK, len(hidden) - 1)]
+                rows = _predicting(job, hidden)
+                for start in range(0, len(rows), HEAD_CHUNK):
+                    chunk = rows[start : start + HEAD_CHUNK]
                     part = LoraPass([job.weights.slice(0, len(chunk))] if job.weights else [])
                     logprobs = self._decoder.logits(chunk, part).log_softmax(-1)
                     parts += top_k(logprobs, job.topk_prompt_logprobs)
@@ -299,7 +306,7 @@ class Sampler:
     def _chosen_logprobs(self, prompts: list[tuple[SampleJob, torch.Tensor]]) -> None:
         """Of the prompts' own tokens; all rows together, so that the head is read once for many."""
         weights = [job.weights for job, _ in prompts for _ in job.prompt[1:]]
-        hidden = torch.cat([rows[:-1] for _, rows in prompts])
+        hidden = torch.cat([_predicting(job, rows) for job, rows in prompts])
         targets = [token for job, _ in prompts for token in job.prompt[1:]]
         known = self._decoder.target_logprobs(
             hidden, torch.tensor(targets, dtype=torch.long, device=hidden.device), _runs(weights)
@@ -327,7 +334,7 @@ class Sampler:
         n = len(prompts)
         guests = _runs([job.weights for job, _ in probed for _ in job.prompt[1:]])
         slices = [*lora.slices, *(s.part(s.start, s.stop, -n) for s in guests.slices)]
-        rows = torch.cat([last, *(rows[:-1] for _, rows in probed)])
+        rows = torch.cat([last, *(_predicting(job, rows) for job, rows in probed)])
         logits = self._decoder.logits(rows, LoraPass(slices))
         targets = torch.tensor([token for job, _ in probed for token in job.prompt[1:]])
         known = logits[n:].log_softmax(-1).gather(1, targets.to(logits.device).view(-1, 1))
@@ -445,6 +452,11 @@ def _probes_of(jobs: list[SampleJob]) -> list[Probe]:
         if probe.error is not None:
             raise probe.error
     return [probe for probe in probes.values() if probe.jobs]
+
+
+def _predicting(job: SampleJob, hidden: torch.Tensor) -> torch.Tensor:
+    """Of the states [read tokens, d] after a prompt's tokens those that its own tokens follow."""
+    return hidden[: len(job.prompt) - 1]
 
 
 def _known(job: SampleJob) -> np.ndarray:

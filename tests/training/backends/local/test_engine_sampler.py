@@ -711,6 +711,32 @@ def test_top_k_over_the_vocabulary_and_a_prompt_of_one_token(tiny_model, service
         assert [len(r) for r in response.sequences[0].topk_logprobs or []] == [VOCAB] * 2
 
 
+def test_the_last_token_is_not_read_for_logprobs_alone(tiny_model, service, monkeypatch):
+    """Nothing is asked of what follows it: answers of one token to a question cost that question
+    alone."""
+    folder = tiny_model("llama")
+    sampler = service.create_sampling_client(base_model=folder)
+    decoder = service.engine(folder).decoder
+    hidden, read = decoder.hidden, list[int]()
+
+    def spied(tokens_T: Any, *others: Any) -> Any:
+        read.append(len(tokens_T))
+        return hidden(tokens_T, *others)
+
+    monkeypatch.setattr(decoder, "hidden", spied)
+    (question,) = prompts_of(12, (40,))
+    prompts = [[*question, end] for end in (5, 6, 7)]
+    futures = [sampler.compute_logprobs(ints(prompt)) for prompt in (*prompts, [5])]
+    for prompt, future in zip(prompts, futures, strict=False):
+        with torch.no_grad():
+            wanted = hf_logits(hf_model(folder), prompt).log_softmax(-1)
+        known = future.result()
+        assert known[0] is None
+        np.testing.assert_allclose(known[1:], wanted[range(40), prompt[1:]], atol=1e-5)
+    assert futures[3].result() == [None]
+    assert sum(read) == 40 + 1
+
+
 # ------------------------------------------------------------------------------- the embedded model
 
 SCHEMA = {
