@@ -6,7 +6,7 @@ A sampler that lost its adapter answers as the base model does, and its answers 
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,14 +68,27 @@ class Figures:
 
 
 class Probed(NamedTuple):
-    """What a backend found: the base model's dtype, the largest absolute value of the adapter's B,
-    and the float64 logprobs [T] of the same tokens by sampler, base model and trainer, if any."""
+    """What a backend found: the base model's dtype, the adapter's size of B
+    (first_sizeable()), and the float64 logprobs [T] of the same tokens by sampler, base model and
+    trainer, if any."""
 
     dtype: str
-    largest_b: float
+    size_of_b: float
     sampled: np.ndarray
     base: np.ndarray
     trained: np.ndarray | None
+
+
+def first_sizeable(largest: Iterable[float]) -> float:
+    """An adapter's size of B, from the largest absolute value of each B matrix: the first that is
+    not negligible, without a look at the rest, else the largest. 0: the adapter does nothing."""
+    size = 0.0
+    for value in largest:
+        # nor is what is no number
+        if not value <= NEGLIGIBLE_B:
+            return value
+        size = max(size, value)
+    return size
 
 
 class Distance(NamedTuple):
@@ -110,19 +123,19 @@ def compare(
     trained: np.ndarray | None = None,
     *,
     dtype: str | None,
-    largest_b: float | None,
+    size_of_b: float | None,
 ) -> Figures:
-    """Of the logprobs [T] of the same tokens. `dtype` is the base model's, `largest_b` the largest
-    absolute value in the adapter's B matrices; None where the backend does not tell.
+    """Of the logprobs [T] of the same tokens. `dtype` is the base model's, `size_of_b` the
+    adapter's; None where the backend does not tell.
 
     Raises AdapterNotUsedError where the sampler is the base model although B is not zero, or
     further than allowed from the trainer. Where the dtype is not known, so that neither is the
     noise, only if it is nearer to the base model as well.
     """
     from_base = float(np.abs(sampled - base).max())
-    if from_base == 0 and largest_b == 0:
+    if from_base == 0 and size_of_b == 0:
         return Figures(0.0, untrained=True)
-    untrained = None if largest_b is None else largest_b == 0
+    untrained = None if size_of_b is None else size_of_b == 0
     if trained is None:
         figures = Figures(from_base, untrained=untrained)
     else:
@@ -140,16 +153,16 @@ def compare(
                 "%s: the sampler's logprobs of a test text are %s; usual is %s from the trainer's",
                 *(name, figures, allowed),
             )
-    if from_base == 0 and largest_b is not None:
-        if largest_b > NEGLIGIBLE_B:
+    if from_base == 0 and size_of_b is not None:
+        if size_of_b > NEGLIGIBLE_B:
             raise AdapterNotUsedError(
                 f"{name}: the sampler answers exactly as the base model does, although its adapter "
-                f"is trained (B has values up to {largest_b:.2g}): the adapter is not in use"
+                f"is trained (B has values like {size_of_b:.2g}): the adapter is not in use"
             )
         logger.warning(
             "%s: its adapter is so small (B has values up to %.2g) that a test text has the very "
             "logprobs of the base model",
-            *(name, largest_b),
+            *(name, size_of_b),
         )
     return figures
 
@@ -239,12 +252,12 @@ class AdapterProof:
             probe(sampler, tokens, judge, with_answers=self._with_answers).result()
             return
         assert checkpoint is not None
-        largest_b = self._service.largest_b(checkpoint)  # type: ignore[attr-defined]
-        if largest_b == 0:
+        size_of_b = self._service.size_of_b(checkpoint)  # type: ignore[attr-defined]
+        if size_of_b == 0:
             self._tell(name, Figures(0.0, untrained=True))
             return
         waiting = [sampler, *asked_before] if self._with_answers else []
-        probe(tokens, judge, largest_b=largest_b, with_answers_of=waiting)
+        probe(tokens, judge, size_of_b=size_of_b, with_answers_of=waiting)
 
     def _look(self, sampler: SamplingClient, name: str, trainer: TrainingClient | None) -> None:
         """Through the API alone, as at a remote backend."""
@@ -259,13 +272,13 @@ class AdapterProof:
             )
             trained = output["logprobs"].to_numpy().astype(float)
         sampled, of_base = (np.array(future.result()[1:], float) for future in futures)
-        self._tell(name, compare(name, sampled, of_base, trained, dtype=None, largest_b=None))
+        self._tell(name, compare(name, sampled, of_base, trained, dtype=None, size_of_b=None))
 
     def _judge(self, name: str, probed: Probed | None) -> None:
         # what is no number is an error of each answer
         if probed is not None:
-            dtype, largest_b, sampled, base, trained = probed
-            figures = compare(name, sampled, base, trained, dtype=dtype, largest_b=largest_b)
+            dtype, size_of_b, sampled, base, trained = probed
+            figures = compare(name, sampled, base, trained, dtype=dtype, size_of_b=size_of_b)
             self._tell(name, figures)
 
     def _tell(self, name: str, figures: Figures) -> None:

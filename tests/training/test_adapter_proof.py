@@ -327,27 +327,33 @@ def test_what_is_allowed_depends_on_the_precision(caplog: pytest.LogCaptureFixtu
     first = np.array([1.0, 0, 0, 0])
     near, off, wide = (trained + by * first for by in (9e-5, 0.09, 0.11))
     for sampled, dtype in ((near, "float32"), (off, "bfloat16")):
-        figures = compare("x", sampled, base, trained, dtype=dtype, largest_b=1.0)
+        figures = compare("x", sampled, base, trained, dtype=dtype, size_of_b=1.0)
         assert figures.from_trainer == pytest.approx(np.abs(sampled - trained).max())
         assert figures.from_trainer_rms == pytest.approx(np.abs(sampled - trained).max() / 2)
     for sampled, dtype in ((trained + 2e-4 * first, "float32"), (wide, "bfloat16")):
         with pytest.raises(AdapterNotUsedError, match="allowed from the trainer's"):
-            compare("x", sampled, base, trained, dtype=dtype, largest_b=1.0)
+            compare("x", sampled, base, trained, dtype=dtype, size_of_b=1.0)
     # noise of a backend of unknown precision
     assert not caplog.records
-    compare("x", wide, base, trained, dtype=None, largest_b=None)
+    compare("x", wide, base, trained, dtype=None, size_of_b=None)
     assert "usual is RMS 0.05" in caplog.text
     with pytest.raises(AdapterNotUsedError, match="does not have the trainer's adapter"):
-        compare("x", base + 1e-3, base, trained, dtype=None, largest_b=None)
+        compare("x", base + 1e-3, base, trained, dtype=None, size_of_b=None)
 
 
-def test_the_largest_b_is_of_the_weights_in_training(service: Any, trainer: Any) -> None:
-    layers = trainer._adapter.layers
-    assert trainer._adapter.largest_b() == max(float(low.b.abs().max()) for low in layers.values())
-    list(layers.values())[1].b[0, 0] = -7.0
-    assert trainer._adapter.largest_b() == 7.0
-    path = trainer.save_state("largest").result().path
-    assert service.largest_b(path) == 7.0
+def test_the_size_of_b_is_of_the_weights_in_training(service: Any, trainer: Any) -> None:
+    """Of the first matrix that has any size, or the largest of all."""
+    layers = list(trainer._adapter.layers.values())
+    assert trainer._adapter.size_of_b() == float(layers[0].b.abs().max()) > 0
+    for layer in layers:
+        layer.b.fill_(0.0)
+    assert trainer._adapter.size_of_b() == 0
+    layers[1].b[0, 0], layers[2].b[0, 0] = -3e-8, 1e-8
+    assert trainer._adapter.size_of_b() == pytest.approx(3e-8)
+    layers[3].b[0, 0] = -7.0
+    assert trainer._adapter.size_of_b() == 7.0
+    path = trainer.save_state("sized").result().path
+    assert service.size_of_b(path) == 7.0
 
 
 def test_where_the_adapter_shows_the_sampler_s_first_pass_is_enough(
@@ -533,10 +539,10 @@ def test_a_shared_pass_settles_only_what_is_plain() -> None:
 
 def test_an_adapter_too_small_to_be_seen_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     base = np.array([-1.0, -2.0])
-    figures = compare("x", base, base, base, dtype="float32", largest_b=1e-9)
+    figures = compare("x", base, base, base, dtype="float32", size_of_b=1e-9)
     assert not figures.untrained and "so small" in caplog.text
     with pytest.raises(AdapterNotUsedError, match="not in use"):
-        compare("x", base, base, base, dtype="float32", largest_b=1e-4)
+        compare("x", base, base, base, dtype="float32", size_of_b=1e-4)
 
 
 def test_a_remote_backend_is_asked_through_the_api(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from training.adapter_proof import first_sizeable
 from training.backends.local.decoder import Decoder
 from training.backends.local.dropout import Dropout
 from training.backends.local.linear import LoraSlice, LowRank, LowRankGroup, LowRankPart
@@ -175,10 +176,9 @@ class Adapter:
         alike = (own.targets, own.rank, own.alpha) == (other.targets, other.rank, other.alpha)
         return alike and torch.equal(self.flat, weights.flat)
 
-    def largest_b(self) -> float:
-        """The largest absolute value in the B matrices."""
-        ends = [end for low_rank in self.layers.values() for end in low_rank.b.aminmax()]
-        return float(torch.stack(ends).abs().max())
+    def size_of_b(self) -> float:
+        """Of the weights in training (first_sizeable())."""
+        return first_sizeable(float(low_rank.b.abs().max()) for low_rank in self.layers.values())
 
     @torch.no_grad()
     def step(

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from training.adapter_proof import first_sizeable
 from training.backends.local.adapters import (
     Adapter,
     AdapterConfig,
@@ -86,11 +87,11 @@ def base_model_of(state: State, base_model: str | None) -> str:
     return name
 
 
-def largest_b(state: State) -> float:
-    """The largest absolute value in the folder's B matrices: 0 of an adapter that does nothing."""
+def size_of_b(state: State) -> float:
+    """Of the adapter in the folder (first_sizeable())."""
     with safe_open(state.folder / PEFT_WEIGHTS, framework="pt") as file:
-        names = [name for name in file.keys() if ".lora_B" in name]  # noqa: SIM118
-        return max(float(file.get_tensor(name).abs().max()) for name in names)
+        names = (name for name in file.keys() if ".lora_B" in name)  # noqa: SIM118
+        return first_sizeable(float(file.get_tensor(name).abs().max()) for name in names)
 
 
 def save_adapter(

@@ -158,6 +158,10 @@ def _can_pack(weight: torch.Tensor) -> bool:
     )
 
 
+# An adapter's product with so many rows takes longer as one than one by one, on CPU: twice as long
+# between large products, where a small one of several rows waits for threads.
+_FEW_ROWS = 2
+
 # oneDNN lays the weight out for this many rows; layouts for 16 are fast from 1 to 1000 rows.
 _PACK_ROWS = 16
 
@@ -371,14 +375,22 @@ def add_low_rank_(
         start, stop, groups, _ = lora
         if (group := groups.get(name)) is None:
             continue
-        hidden = _low_rank_input(x, lora, name) @ group.a.T
+        inputs = _low_rank_input(x, lora, name)
+        row_by_row = stop - start <= _FEW_ROWS and x.device.type == "cpu"
+        if row_by_row:
+            hidden = torch.stack([torch.mv(group.a, row) for row in inputs])
+        else:
+            hidden = inputs @ group.a.T
         hiddens.append(hidden)
         for columns, ranks, b, _ in group.parts:
             part = out[start:stop, columns]
-            if out.dtype == torch.float32:
-                part.addmm_(hidden[:, ranks], b.T, alpha=group.scale)
-            else:
+            if out.dtype != torch.float32:
                 part += (hidden[:, ranks] @ b.T * group.scale).to(out.dtype)
+            elif row_by_row:
+                for row, low in zip(part, hidden[:, ranks], strict=True):
+                    row.addmv_(b, low, alpha=group.scale)
+            else:
+                part.addmm_(hidden[:, ranks], b.T, alpha=group.scale)
     return hiddens
 
 

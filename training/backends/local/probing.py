@@ -39,7 +39,7 @@ def make_probe(
     tokens: list[int],
     judge: Judge,
     *,
-    largest_b: float,
+    size_of_b: float,
     trainer: Trained | None = None,
 ) -> Probe:
     """To be settled on the engine's worker. Where what was asked is not numbers, `judge` gets None
@@ -62,7 +62,7 @@ def make_probe(
                 engine.sampler.prompt_logprobs([client.logprobs_job(whole_text)])
                 for client in (sampler, base)
             )
-        judge(Probed(sampler.dtype, largest_b, sampled, of_base, trained))
+        judge(Probed(sampler.dtype, size_of_b, sampled, of_base, trained))
 
     probe = Probe(jobs, told)
     return probe

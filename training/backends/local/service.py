@@ -49,10 +49,10 @@ from training.backends.local.adapters import (
 from training.backends.local.checkpoints import (
     base_model_of,
     export_merged,
-    largest_b,
     load_adapter,
     read_state,
     save_adapter,
+    size_of_b,
 )
 from training.backends.local.custom_loss import Surrogate, for_logprobs
 from training.backends.local.decoder import Decoder
@@ -199,10 +199,10 @@ class LocalServiceClient:
         weights = [engine.decoder.fingerprint, engine.decoder.weights_digest]
         return data_input(source, [*weights, files])
 
-    def largest_b(self, path: str) -> float:
-        """Local extension: the largest absolute value in the B matrices of a checkpoint's file; 0
-        of an adapter that changes nothing."""
-        return largest_b(read_state(path))
+    def size_of_b(self, path: str) -> float:
+        """Local extension: of a checkpoint's file (see adapter_proof.first_sizeable()); 0 of an
+        adapter that changes nothing."""
+        return size_of_b(read_state(path))
 
     def create_lora_training_client(
         self,
@@ -517,7 +517,7 @@ class LocalTrainingClient(_Ready):
 
         def make() -> LocalSamplingClient:
             sampler = LocalSamplingClient(self._engine, self._adapter.snapshot())
-            largest = self._adapter.largest_b()
+            largest = self._adapter.size_of_b()
             if largest != 0:
                 self._look(sampler, tokens, judge, largest, trained, with_answers)
             return sampler
@@ -536,7 +536,7 @@ class LocalTrainingClient(_Ready):
         trained = self._trained(tokens)
 
         def look() -> None:
-            largest = self._adapter.largest_b()
+            largest = self._adapter.size_of_b()
             # of zeros is told at once
             later = with_answers and largest != 0
             self._look(sampler, tokens, judge, largest, trained, later)
@@ -618,7 +618,7 @@ class LocalTrainingClient(_Ready):
         sampler: "LocalSamplingClient",
         tokens: list[int],
         judge: Judge,
-        largest_b: float,
+        size_of_b: float,
         trained: Callable[[], np.ndarray],
         with_answers: bool,
     ) -> None:
@@ -628,7 +628,7 @@ class LocalTrainingClient(_Ready):
         same = weights is not None and self._adapter.equals(weights)
         self._probe = make_probe(
             *(self._engine, sampler, LocalSamplingClient(self._engine, None), tokens, judge),
-            largest_b=largest_b,
+            size_of_b=size_of_b,
             trainer=Trained(trained, same),
         )
         if with_answers and self._engine.decoder.keeps_rows_apart:
@@ -764,18 +764,18 @@ class LocalSamplingClient(_Ready):
         tokens: list[int],
         judge: Judge,
         *,
-        largest_b: float,
+        size_of_b: float,
         with_answers_of: Sequence["LocalSamplingClient"] = (),
     ) -> None:
         """Local extension: `judge` gets what this client and the base model say of `tokens` (see
-        probing.py); `largest_b` is the largest absolute value that its adapter's B should have.
+        probing.py); `size_of_b` is what its adapter's B should have.
 
         That happens along with the first prefill for any of `with_answers_of`, before any of it is
         answered; at once, in a pass of its own, where there are none.
         """
         engine = self._engine
         base = LocalSamplingClient(engine, None)
-        probe = make_probe(engine, self, base, tokens, judge, largest_b=largest_b)
+        probe = make_probe(engine, self, base, tokens, judge, size_of_b=size_of_b)
         if with_answers_of and engine.decoder.keeps_rows_apart:
             for client in with_answers_of:
                 client.probes.append(probe)

@@ -187,9 +187,9 @@ class PoolServiceClient:
         self.pool.load(base_model)
         return self.pool.call(0, Request("ask", None, "base_model_input", (base_model,)))
 
-    def largest_b(self, path: str) -> float:
+    def size_of_b(self, path: str) -> float:
         """Local extension: see LocalServiceClient."""
-        return self.pool.call(0, Request("ask", None, "largest_b", (path,)))
+        return self.pool.call(0, Request("ask", None, "size_of_b", (path,)))
 
     def tokenizer(self, base_model: str) -> Any:
         """Local extension: loaded in this process."""

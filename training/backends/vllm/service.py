@@ -109,7 +109,7 @@ class VllmTrainingClient(LocalTrainingClient):
 
         def make() -> VllmSamplingClient:
             client = self._vllm_service.new_sampling_client(self._engine, self._adapter.snapshot())
-            if largest := self._adapter.largest_b():
+            if largest := self._adapter.size_of_b():
                 client.tell(tokens, judge, largest, trained())
             return client
 
@@ -127,7 +127,7 @@ class VllmTrainingClient(LocalTrainingClient):
         assert isinstance(sampler, VllmSamplingClient)
         trained = self._trained(tokens)
         return self._engine.submit_call(
-            self._queue, lambda: sampler.tell(tokens, judge, self._adapter.largest_b(), trained())
+            self._queue, lambda: sampler.tell(tokens, judge, self._adapter.size_of_b(), trained())
         )
 
     def _submit(self, job: TrainJob) -> APIFuture[ForwardBackwardOutput]:
@@ -165,25 +165,25 @@ class VllmSamplingClient(LocalSamplingClient):
         tokens: list[int],
         judge: Judge,
         *,
-        largest_b: float,
+        size_of_b: float,
         with_answers_of: Sequence[LocalSamplingClient] = (),
     ) -> None:
         """Local extension: the local client's, at once. The local engine, which has the same
         weights, speaks for the trainer."""
 
         def look() -> None:
-            self.tell(tokens, judge, largest_b, self._of_engine(self, tokens))
+            self.tell(tokens, judge, size_of_b, self._of_engine(self, tokens))
 
         self._engine.submit_call(self._engine.new_queue(), look).result()
 
-    def tell(self, tokens: list[int], judge: Judge, largest_b: float, trained: np.ndarray) -> None:
+    def tell(self, tokens: list[int], judge: Judge, size_of_b: float, trained: np.ndarray) -> None:
         """On the worker: `judge` gets what vLLM says of `tokens`, beside the trainer's logprobs and
         the base model's here."""
         told = self.own_logprobs(ModelInput.from_ints(tokens)).result()
         sampled = np.array(told[1:], float)
         base = self._of_engine(LocalSamplingClient(self._engine, None), tokens)
         unknown = bool(np.isnan(sampled).any())
-        judge(None if unknown else Probed(self.dtype, largest_b, sampled, base, trained))
+        judge(None if unknown else Probed(self.dtype, size_of_b, sampled, base, trained))
 
     def _of_engine(self, client: LocalSamplingClient, tokens: list[int]) -> np.ndarray:
         job = client.logprobs_job(ModelInput.from_ints(tokens))

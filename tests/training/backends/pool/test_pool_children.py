@@ -110,7 +110,7 @@ def test_one_client_on_each_engine_computes_the_bits_of_one_process(
         for one, path in zip((service, local), paths, strict=True)
     ]
     assert loaded[0] == loaded[1] and loaded[0]["mine"] == 1.0
-    assert service.largest_b(paths[0]) == local.largest_b(paths[1]) > 0
+    assert service.size_of_b(paths[0]) == local.size_of_b(paths[1]) > 0
     assert client.get_info().lora_rank == 2 and client.get_info().model_id == client.model_id
     assert service.get_server_capabilities() == local.get_server_capabilities()
     with pytest.raises(ValueError, match=r"^target_modules has \['nothing'\]"):

@@ -136,10 +136,13 @@ def test_a_lost_node_changes_nothing(
     wanted = program(connect_local(), model)
     node = cluster.add_node(num_cpus=1)
     service = connect_ray(address=cluster.address, patience=10)
+    engine = service.pool.lanes[0].link.pid
 
     def lose(where: str) -> None:
         if where == moment:
             cluster.remove_node(node, allow_graceful=False)
+            # it may outlive its node by some seconds, and answer all that is left
+            wait_until_gone(engine)
             # long enough that a replacement is tried in vain, where something waits already
             time.sleep(5)
             cluster.add_node(num_cpus=1)
