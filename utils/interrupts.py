@@ -14,12 +14,15 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def exit_when_stopped(words: Callable[[], str]) -> Generator[None, None, None]:
-    """Inside, SIGTERM does what Ctrl-C does; a KeyboardInterrupt that leaves the block ends the
-    program with code 130, or 143 after a SIGTERM, and `words` on stderr."""
+    """Inside, the first SIGTERM does what Ctrl-C does; a KeyboardInterrupt that leaves the block
+    ends the program with code 130, or 143 after a SIGTERM, and `words` on stderr."""
     terminated: list[int] = []
 
     def as_ctrl_c(number: int, frame: FrameType | None) -> None:
         terminated.append(number)
+        # who stops a whole group of processes reaches this one and `uv run`, which passes it on
+        if len(terminated) > 1:
+            return
         handler = signal.getsignal(signal.SIGINT)
         # asyncio has one of its own; and Ctrl-C is ignored in the background of a shell script
         if callable(handler):
