@@ -100,6 +100,8 @@ def main(config: Config) -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # that a checkpoint is what answers is worth a line
+    logging.getLogger("training.adapter_proof").setLevel(logging.INFO)
     if has_own_engines(config.backend):
         checks = (
             lambda: resolve_model(config.model_name),

@@ -48,7 +48,8 @@ def nodes_of(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(tree: ast.Module, known: dict[str, ast.Module]) -> set[str]:
-    """The modules of ours that one imports, in functions too."""
+    """The modules of ours that one imports, in functions too. A script that runs sees its
+    neighbours as modules of their own."""
     found = set()
     for node in nodes_of(tree):
         if isinstance(node, ast.Import):
@@ -58,6 +59,7 @@ def imports(tree: ast.Module, known: dict[str, ast.Module]) -> set[str]:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 found.add(inner if inner in known else node.module)
+    found |= {f"scripts.{name.split('.')[0]}" for name in found - known.keys()}
     return found & known.keys()
 
 

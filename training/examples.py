@@ -106,7 +106,8 @@ def load_examples(path: Path, labels: Sequence[str]) -> list[Example]:
     or number.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"examples_file={path}: no such file; it is {FORMATS}")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"examples_file={path}: {what}; it is {FORMATS}")
     problems: list[str] = []
     if path.suffix in (".yaml", ".yml"):
         records = load_yaml(path).get("examples")

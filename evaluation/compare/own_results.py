@@ -17,7 +17,8 @@ EVAL, RL_LOOP, TTT = "results of eval.py", "a run of rl_loop.py", "a run of ttt.
 def read_run(folder: Path, part: str | None) -> Side:
     """The run in `folder`; a ValueError for one that has no scores of single items."""
     config = load_yaml(folder / "config.yaml")
-    if (folder / "samples.jsonl").is_file() and "eval_every" in config:
+    # sft.py has samples and evaluations too
+    if (folder / "samples.jsonl").is_file() and "groups_per_batch" in config:
         return _read_rl_loop(folder, config, part)
     if (folder / "tasks.jsonl").is_file():
         read = _read_bbh if config.get("domain") == "bbh" else _read_arc

@@ -25,10 +25,14 @@ def open_side(name: str, path: Path, part: str | None) -> Side:
         except (ValueError, OSError) as error:
             # other files of these forms: a field that is not there, or is something else
             raise ValueError(f"{name}: {error}") from error
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        except KeyError as error:
             raise ValueError(
-                f"{name}={path}: not as its form has it ({type(error).__name__}: {error}); taken "
-                f"are {KNOWN}"
+                f"{name}={path}: not as its form has it, {error} is missing; taken are {KNOWN}"
+            ) from error
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"{name}={path}: not as its form has it, a value is of another type ({error}); "
+                f"taken are {KNOWN}"
             ) from error
 
 

@@ -4,11 +4,13 @@ uv run pytest tests/scripts/test_chat_script.py
 """
 
 import io
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import chat
 import pytest
+from tiny_models import randomise
 
 from training.adapter_proof import UNTRAINED
 from training.domains.base import Message
@@ -24,6 +26,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tiny_chat import save_chat_model
 
     return save_chat_model(tmp_path_factory.mktemp("chat"), favourites="abc")
+
+
+@pytest.fixture(autouse=True)
+def levels() -> Iterator[None]:
+    """Of a logger, which the script sets."""
+    yield
+    logging.getLogger("training.adapter_proof").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -63,6 +72,16 @@ def test_a_checkpoint_before_the_first_step_is_said_to_be_one(
     path = trainer.save_state("000000").result().path
     talk(b"Hi", settings=(f"checkpoint_path={path}",))
     assert f"{path}: {UNTRAINED}" in caplog.text
+
+
+def test_a_checkpoint_is_said_to_be_what_answers(
+    talk, model: str, connect_local, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = connect_local().create_lora_training_client(model, rank=2, seed=0)
+    randomise(trainer, seed=1)
+    path = trainer.save_state("000001").result().path
+    talk(b"Hi", b"Again", settings=(f"checkpoint_path={path}",))
+    assert caplog.text.count(f"{path} is in use: ") == 1
 
 
 def test_a_conversation_longer_than_the_context_loses_its_oldest_turns(talk) -> None:

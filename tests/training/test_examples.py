@@ -76,6 +76,12 @@ def learned(tokenizer: Any, example: Example, **settings: Any) -> tuple[str, str
     return tokenizer.decode(whole), tokenizer.decode(kept)
 
 
+@pytest.mark.parametrize(("name", "what"), [("", "a folder"), ("x.yaml", "no such file")])
+def test_what_is_no_file_is_told(name: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"examples_file={tmp_path / name}: {what}; it is"):
+        load_examples(tmp_path / name, [])
+
+
 def test_forms_of_one_conversation_are_the_same_messages(tmp_path: Path) -> None:
     chat: list[Any] = [{"role": "system", "content": "S"}, user("a?"), assistant("b")]
     sharegpt = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}]

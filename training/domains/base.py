@@ -103,8 +103,9 @@ class Domain(Protocol):
     """A source of problems that grades whole batches, so that slow rewards can be batched too.
 
     `json_schema` constrains sampling where the backend can enforce it; `algorithm` is what the
-    domain's paper used, and `loop_defaults` the values of scripts/rl_loop.py's settings that the
-    user left open. `state` is what the domain remembers between batches, as plain data.
+    domain's paper used, and `loop_defaults` its values of those settings of scripts/rl_loop.py
+    whose default is the domain's, where the user leaves them open. `state` is what the domain
+    remembers between batches, as plain data.
     """
 
     name: str

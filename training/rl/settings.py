@@ -1,6 +1,6 @@
 """The settings of scripts/rl_loop.py with what the user left open filled in by the domain."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from chz.tiepin import is_subtype_instance, type_repr
@@ -17,13 +17,15 @@ from utils.config.entrypoint import raise_problems
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults here are for what neither the user nor the domain says."""
+    """Defaults here are for what neither the user nor the domain says; what has none is the user's
+    alone, or has a default in the script for all domains."""
 
     algorithm: Algorithm
     lr_schedule: Schedule
     grad_clip_norm: float
     grpo: GrpoSettings
     seed: int
+    eval_every: int
     num_steps: int = 50
     groups_per_batch: int = 8
     group_size: int = 8
@@ -34,7 +36,6 @@ class Settings:
     rest_em_epochs: int = 2
     rest_em_batch_size: int = 8
     selection: Selection = "solved"
-    eval_every: int = 0
     eval_size: int = 64
     eval_group_size: int = 1
     eval_temperature: float = 0.0
@@ -88,7 +89,7 @@ class Settings:
 
 
 def _check_loop_defaults(name: str, domain: Domain) -> None:
-    types: dict[str, Any] = {f.name: f.type for f in fields(Settings) if f.name != "grpo"}
+    types: dict[str, Any] = {f.name: f.type for f in fields(Settings) if f.default is not MISSING}
     wrong = [
         f"{key}={value!r}"
         for key, value in domain.loop_defaults.items()

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import chz
 
 from utils.config.errors import ConfigError
+from utils.config.layers import ALSO
 from utils.config.types import Shape, arms_of, chz_arms, default_of, fields_of, is_chz_class
 from utils.terminal import argument_text, shell_word
 
@@ -98,6 +99,9 @@ class Page:
     def topic(self, key: str) -> list[str]:
         """What there is to say of one setting: all of a nested config, the classes that can be
         chosen. Raises ConfigError where there is no such setting."""
+        if self._shape.field_at(key) is None:
+            # other systems' name of it, which is taken too
+            key = ALSO.get(key, key)
         if self._shape.field_at(key) is None:
             raise ConfigError(f"--help {shell_word(key)}: {self._unknown(key)}")
         lines = [*self._rows(key, self._columns([key]), folded=False), ""]

@@ -139,10 +139,12 @@ def describe_roles(*roles: Role) -> None:
     for role in roles:
         where = "in this process" if role.base_url is None else f"at {role.host}"
         logger.info("%s: %s %s", role.name, role.model, where)
-    if any(role.base_url is None and role.model.startswith(EMBEDDED) for role in roles):
+    small = [role for role in roles if role.base_url is None and role.model.startswith(EMBEDDED)]
+    if small:
+        judges = ", and its judgments mean nothing" if any("judge" in r.name for r in small) else ""
         logger.warning(
             "the embedded 135M model only serves to try things out: what it writes has the asked "
-            "form but little sense, and its judgments mean nothing; set %s, or base_url and model "
-            "of a role, for data and results to rely on",
-            OPENROUTER_KEY,
+            "form but little sense%s; set %s, or base_url and model of a role, for data and "
+            "results to rely on",
+            *(judges, OPENROUTER_KEY),
         )

@@ -18,7 +18,8 @@ from typing import Self
 from utils.runs.report import Report
 
 RELOAD_SECONDS = 10
-# of a run's time, what its pages may take: small networks take steps faster than plots are drawn
+# of a run's time, what its pages may take but for the first, which waits for what draws them: small
+# networks take steps faster than plots are drawn
 MAX_SHARE = 0.05
 
 
@@ -50,10 +51,12 @@ class LiveReport:
     def refresh(self) -> None:
         """A new page; left out where pages have taken more than MAX_SHARE of the run's time."""
         started = time.perf_counter()
-        if self._last is None or self._seconds <= MAX_SHARE * (started - self._started):
+        is_first = self._last is None
+        if is_first or self._seconds <= MAX_SHARE * (started - self._started):
             self._last = self._make()
             self._write(f"running, {self._place()}", reload=True)
-            self._seconds += time.perf_counter() - started
+            if not is_first:
+                self._seconds += time.perf_counter() - started
 
     def finish(self) -> Path:
         """The page of the finished run; its path. It stays, however the block ends."""

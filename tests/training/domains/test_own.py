@@ -499,6 +499,9 @@ def test_defaults_of_the_loop_are_checked(
     for defaults, wrong in (
         ("{'group_sise': 4}", "group_sise=4"),
         ("{'num_steps': '4', 'group_size': 4}", "num_steps='4'"),
+        # the script has defaults of its own for these, which would win
+        ("{'eval_every': 1, 'group_size': 4}", "eval_every=1"),
+        ("{'lr_schedule': 'linear'}", "lr_schedule='linear'"),
     ):
         changed = code.replace(
             '    name = "count', f'    loop_defaults = {defaults}\n    name = "count'

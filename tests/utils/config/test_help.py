@@ -69,6 +69,11 @@ class Config:
 
 
 @chz.chz(typecheck=True)
+class Named:
+    model_name: str = chz.field(default="embedded", doc="what is trained")
+
+
+@chz.chz(typecheck=True)
 class Domain:
     size: int = chz.field(default=1, doc="of a problem")
     steps: int = chz.field(default=4, doc="of the domain", metadata=EVALUATION)
@@ -167,6 +172,10 @@ def test_a_field_may_say_what_its_own_mean_there() -> None:
         "  other.model    text   who else, or nobody\n"
         "  other.timeout  float  seconds; default: 30.0\n"
     )
+
+
+def test_a_setting_by_its_other_name() -> None:
+    assert page(topics=["model_dir"], target=Named) == page(topics=["model_name"], target=Named)
 
 
 @pytest.mark.parametrize(

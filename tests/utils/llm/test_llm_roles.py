@@ -1,6 +1,7 @@
 """utils/llm/roles.py: which model is called where, from what was set and what was not."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,6 @@ def test_who_is_small_is_told(caplog: pytest.LogCaptureFixture) -> None:
     describe_roles(role())
     assert "judge: embedded in this process" in caplog.text
     assert "its judgments mean nothing" in caplog.text
+    caplog.clear()
+    describe_roles(replace(role(), name="generator"))
+    assert "little sense; set" in caplog.text and "judgments" not in caplog.text

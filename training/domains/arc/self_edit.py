@@ -44,10 +44,14 @@ class Bounds:
     def __post_init__(self) -> None:
         rates = (self.min_learning_rate, self.max_learning_rate)
         if not 0 < rates[0] <= rates[1] < math.inf:
-            raise ValueError(f"learning rates {rates}: expected 0 < minimum <= maximum")
+            raise ValueError(
+                f"min_learning_rate={rates[0]:g}, max_learning_rate={rates[1]:g}: expected 0 < "
+                "min_learning_rate <= max_learning_rate"
+            )
         if not 1 <= self.min_epochs <= self.max_epochs:
             raise ValueError(
-                f"epochs {self.min_epochs}..{self.max_epochs}: expected 1 <= minimum <= maximum"
+                f"min_epochs={self.min_epochs}, max_epochs={self.max_epochs}: expected 1 <= "
+                "min_epochs <= max_epochs"
             )
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: expected at least 1")

@@ -132,18 +132,18 @@ def test_refused_with_the_reason(text, reason):
 
 
 @pytest.mark.parametrize(
-    "kwargs",
+    ("kwargs", "named"),
     [
-        {"min_learning_rate": 0},
-        {"min_learning_rate": 1e-2, "max_learning_rate": 1e-3},
-        {"max_learning_rate": float("inf")},
-        {"min_epochs": 0},
-        {"min_epochs": 3, "max_epochs": 2},
-        {"max_steps": 0},
+        ({"min_learning_rate": 0}, "min_learning_rate=0, max"),
+        ({"min_learning_rate": 1e-2, "max_learning_rate": 1e-3}, "max_learning_rate=0.001"),
+        ({"max_learning_rate": float("inf")}, "max_learning_rate=inf"),
+        ({"min_epochs": 0}, "min_epochs=0, max"),
+        ({"min_epochs": 3, "max_epochs": 2}, "min_epochs=3, max_epochs=2"),
+        ({"max_steps": 0}, "max_steps=0"),
     ],
 )
-def test_bounds_are_checked(kwargs):
-    with pytest.raises(ValueError, match="expected"):
+def test_bounds_are_checked(kwargs, named):
+    with pytest.raises(ValueError, match=f"{named}.*: expected"):
         Bounds(**kwargs)
 
 
