@@ -152,7 +152,7 @@ def test_two_steps_of_rl_loop(tmp_path: Path) -> None:
 
 def test_steps_that_are_not_there(tmp_path: Path) -> None:
     folder = tmp_path / "rl"
-    dump_yaml(folder / "config.yaml", {"eval_every": 2, "model_name": "m"})
+    dump_yaml(folder / "config.yaml", {"groups_per_batch": 2, "model_name": "m"})
     record = {"kind": "eval", "step": 4, "problem": "p", "prompt": "q", "answer": "a"}
     (folder / "samples.jsonl").write_text(json.dumps({**record, "reward": 1, "solved": True}))
     told = problem("a=rl", "b=rl", "a_part=3")
@@ -284,7 +284,7 @@ def test_control_characters_are_shown(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_reward_that_is_no_number(tmp_path: Path) -> None:
-    dump_yaml(tmp_path / "rl/config.yaml", {"eval_every": 2, "model_name": "m"})
+    dump_yaml(tmp_path / "rl/config.yaml", {"groups_per_batch": 2, "model_name": "m"})
     record = {"kind": "eval", "step": 4, "problem": "p", "prompt": "q", "answer": "a"}
     for reward in ("1e308", "1" + "0" * 400):
         line = json.dumps({**record, "reward": "?", "solved": True}).replace('"?"', reward)
@@ -293,6 +293,8 @@ def test_a_reward_that_is_no_number(tmp_path: Path) -> None:
 
 
 def test_a_run_without_items(tmp_path: Path) -> None:
-    dump_yaml(tmp_path / "run" / "config.yaml", {"examples_file": "x"})
+    # of sft.py
+    dump_yaml(tmp_path / "run" / "config.yaml", {"examples_file": "x", "eval_every": 5})
+    (tmp_path / "run" / "samples.jsonl").write_text('{"step": 0, "answer": "a"}')
     told = problem("a=run", f"b={LOGS / 'base.eval'}")
     assert "but not one of rl_loop.py or ttt.py" in told
