@@ -246,6 +246,9 @@ def average(config: Config) -> None:
             name: aggregate(summaries, config.deviation)
             for name, summaries in read_summaries(map(expanded, config.aggregate)).items()
         }
+    if config.dry_run:
+        print(f"{averages_text(by_method)}\n\nNothing was written.")
+        return
     log_path = config.log_path or new_run_path("continual", about="aggregate")
     with RunDir.open("continual", log_path, config) as run:
         for name, summary in by_method.items():

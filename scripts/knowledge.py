@@ -42,7 +42,13 @@ from training.domains.knowledge.llm_judge import open_judge
 from training.domains.knowledge.reliability import warn_unreliable
 from training.endpoints import Endpoints
 from training.loop import connect_for_run, exit_on_interrupt, require_models
-from utils.config.entrypoint import as_config_errors, config_entrypoint, held_log
+from utils.config.entrypoint import (
+    as_config_errors,
+    config_entrypoint,
+    held_log,
+    problems_of,
+    raise_problems,
+)
 from utils.config.help import OUTPUT
 from utils.llm.roles import describe_roles
 from utils.llm.runs import exit_unfinished
@@ -121,8 +127,7 @@ def main(config: Config) -> None:
             require_models(run, service, {"model_name": config.model_name})
             describe_roles(*task.roles)
             endpoints.require_models(run, {f"{role.name}.model": role for role in task.roles})
-            with as_config_errors():
-                counter.require_adapters()
+            raise_problems([f"inner_targets: {p}" for p in problems_of(counter.require_adapters)])
             judge = stack.enter_context(
                 open_judge(
                     config.judge_kind,

@@ -131,12 +131,17 @@ def test_edits_of_the_model_as_it_is_by_then(run: Run, tmp_path: Path) -> None:
 
 
 def test_edits_of_a_file_and_of_a_role(
-    run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv(OPENROUTER_KEY, "")
     passages = open_source("made", num_train=0, num_test=4).passages("test")
     file = tmp_path / "edits.jsonl"
-    rows = [{"id": p.id, "edit": f"Q: What is it? A: {p.title}"} for p in passages[:3]]
+    # of no form: they are trained on as they are
+    rows = [{"id": p.id, "edit": f"It is said of {p.title} alone."} for p in passages[:3]]
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     path = run(tmp_path / "file", f"edits_file={file}", "method=merge")
     edits = {s["passages"][0]: s["edits"][0] for s in read_jsonl(path / "samples.jsonl")}
@@ -146,6 +151,11 @@ def test_edits_of_a_file_and_of_a_role(
         "note": "there is no self-edit of this passage",
     }
     assert results_of(path)["methods"]["merge"]["edits_failed"] == 1
+    assert "1 of 4 passages are trained on without a self-edit (there is no self" in caplog.text
+    caplog.clear()
+    path = run(tmp_path / "read", f"edits_file={file}", "form=qa", "method=merge")
+    assert results_of(path)["methods"]["merge"]["edits_failed"] == 4
+    assert "4 of 4 passages are trained on without a self-edit (form qa: none of 1" in caplog.text
     role = ("edits=generator", f"generator.model={model}", "form=rewrite", "max_tokens=5")
     path = run(tmp_path / "role", *role, "method=merge")
     assert len(read_jsonl(path / "calls.jsonl")) == 4
@@ -170,6 +180,19 @@ def test_sequences_of_a_file_are_drawn_as_seal_does(
     for index, row in enumerate(drawn):
         random.seed(42 + index)
         assert row == [f"own/{i}" for i in random.sample(range(20), 3)]
+    capsys.readouterr()
+    without = [setting for setting in given if not setting.startswith("draw_from=")]
+    for settings, asked in (
+        ([*given, "draw_from=21"], "(draw_from=21)"),
+        (
+            [*without, "n_passages=10"],
+            "(n_passages=10 for each of n_sequences=2, and n_untouched=1",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            config_entrypoint(main, settings)
+        told = " ".join(capsys.readouterr().err.split())
+        assert "and there are 20; ask for fewer " + asked in told
 
 
 def test_a_wild_learning_rate_is_counted(run: Run, tmp_path: Path) -> None:
@@ -190,7 +213,13 @@ def test_the_average_of_runs(
 ) -> None:
     other = run(tmp_path / "other", "seed=1", "method=merge")
     paths = json.dumps([str(finished / "summary.merge.json"), str(other)])
-    config_entrypoint(main, [f"aggregate={paths}", f"log_path={tmp_path / 'mean'}"])
+    given = [f"aggregate={paths}", f"log_path={tmp_path / 'mean'}"]
+    capsys.readouterr()
+    config_entrypoint(main, [*given, "dry_run=true"])
+    told = capsys.readouterr().out
+    assert "4 sequences, made" in told and told.endswith("Nothing was written.\n")
+    assert not (tmp_path / "mean").exists()
+    config_entrypoint(main, given)
     summary = read_summary(tmp_path / "mean" / "summary.merge.json")
     assert summary.n_sequences == 4
     parts = [results_of(path)["methods"]["merge"]["matrices_S"] for path in (finished, other)]

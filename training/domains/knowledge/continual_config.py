@@ -66,7 +66,7 @@ class ContinualConfig(KnowledgeConfig):
     form: str | None = chz.field(
         default=None,
         doc="of self-edits (docs/knowledge.md lists them); model: the model chooses it; default: "
-        "qa with preset=small, else implications",
+        "qa with preset=small, else implications; edits of a file are taken as they are",
     )
     edit_prompt: PromptForm | None = chz.field(
         default=None, doc="raw (for base models) or chat; default: raw with preset=seal, else chat"

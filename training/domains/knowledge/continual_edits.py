@@ -4,6 +4,7 @@ it is by then."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from utils.llm.client import LLMClient
 from utils.llm.roles import describe_roles
 from utils.runs.files import expanded
 from utils.runs.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
 
 
 class EditSource:
@@ -71,8 +74,10 @@ class EditSource:
 
     @property
     def told(self) -> str:
-        who = "of a file" if self._kind is None else f"edits={self._kind}"
-        return f"form {self.form}, {who}"
+        if self._kind is not None:
+            return f"form {self.form}, edits={self._kind}"
+        form = "" if self._config.form is None else f", form {self._config.form}"
+        return f"of a file{form}"
 
     def require_models(self, run: RunDir, endpoints: Endpoints) -> None:
         """Raises ConfigError where the run began with another model in the role `generator`."""
@@ -116,8 +121,19 @@ class EditSource:
             return (await write_edits(client, self._prompts, self._passages, 1)).texts_P_K
 
     def _read(self, texts_P_K: Sequence[Sequence[str]]) -> None:
+        # a file's are what they are, unless their form is said
+        as_written = self._kind is None and self._config.form is None
         for passage, texts_K in zip(self._passages, texts_P_K, strict=True):
-            if texts_K:
-                self.given[passage.id] = Edit.of(texts_K[0], self.form, Choices())
+            if not texts_K:
+                edit = Edit("", note="there is no self-edit of this passage")
+            elif as_written:
+                edit = Edit(texts_K[0])
             else:
-                self.given[passage.id] = Edit("", note="there is no self-edit of this passage")
+                edit = Edit.of(texts_K[0], self.form, Choices())
+            self.given[passage.id] = edit
+        notes = [edit.note for edit in self.given.values() if edit.note]
+        if notes:
+            logger.warning(
+                "%d of %d passages are trained on without a self-edit (%s)",
+                *(len(notes), len(self.given), "; ".join(dict.fromkeys(notes))),
+            )

@@ -9,7 +9,7 @@ from training.domains.knowledge.answers import Answerer, Item
 from training.domains.knowledge.config import chosen_source, source_of
 from training.domains.knowledge.continual_config import ContinualConfig
 from training.domains.knowledge.passages import Passage
-from training.domains.knowledge.sources import Source
+from training.domains.knowledge.sources import Source, TooFewError
 from utils.config.errors import ConfigError
 
 # SEAL draws its sequences from all of SQuAD's validation set, each with a seed of its own
@@ -53,7 +53,17 @@ def draw(config: ContinualConfig) -> tuple[Source, Drawn]:
             f"draw_from={pool_size}: {k} passages for a sequence and {config.n_untouched} that are "
             "never learned are needed"
         )
-    source = source_of(config, num_train=0, num_test=pool_size)
+    try:
+        source = source_of(config, num_train=0, num_test=pool_size)
+    except TooFewError as error:
+        asked = f"draw_from={pool_size}"
+        if name != "squad" and config.draw_from is None:
+            asked = (
+                f"n_passages={k} for each of n_sequences={num_sequences}, and "
+                f"n_untouched={config.n_untouched}; with draw_from= sequences may have some in "
+                "common"
+            )
+        raise ConfigError(f"{error} ({asked})") from error
     if not source.has_questions:
         raise ConfigError(
             f"data_path={config.data_path!r}: some of its passages have no questions, so nobody "
