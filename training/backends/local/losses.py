@@ -235,11 +235,12 @@ def overflow_message(
     position = prepared.positions[at // (size.shape[1] if size.ndim == 2 else 1)]
     values = {"logprob": logprobs, **prepared.inputs, "loss": losses, "gradient": gradient}
     listed = ", ".join(f"{key} {value.flatten()[at].item():.4g}" for key, value in values.items())
-    remedy = (
-        "`logprobs` have to be those that the sampler gave to the same target_tokens"
-        if "logprobs" in prepared.inputs
-        else "Smaller `weights` are needed"
-    )
+    if not logprobs.flatten()[at].isfinite():
+        remedy = "The adapter has grown too far: a smaller learning rate is needed"
+    elif "logprobs" in prepared.inputs:
+        remedy = "`logprobs` have to be those that the sampler gave to the same target_tokens"
+    else:
+        remedy = "Smaller `weights` are needed"
     return (
         f"data[{datum}] at position {position}: {listed}; float32 cannot hold what follows from "
         f"that. {remedy}"

@@ -180,8 +180,8 @@ def read_run(path: Path) -> SealRun:
 
 
 def best_rows(run: SealRun, count: int = 1) -> list[SftRow]:
-    """What ReST-EM imitates: of each article the `count` self-edits with the highest mean accuracy
-    after training; of equal ones the first."""
+    """What SEAL's ReST-EM imitates, whatever the run's reward and selection: of each article the
+    `count` self-edits with the highest mean accuracy after training; of equal ones the first."""
     return [
         SftRow(item.prompt, item.completions[i].text)
         for item in run.articles

@@ -150,7 +150,7 @@ def test_a_wild_learning_rate_fails_alone(rate: float, folder: str, service: Any
         assert outcome.failed is None
         assert logprob(outcome) == pytest.approx(logprob(alone), abs=1e-4)
     if rate > 1e10:
-        assert failed.failed is not None
+        assert failed.failed is not None and "a smaller learning rate is needed" in failed.failed
         assert failed.answers_Q == failed.correct_Q == failed.logprobs_Q == []
 
 
