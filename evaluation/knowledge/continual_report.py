@@ -30,7 +30,7 @@ _COLUMNS = 3
 
 HEADERS = (
     *("method", "before", "at the end", "net", "acquired", "backward transfer", "forgotten"),
-    *("forward transfer", "trained tokens", "seconds", "unscored"),
+    *("forward transfer", "trained tokens", "seconds", "edits failed", "unscored"),
 )
 DIFFERENCE_HEADERS = (
     *("at the end", "difference", "95 % interval", "standard errors", "p (Holm)", "detectable"),
@@ -41,7 +41,8 @@ Percent of the questions of a sequence's passages, mean ± standard error over s
 the model as it came. At the end: after all self-edits; net is the difference. Acquired: right \
 after a passage's own self-edit minus before. Backward transfer: at the end minus right after the \
 own self-edit. Forgotten: the best since then minus at the end. Forward transfer: right before the \
-own self-edit minus before all."""
+own self-edit minus before all. Edits failed: self-edits that could not be read or are missing; \
+their passages are trained on alone. Unscored: answers that the judge did not grade."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class MethodResult:
     matrices_S: Sequence[Matrix]
     trained_tokens: int
     seconds: float
+    edits_failed: int = 0
     unscored: int = 0
     probes: Mapping[str, Sequence[Sequence[Cell]]] = field(default_factory=dict)
 
@@ -66,9 +68,8 @@ def result_rows(results: Sequence[MethodResult]) -> list[tuple[Any, ...]]:
     for result in results:
         found = estimates([measures(matrix) for matrix in result.matrices_S])
         numbers = [_percent(found[name]) for name in found]
-        rows.append(
-            (result.method, *numbers, result.trained_tokens, result.seconds, result.unscored)
-        )
+        counts = (result.trained_tokens, result.seconds, result.edits_failed, result.unscored)
+        rows.append((result.method, *numbers, *counts))
     return rows
 
 

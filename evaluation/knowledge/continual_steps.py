@@ -110,6 +110,7 @@ class Steps:
             matrices_S,
             trained_tokens=sum(outcome.trained_tokens for outcome in outcomes),
             seconds=sum(step.seconds for step in done),
+            edits_failed=sum(outcome.edits_failed for outcome in outcomes),
             unscored=sum(_unscored(outcome.row) for outcome in outcomes),
             probes={**({UNTOUCHED: untouched_S} if has_untouched else {}), TEXT: text_S},
         )
@@ -180,7 +181,7 @@ def write_results(
             "seconds": round(result.seconds, 1),
             "unscored": result.unscored,
             "failed": [outcome.failed for outcome in done if outcome.failed],
-            "edits_failed": sum(bool(outcome.edit.note) for outcome in done),
+            "edits_failed": result.edits_failed,
             "scales": [outcome.scale for outcome in done] if method.gate else None,
         }
     write_json(folder / "results.json", plain)

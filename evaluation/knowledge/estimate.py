@@ -20,13 +20,12 @@ _PROBE_ADAPTERS = 4
 def check_prompts(answerer: Answerer, plan: Plan) -> None:
     """Raises ValueError for the first question that does not fit the model's context, with the text
     that it is to read before where there is one."""
-    seen: set[tuple[str, str, str]] = set()
-    for job in plan.jobs.values():
-        for item in items_of(job):
-            name = (item.passage.id, item.question.id, item.shown)
-            if name not in seen:
-                seen.add(name)
-                answerer.check(item)
+    items = {
+        (item.passage.id, item.question.id, item.shown): item
+        for job in plan.jobs.values()
+        for item in items_of(job)
+    }
+    answerer.check_all(list(items.values()))
 
 
 def check_pooled(loop: InnerLoop, plan: Plan) -> None:

@@ -131,6 +131,7 @@ def read_summaries(paths: Iterable[Path]) -> dict[str, dict[str, Summary]]:
     The methods are named by the files that their average goes to. Raises ConfigError with what is
     wrong with all of them."""
     found: dict[str, dict[str, Summary]] = {}
+    given_as: dict[Path, Path] = {}
     problems: list[str] = []
     for path in paths:
         files = sorted(path.glob("summary.*.json")) if path.is_dir() else [path]
@@ -142,6 +143,10 @@ def read_summaries(paths: Iterable[Path]) -> dict[str, dict[str, Summary]]:
                 f"aggregate: {path} holds no summary.METHOD.json; is that run finished?"
             )
         for file in files:
+            if before := given_as.get(file.resolve()):
+                problems.append(f"aggregate: {file} was given before as {before}; name it once")
+                continue
+            given_as[file.resolve()] = file
             read: list[Summary] = []
             problems += problems_of(lambda file=file, read=read: read.append(read_summary(file)))
             for summary in read:

@@ -130,6 +130,20 @@ def test_edits_of_the_model_as_it_is_by_then(run: Run, tmp_path: Path) -> None:
     assert continual_difference(again, path) is None
 
 
+def test_unreadable_edits_of_the_model_are_told(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("edits=model", "form=qa", "max_tokens=4", 'methods=["merge","joint"]')
+    path = run(tmp_path / "run", *given)
+    # of two sequences of two passages, step by step and all at the end
+    for name in ("merge", "joint"):
+        assert results_of(path)["methods"][name]["edits_failed"] == 4
+    assert "2 of 2 passages are trained on without a self-edit (form qa: none of" in caplog.text
+    assert "4 of 4 passages are trained on without a self-edit (form qa: none of" in caplog.text
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["4", "0"] in [row[-2:] for row in rows if row[:1] == ["joint"]]
+
+
 def test_edits_of_a_file_and_of_a_role(
     run: Run,
     model: str,
@@ -226,6 +240,9 @@ def test_the_average_of_runs(
     cells = [matrix[0][1] for matrices_S in parts for matrix in matrices_S]
     assert summary.mean_over_sequences[0][1] == pytest.approx(sum(cells) / 4, abs=1e-4)
     assert "4 sequences, made" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        config_entrypoint(main, [f"aggregate={json.dumps([str(other), str(other)])}"])
+    assert "was given before as" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not RELEASED.is_dir(), reason="needs SEAL's released results")

@@ -25,7 +25,7 @@ def ending(*last_row: float) -> list[list[Cell]]:
     return [[0.1, 0.2], [0.9, None], list(last_row)]
 
 
-MERGE = MethodResult("merge", [ending(0.2, 0.8), ending(0.4, 0.8)], 1000, 12.5, unscored=1)
+MERGE = MethodResult("merge", [ending(0.2, 0.8), ending(0.4, 0.8)], 1000, 12.5, 3, unscored=1)
 REPLAY = MethodResult(
     *("replay", [ending(0.5, 0.8), ending(0.9, 0.8)], 1500, 20.0),
     probes={"perplexity": [[10.0, 11.0, 12.0], [12.0, None, 14.0]]},
@@ -45,6 +45,7 @@ def test_the_table() -> None:
         "forward transfer": None,
         "trained tokens": 1000,
         "seconds": 12.5,
+        "edits failed": 3,
         "unscored": 1,
     }
     assert replay[2] == "75.0 ± 10.0"

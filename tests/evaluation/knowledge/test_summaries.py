@@ -14,6 +14,7 @@ from evaluation.knowledge.matrix import Estimate, cell_estimates, estimates, mea
 from evaluation.knowledge.summaries import (
     Summary,
     aggregate,
+    read_summaries,
     read_summary,
     summarise,
     write_summary,
@@ -103,6 +104,16 @@ def test_only_runs_of_one_setting_are_averaged() -> None:
         aggregate({"a": first, "b": replace(first, method="gate")})
     with pytest.raises(ConfigError, match="no summary"):
         aggregate({})
+
+
+def test_a_summary_is_counted_once(tmp_path: Path) -> None:
+    path, link = tmp_path / "summary.merge.json", tmp_path / "again"
+    path.write_text(json.dumps(summary_of(TRIANGLES).to_plain()))
+    link.symlink_to(tmp_path)
+    for again in (path, tmp_path, link):
+        with pytest.raises(ConfigError, match=r"was given before as .*name it once"):
+            read_summaries([path, again])
+    assert list(read_summaries([path])) == ["overall_results.json"]
 
 
 @pytest.mark.skipif(not RELEASED.is_dir(), reason="needs SEAL's released results")

@@ -1,6 +1,7 @@
 """What a model answers without the passage before it: prompts with worked examples, greedy answers,
 and how likely the right answer and its rivals are."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from training.control_tokens import encoder_of
 from training.domains.base import Message
 from training.domains.knowledge.grading import right_choice
 from training.domains.knowledge.passages import Passage, Question, Shot
+
+logger = logging.getLogger(__name__)
 
 PromptForm = Literal["raw", "chat"]
 INSTRUCTION = "Each question is answered in a few words."
@@ -111,6 +114,20 @@ class Answerer:
                 "or fewer shots fit"
             )
 
+    def check_all(self, items_Q: Sequence[Item]) -> None:
+        """As check(), of each; warns of right answers that max_answer_tokens cuts off, which a
+        judge by rule never finds."""
+        for item in items_Q:
+            self.check(item)
+        cut = [item for item in items_Q if self._is_cut_off(item)]
+        if cut:
+            first, allowed = cut[0], self.settings.max_answer_tokens
+            logger.warning(
+                "%d of %d questions have right answers of more than max_answer_tokens=%d tokens "
+                "and cannot be answered in full, as question %s of %r",
+                *(len(cut), len(items_Q), allowed, first.question.id, first.passage.title),
+            )
+
     def ask(self, items_Q: Sequence[Item], sampler: SamplingClient) -> list[APIFuture[Any]]:
         """The answers to come, greedy."""
         return [
@@ -151,6 +168,11 @@ class Answerer:
         return answers
 
     # ------------------------------------------------------------------------------------- private
+
+    def _is_cut_off(self, item: Item) -> bool:
+        golds = (item.question.answer, *item.question.aliases)
+        lengths = [len(self._continued(item, gold)[1]) for gold in golds]
+        return min(lengths) > self.settings.max_answer_tokens
 
     def _text(self, tokens: Sequence[int]) -> str:
         """The first line of what was written."""

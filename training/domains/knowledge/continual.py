@@ -85,7 +85,7 @@ class Outcome:
     """What a step did in one sequence. `adapters` are the folders it goes on with: one of all that
     was learned, of a library one for each passage ("": its training failed), none while it is the
     base model. `scale` is what a gate let in, 0 where it refused; `failed` says why nothing was
-    learned."""
+    learned; `edits_failed` counts the self-edits of the step that were none."""
 
     adapters: list[str]
     edit: Edit
@@ -93,6 +93,7 @@ class Outcome:
     trained_tokens: int
     scale: float = 1.0
     failed: str | None = None
+    edits_failed: int = 0
 
 
 class Before(NamedTuple):
@@ -193,6 +194,7 @@ class Continual:
         outcomes = []
         for s, before in enumerate(before_S):
             row = rows[s]
+            new = before.edits if method.kind == "joint" else before.edits[-1:]
             if isinstance(row, str):
                 raise RequestFailedError(f"sequence {s + 1}, what was learned before: {row}")
             outcomes.append(
@@ -203,6 +205,7 @@ class Continual:
                     tokens.get(s, 0),
                     scales.get(s, 0.0),
                     failures.get(s),
+                    edits_failed=sum(bool(edit.note) for edit in new),
                 )
             )
         return outcomes

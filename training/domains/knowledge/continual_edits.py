@@ -111,6 +111,7 @@ class EditSource:
             texts_S = self._writer.write(passages_S, samplers_S, place)
             for edits, text in zip(found_S, texts_S, strict=True):
                 edits.append(Edit.of(text, self.form, Choices()))
+        _warn_of_failed([edit for edits in found_S for edit in edits])
         return found_S
 
     # ------------------------------------------------------------------------------------- private
@@ -131,9 +132,13 @@ class EditSource:
             else:
                 edit = Edit.of(texts_K[0], self.form, Choices())
             self.given[passage.id] = edit
-        notes = [edit.note for edit in self.given.values() if edit.note]
-        if notes:
-            logger.warning(
-                "%d of %d passages are trained on without a self-edit (%s)",
-                *(len(notes), len(self.given), "; ".join(dict.fromkeys(notes))),
-            )
+        _warn_of_failed(list(self.given.values()))
+
+
+def _warn_of_failed(edits: Sequence[Edit]) -> None:
+    notes = [edit.note for edit in edits if edit.note]
+    if notes:
+        logger.warning(
+            "%d of %d passages are trained on without a self-edit (%s)",
+            *(len(notes), len(edits), "; ".join(dict.fromkeys(notes))),
+        )

@@ -32,9 +32,8 @@ class Drawn(NamedTuple):
 
 def check_questions(drawn: Drawn, answerer: Answerer) -> None:
     """Raises ValueError for a question that does not fit into the model's context."""
-    for passage in (*drawn.learned, *drawn.untouched):
-        for question in passage.questions:
-            answerer.check(Item(passage, question))
+    passages = (*drawn.learned, *drawn.untouched)
+    answerer.check_all([Item(passage, q) for passage in passages for q in passage.questions])
 
 
 def draw(config: ContinualConfig) -> tuple[Source, Drawn]:

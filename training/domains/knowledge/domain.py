@@ -83,9 +83,8 @@ class KnowledgeDomain:
         self.inner = InnerLoop(
             service, self._tokenizer, settings, self._graded_by_judge, self._source.shots
         )
-        for passage in (p for split in _SPLITS for p in self._source.passages(split)):
-            for item in items_of(InnerJob(passage, None)):
-                self.inner.answerer.check(item)
+        passages = [p for split in _SPLITS for p in self._source.passages(split)]
+        self.inner.answerer.check_all([i for p in passages for i in items_of(InnerJob(p, None))])
         self._rewards = EditRewards(
             self.inner,
             config.reward,

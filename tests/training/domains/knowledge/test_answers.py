@@ -58,6 +58,25 @@ def test_a_prompt_over_the_context_is_an_error() -> None:
         answerer.prompt(ITEMS[0])
 
 
+def test_answers_that_are_cut_off_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    # a token for each character, the blank before the answer too
+    answers = {"short": Question("q1", "C?", "abc"), "long": Question("q2", "C?", "abcd")}
+    items = {
+        name: Item(Passage("p", "A", "B", (question,), "p"), question)
+        for name, question in answers.items()
+    }
+    answerer = Answerer(chat_tokenizer(), replace(RAW, max_answer_tokens=4), ())
+    answerer.check_all([items["short"]])
+    assert caplog.text == ""
+    answerer.check_all([items["short"], items["long"]])
+    assert "1 of 2 questions have right answers of more than max_answer_tokens=4" in caplog.text
+    assert "question q2 of 'A'" in caplog.text
+    caplog.clear()
+    other = replace(answers["long"], aliases=("ab",))
+    answerer.check_all([replace(items["long"], question=other)])
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("form", ["raw", "chat"])
 def test_logprobs_are_those_of_transformers(form: Any, folder: str, service: Any) -> None:
     tokenizer = chat_tokenizer()
