@@ -141,13 +141,16 @@ class AsyncLLMEngine:
         if "ignores adapters" in WRONG:
             client = self._base
         text = api.ModelInput.from_ints(prompt["prompt_token_ids"])
-        if hasattr(params, "prompt_logprobs"):
-            logprobs = await client.compute_logprobs(text)
-            tokens = text.to_ints()
-            pairs = zip(tokens[1:], logprobs[1:], strict=True)
-            told = [None, *({t: SimpleNamespace(logprob=p, rank=1)} for t, p in pairs)]
-            completion = SimpleNamespace(finish_reason="length", token_ids=[], logprobs=[])
-            yield SimpleNamespace(outputs=[completion], prompt_logprobs=told)
+        # as it does with an adapter of the head, beside samples
+        assert not hasattr(params, "prompt_logprobs"), "einsum(): subscript b has size 29"
+        if hasattr(params, "allowed_token_ids"):
+            [token] = params.allowed_token_ids
+            logprobs = await client.compute_logprobs(
+                api.ModelInput.from_ints([*text.to_ints(), token])
+            )
+            told = [{token: SimpleNamespace(logprob=logprobs[-1], rank=1)}]
+            completion = SimpleNamespace(finish_reason="length", token_ids=[token], logprobs=told)
+            yield SimpleNamespace(outputs=[completion])
             return
         if params.max_tokens == 13:
             raise VLLMValidationError("13 is no good number")

@@ -359,10 +359,11 @@ def check_a_bad_adapter(world: World) -> None:
 
 
 def check_death(world: World, kill: Any) -> None:
-    """Requests that it had end with an error that names the log; the next one starts it again,
-    once. `kill` ends vLLM. Comes last: afterwards the service is of no use."""
+    """Requests that it had are asked again, of vLLM started again, once; those that had told tokens
+    end with an error that names the log. `kill` ends vLLM. Comes last: afterwards the service is of
+    no use."""
     sampler = sampler_of(world)
-    params = SamplingParams(max_tokens=3, temperature=0.0, stop=[])
+    params = SamplingParams(max_tokens=30, temperature=0.0, stop=[])
     [before] = sampler.sample(world.prompt, 1, params).result().sequences
     for restarted in (True, False):
         begun = threading.Event()
@@ -371,16 +372,19 @@ def check_death(world: World, kill: Any) -> None:
             world.prompt, 1, long, on_token=lambda _token, e=begun: e.set() or True
         )()
         assert begun.wait(60)
+        under_way = [sampler.sample(world.prompt, 1, params) for _ in range(3)]
         kill(world.pid)
         with pytest.raises(RequestFailedError, match=r"vLLM stopped \(.*its log is .*\.log"):
             future.result(60)
         if restarted:
-            [after] = sampler.sample(world.prompt, 1, params).result().sequences
-            assert after.tokens == before.tokens
-            assert after.logprobs == pytest.approx(before.logprobs, abs=LIMIT)
+            for request in (*under_way, sampler.sample(world.prompt, 1, params)):
+                [after] = request.result().sequences
+                assert after.tokens == before.tokens
+                assert after.logprobs == pytest.approx(before.logprobs, abs=LIMIT)
         else:
-            with pytest.raises(RequestFailedError, match="vLLM stopped"):
-                sampler.sample(world.prompt, 1, params).result(60)
+            for request in (*under_way, sampler.sample(world.prompt, 1, params)):
+                with pytest.raises(RequestFailedError, match="vLLM stopped"):
+                    request.result(60)
 
 
 def wait_until(holds: Any, seconds: float = 60.0) -> None:

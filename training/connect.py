@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from training.api import ServiceClient
 from training.backends.local.options import SamplingWeights as SamplingWeights
+from utils.config.errors import problems_of
 from utils.openmp import bound_spinning
 
 # of the setting, in every script that has it
@@ -16,7 +17,8 @@ BACKEND_DOC = "local, processes or ray (num_engines of them), or tinker (a serve
 NUM_ENGINES_DOC = "of backend=processes or ray: one for each GPU, or a share of the cores each"
 Sampler = Literal["local", "vllm"]
 SAMPLER_DOC = "what samples with backend=local: its engine, or vllm (docs/scaling.md)"
-SamplerOptions = dict[str, bool | int | float | str]
+# int before bool: chz takes the first that reads "1"
+SamplerOptions = dict[str, int | float | bool | str]
 SAMPLER_OPTIONS_DOC = "of sampler=vllm, such as sampler_options.max_loras=16"
 SAMPLING_WEIGHTS_DOC = (
     "bfloat16, or int4 (embedded): decode with smaller weights than the trainer's "
@@ -100,6 +102,16 @@ def connect(
         dtype=dtype,
         **engine_options,
     )
+
+
+def temperature_problems(sampler: Sampler, **temperatures: float | None) -> list[str]:
+    """Those of a script's settings at which the sampler cannot sample."""
+    if sampler != "vllm":
+        return []
+    from training.backends.vllm.mapping import check_temperature
+
+    given = {name: value for name, value in temperatures.items() if value is not None}
+    return problems_of(*(partial(check_temperature, v, name) for name, v in given.items()))
 
 
 def _transport(backend: str, options: dict[str, Any]) -> Callable[..., Any]:

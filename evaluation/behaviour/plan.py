@@ -29,6 +29,7 @@ from training.connect import (
     Sampler,
     SamplerOptions,
     SamplingWeights,
+    temperature_problems,
 )
 from training.endpoints import Endpoints
 from utils.config.entrypoint import problems_of, raise_problems
@@ -223,6 +224,7 @@ def settings_problems(config: Config) -> list[str]:
     problems = range_problems(config, at_least_1=counts, at_least_0=("seed",))
     if not 0 <= config.temperature <= 2:
         problems.append(f"temperature={config.temperature}: from 0 to 2 is needed")
+    problems += temperature_problems(config.sampler, temperature=config.temperature)
     if not 0 <= config.max_unscored <= 1:
         problems.append(f"max_unscored={config.max_unscored}: a share from 0 to 1 is needed")
     if config.max_cost_usd is not None and not 0 < config.max_cost_usd < math.inf:

@@ -18,6 +18,7 @@ from training.connect import (
     Sampler,
     SamplerOptions,
     has_own_engines,
+    temperature_problems,
 )
 from training.domains.knowledge.config import KnowledgeConfig, chosen_preset, chosen_source
 from training.domains.knowledge.forms import MODEL as MODEL_FORM
@@ -96,6 +97,7 @@ class TableConfig(KnowledgeConfig):
             from_0=("temperature",),
             above_0=("passage_learning_rate",),
         )
+        problems += temperature_problems(self.sampler, temperature=self.temperature)
         if not 1 <= self.distill_top_k <= 20:
             problems.append(f"distill_top_k={self.distill_top_k}: 1 to 20")
         if MODEL_FORM in self.forms and self.setting == "cpt":

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import chat
+import chz
 import pytest
 import rl_loop
 import self_edit
 import sft
 
+from training.connect import SamplerOptions
 from training.loop import connect_for_run
 from utils.config.entrypoint import config_entrypoint
 
@@ -66,6 +68,27 @@ def test_options_of_the_other_backend_are_refused(
     error = capsys.readouterr().err
     assert f"Error: {message}\nAppend --help" in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@chz.chz(typecheck=True)
+class Settings:
+    sampler_options: SamplerOptions = chz.field(default_factory=dict)
+
+
+def test_the_samplers_options_are_of_their_types() -> None:
+    found: list[Settings] = []
+
+    def main(config: Settings) -> None:
+        found.append(config)
+
+    typed = {"max_loras": "1", "sleep": "true", "start_seconds": "0.5", "python": "1/bin/python"}
+    config_entrypoint(main, [f"sampler_options.{name}={text}" for name, text in typed.items()])
+    [config] = found
+    assert config.sampler_options == {
+        **{"max_loras": 1, "sleep": True},
+        **{"start_seconds": 0.5, "python": "1/bin/python"},
+    }
+    assert type(config.sampler_options["max_loras"]) is int
 
 
 def test_only_the_local_backend_saves_into_the_run(

@@ -463,6 +463,11 @@ KNOWLEDGE: list[tuple[str, tuple[str, ...], str]] = [
     ("knowledge", ("judge_kind=human",), "judge_kind"),
     # numbers
     ("knowledge", ("k=0",), "k=0: at least 1"),
+    ("knowledge", ("sampler=vllm", "temperature=0.005"), "temperature=0.005: vLLM samples at 0 or"),
+    *[
+        ("rl_loop knowledge", ("sampler=vllm", f"{name}=0.005"), f"{name}=0.005: vLLM samples at 0")
+        for name in ("temperature", "eval_temperature")
+    ],
     ("knowledge", ("seeds=0",), "seeds=0: at least 1"),
     ("knowledge", ("n_passages=0",), "n_passages=0: at least 1"),
     ("rl_loop knowledge", ("repeats=0",), "repeats=0: at least 1"),
@@ -492,6 +497,7 @@ KNOWLEDGE: list[tuple[str, tuple[str, ...], str]] = [
         ("eval", ("device=gpu",), "device='gpu'"),
         ("eval", ('checkpoint_paths=["nowhere"]',), "nowhere"),
         ("eval", ('checkpoint_paths=["stranger"]', "model_name=./model"), "whose weights differ"),
+        ("eval", ("sampler=vllm", "temperature=0.005"), "temperature=0.005: vLLM samples at 0 or"),
         ("eval", ('checkpoint_paths=["half"]', "model_name=./model"), "is it whole?"),
         ("eval", ("model_name=./broken",), BROKEN),
         ("generate", ("property=none",), "property"),

@@ -15,6 +15,7 @@ from training.connect import (
     Sampler,
     SamplerOptions,
     SamplingWeights,
+    temperature_problems,
 )
 from training.domains.registry import RL_INPUT
 from utils.config.entrypoint import raise_problems
@@ -126,6 +127,9 @@ class Config:
             at_least_0=(*every, "seed", "max_resamples"),
             from_0=numbers,
             above_0=("lora_alpha",),
+        )
+        problems += temperature_problems(
+            self.sampler, temperature=self.temperature, eval_temperature=self.eval_temperature
         )
         if self.updates_per_batch > 1 and self.loss_fn not in ("ppo", "cispo"):
             problems.append(

@@ -38,6 +38,8 @@ from training.models import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
+CLOSED = "the service was closed; make a new one with connect()"
+
 # Requests that nobody waits for start when none has come for this long.
 _UNATTENDED_SECONDS = 1.0
 # What an idle worker waits for more requests: in parts of the time for which it worked before, and
@@ -199,7 +201,7 @@ class Engine:
 
     def _arrived(self) -> int:
         if self._closed:
-            raise RuntimeError("the service was closed; make a new one with connect()")
+            raise RuntimeError(CLOSED)
         self._arrivals += 1
         self._last_arrival = time.monotonic()
         self._condition.notify()

@@ -31,7 +31,7 @@ from training.backends.vllm.mapping import (
     topk_arrays,
     vllm_params,
 )
-from training.backends.vllm.process import RefusedError
+from training.backends.vllm.process import RefusedError, StoppedError
 
 
 class SampleCall:
@@ -57,17 +57,17 @@ class SampleCall:
         if job.include_prompt_logprobs or job.topk_prompt_logprobs:
             self._parts_missing += 1
             self._ask_engine(replace(job, num_samples=0), self._prompt_known)
-        values = {
+        self._vllm = vllm
+        self._was_lost = False
+        self._values = {
             "adapter": adapter.key,
             "prompt": job.prompt,
             "seeds": [sample_seed(job.seed, index) for index in range(job.num_samples)],
             "params": vllm_params(job, engine.eos_tokens),
             "streams": self._streams,
         }
-        # the first tokens may come before this is known
-        with self._lock:
-            self._asked: Asked = vllm.ask("sample", values, self._tokens_came)
-        self._asked.future.add_done_callback(self._samples_came)
+        self._asked: Asked
+        self._ask()
 
     @property
     def api_future(self) -> APIFuture[SampleResponse]:
@@ -82,6 +82,21 @@ class SampleCall:
         self._asked.tell("cancel")
         for future in list(self._local):
             future.cancel()
+
+    def _ask(self) -> None:
+        # the first tokens may come before this is known
+        with self._lock:
+            self._asked = self._vllm.ask("sample", self._values, self._tokens_came)
+        self._asked.future.add_done_callback(self._samples_came)
+
+    def _ask_again(self) -> None:
+        try:
+            self._ask()
+        except Exception as error:
+            self._fail(error)
+        if self._job.error is not None:
+            # cancelled meanwhile
+            self._asked.tell("cancel")
 
     # ------------------------------------------------------------------------ on vLLM's reader
 
@@ -138,6 +153,14 @@ class SampleCall:
         except RefusedError as error:
             category = "user" if error.kind in ("user", "adapter") else "server"
             self._fail(RequestFailedError(f"vLLM: {error}", category))
+        except StoppedError as error:
+            # what was told cannot be taken back
+            if self._streams or self._was_lost:
+                self._fail(error)
+                return
+            self._was_lost = True
+            # this thread is the lost process's, and a new start waits for it
+            threading.Thread(target=self._ask_again, name="vllm-again", daemon=True).start()
         except Exception as error:
             self._fail(error)
 

@@ -38,8 +38,8 @@ class Asked(NamedTuple):
 
 
 class VllmEngine:
-    """Started, compared with the local engine, and started again once after its death: all its
-    state are folders. Raises ValueError where it cannot serve the model."""
+    """Begins to start when it is made; start() waits, and compares it with the local engine. It is
+    started again once after its death: all its state are folders. close() ends it at any time."""
 
     def __init__(
         self, engine: Engine, options: VllmOptions, *, rank: int, folder: Path, log: Path
@@ -50,11 +50,11 @@ class VllmEngine:
         self._rank_size = rank_size(max(rank, PROBE_RANK))
         self._lock = threading.RLock()
         self._was_restarted = False
+        self._closed = False
         self._check: StartCheck | None = None
         self.folders = AdapterFolders(folder, self._release)
         log.parent.mkdir(parents=True, exist_ok=True)
         self._process = self._begin()
-        self._start()
 
     @property
     def max_model_len(self) -> int:
@@ -74,67 +74,8 @@ class VllmEngine:
     def pid(self) -> int:
         return self._process.pid
 
-    def require(self, config: AdapterConfig) -> None:
-        """Makes room for adapters of this kind, if need be by a new start of vLLM. Raises
-        ValueError where it cannot serve them."""
-        if HEAD in config.targets and not self._info["adapts_head"]:
-            raise ValueError(
-                f"train_unembed=True: vLLM's {self._info['model_class']} takes no adapter on its "
-                "output head; pass train_unembed=False, or sampler='local'"
-            )
-        size = rank_size(config.rank)
-        with self._lock:
-            if size > self._rank_size:
-                logger.info("vLLM starts again, with room for adapters of rank %d", size)
-                self._process.wait_until_idle()
-                self._process.close()
-                self._rank_size = size
-                self._process = self._begin()
-                self._start()
-
-    def add(self, weights: AdapterWeights) -> AdapterFolder:
-        """An adapter that vLLM has read. Raises ValueError where it cannot."""
-        adapter = self.folders.write(self._engine, weights)
-        try:
-            self.ask("add", adapter.key).future.result()
-        except RefusedError as error:
-            raise ValueError(
-                f"sampler='vllm': vLLM cannot serve this adapter ({error}); use sampler='local'"
-            ) from error
-        return adapter
-
-    def ask(self, kind: str, values: Any, on_tokens: OnTokens | None = None) -> Asked:
-        """Starts vLLM again where it has ended, once; who waits meanwhile is told."""
-        with self._lock:
-            if self._process.ended and not self._was_restarted:
-                logger.warning("vLLM has ended; it is started again, once")
-                self._was_restarted = True
-                self._process.close()
-                self._process = self._begin()
-                self._start()
-            process = self._process
-        number, future = process.ask(kind, values, on_tokens)
-        return Asked(future, lambda what, value=None: process.tell(number, what, value))
-
-    def sleep(self) -> None:
-        """When nothing runs any more, its weights leave the GPU; the next request wakes it."""
-        self.ask("sleep", None).future.result()
-
-    def close(self) -> None:
-        self._process.close()
-        self.folders.close()
-
-    def _release(self, number: int) -> None:
-        self._process.tell(0, "remove", number)
-
-    def _begin(self) -> VllmProcess:
-        # safe path: the worker's neighbours are no modules of others
-        command = [self._options.interpreter, "-P", str(WORKER)]
-        logger.info("vLLM starts, which may take a minute; its log is %s", self._log, extra=AT_ONCE)
-        return VllmProcess(command, self._settings(), self._log)
-
-    def _start(self) -> None:
-        """Waits for it, and compares."""
+    def start(self) -> None:
+        """Raises ValueError where it cannot serve the model, StoppedError where it was closed."""
         started = time.perf_counter()
         try:
             self._info = self._process.ready.result(self._options.start_seconds)
@@ -152,7 +93,8 @@ class VllmEngine:
                 f"sampler='vllm': vLLM has not started within {self._options.start_seconds:g} s "
                 f"(sampler_options.start_seconds); its log is {self._log}"
             ) from error
-        except (StoppedError, ValueError):
+        except BaseException:
+            # Ctrl-C too
             self._process.close()
             raise
         logger.info(
@@ -160,6 +102,77 @@ class VllmEngine:
             "at most (RMS %.2g) from the local engine's",
             *(self._info["version"], time.perf_counter() - started, *distance),
         )
+
+    def require(self, config: AdapterConfig) -> None:
+        """Makes room for adapters of this kind, if need be by a new start of vLLM. Raises
+        ValueError where it cannot serve them."""
+        if HEAD in config.targets and not self._info["adapts_head"]:
+            raise ValueError(
+                f"train_unembed=True: vLLM's {self._info['model_class']} takes no adapter on its "
+                "output head; pass train_unembed=False, or sampler='local'"
+            )
+        size = rank_size(config.rank)
+        with self._lock:
+            if size > self._rank_size:
+                logger.info("vLLM starts again, with room for adapters of rank %d", size)
+                self._process.wait_until_idle()
+                self._process.close()
+                self._rank_size = size
+                self._process = self._begin()
+                self.start()
+
+    def add(self, weights: AdapterWeights) -> AdapterFolder:
+        """An adapter that vLLM has read. Raises ValueError where it cannot."""
+        adapter = self.folders.write(self._engine, weights)
+        try:
+            self._answer("add", adapter.key)
+        except RefusedError as error:
+            raise ValueError(
+                f"sampler='vllm': vLLM cannot serve this adapter ({error}); use sampler='local'"
+            ) from error
+        return adapter
+
+    def ask(self, kind: str, values: Any, on_tokens: OnTokens | None = None) -> Asked:
+        """Starts vLLM again where it has ended, once; who waits meanwhile is told."""
+        with self._lock:
+            if self._process.ended and not (self._was_restarted or self._closed):
+                logger.warning("vLLM has ended; it is started again, once")
+                self._was_restarted = True
+                self._process.close()
+                self._process = self._begin()
+                self.start()
+            process = self._process
+        number, future = process.ask(kind, values, on_tokens)
+        return Asked(future, lambda what, value=None: process.tell(number, what, value))
+
+    def sleep(self) -> None:
+        """When nothing runs any more, its weights leave the GPU; the next request wakes it."""
+        self._answer("sleep", None)
+
+    def close(self) -> None:
+        self._closed = True
+        # whoever waits for its start is told
+        self._process.close()
+        with self._lock:
+            # one that was begun meanwhile
+            self._process.close()
+        self.folders.close()
+
+    def _answer(self, kind: str, values: Any) -> None:
+        """Waits for it; asks again where vLLM ends meanwhile."""
+        try:
+            self.ask(kind, values).future.result()
+        except StoppedError:
+            self.ask(kind, values).future.result()
+
+    def _release(self, number: int) -> None:
+        self._process.tell(0, "remove", number)
+
+    def _begin(self) -> VllmProcess:
+        # safe path: the worker's neighbours are no modules of others
+        command = [self._options.interpreter, "-P", str(WORKER)]
+        logger.info("vLLM starts, which may take a minute; its log is %s", self._log, extra=AT_ONCE)
+        return VllmProcess(command, self._settings(), self._log)
 
     def _settings(self) -> Mapping[str, Any]:
         """Of AsyncEngineArgs."""

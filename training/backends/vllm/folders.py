@@ -3,17 +3,20 @@ vLLM knows an adapter by its name and its path alone, and keeps what it computed
 
 import contextlib
 import itertools
+import secrets
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from training.backends.local.adapters import AdapterWeights
 from training.backends.local.checkpoints import save_adapter
 from training.backends.local.engine import Engine
 
 MEMORY = Path("/dev/shm")
+PREFIX = "autodidact-vllm-"
 # of what is free in memory, what one adapter may take
 _SHARE = 0.25
 
@@ -38,14 +41,15 @@ def _release(number: int, path: Path, on_release: Callable[[int], None]) -> None
 
 
 class AdapterFolders:
-    """Private folders, in memory where a file system there has the room, else below `on_disk`."""
+    """Private folders, in memory where a file system there has the room, else below `on_disk`. What
+    killed processes have left in the same place goes when they are made."""
 
     def __init__(self, on_disk: Path, on_release: Callable[[int], None]) -> None:
         self._on_disk = on_disk
         self._on_release = on_release
         self._numbers = itertools.count(1)
         self._roots: dict[Path, Path] = {}
-        self._opened = contextlib.ExitStack()
+        self._removals: list[weakref.finalize] = []
 
     def write(self, engine: Engine, weights: AdapterWeights) -> AdapterFolder:
         number = next(self._numbers)
@@ -63,7 +67,8 @@ class AdapterFolders:
         return AdapterFolder(number, path, self._on_release)
 
     def close(self) -> None:
-        self._opened.close()
+        for remove in self._removals:
+            remove()
 
     def _root(self, size: int) -> Path:
         parent = self._on_disk
@@ -71,8 +76,33 @@ class AdapterFolders:
             parent = MEMORY
         if parent not in self._roots:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.TemporaryDirectory(
-                prefix="autodidact-vllm-", dir=parent, ignore_cleanup_errors=True
-            )
-            self._roots[parent] = Path(self._opened.enter_context(folder))
+            _remove_left(parent)
+            root = parent / f"{PREFIX}{secrets.token_hex(4)}"
+            # held before the folder is there, by which others find it
+            lock = _lock_of(root)
+            lock.acquire()
+            root.mkdir(mode=0o700)
+            self._removals.append(weakref.finalize(self, _remove, root, lock))
+            self._roots[parent] = root
         return self._roots[parent]
+
+
+def _lock_of(root: Path) -> FileLock:
+    return FileLock(root.with_suffix(".lock"), thread_local=False)
+
+
+def _remove(root: Path, lock: FileLock) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def _remove_left(parent: Path) -> None:
+    """Folders whose process does not live any more."""
+    for root in parent.glob(f"{PREFIX}*"):
+        lock = _lock_of(root)
+        # another user's cannot be locked
+        with contextlib.suppress(Timeout, OSError):
+            if root.is_dir():
+                lock.acquire(timeout=0)
+                _remove(root, lock)

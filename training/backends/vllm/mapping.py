@@ -24,11 +24,11 @@ def sample_seed(seed: int, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float, name: str = "temperature") -> None:
     """Raises ValueError for one that vLLM would change."""
     if _TINY <= temperature < LOWEST_TEMPERATURE:
         raise ValueError(
-            f"temperature={temperature}: vLLM samples at 0 or from {LOWEST_TEMPERATURE}; use one "
+            f"{name}={temperature}: vLLM samples at 0 or from {LOWEST_TEMPERATURE}; use one "
             "of these, or sampler='local'"
         )
 

@@ -1,6 +1,7 @@
 """The child process with vLLM, seen from here: requests as futures, and what becomes of them when
 it ends."""
 
+import contextlib
 import logging
 import os
 import queue
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
@@ -20,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("worker.py")
 CLOSE_SECONDS = 10.0
+# multiprocessing's tracker, which gives back the memory that killed processes shared
+TRACKER = b"multiprocessing.resource_tracker"
+TRACKER_SECONDS = 5.0
 _LAST_LINES = 3
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -79,6 +84,7 @@ class VllmProcess:
         self.ready: Future[dict[str, Any]] = self._waiting[0].future
         self._ended: StoppedError | None = None
         self._closing = False
+        self._close_lock = threading.Lock()
         self._outgoing: queue.SimpleQueue[tuple[int, str, Any] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=f"vllm-{target.__name__}", daemon=True)
@@ -121,26 +127,34 @@ class VllmProcess:
         self._outgoing.put((number, kind, values))
 
     def close(self) -> None:
-        """Ends it, and all its processes, whatever they are at."""
+        """Ends it, and all its processes, whatever they are at. May be called again."""
         self._closing = True
-        self._outgoing.put(None)
-        try:
-            self._process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            logger.warning("vLLM does not end by itself; its processes are killed")
-        self._kill()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
-        self._connection.close()
+        with self._close_lock:
+            self._outgoing.put(None)
+            # one that is still starting does not listen
+            if self.ready.done():
+                try:
+                    self._process.wait(CLOSE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    logger.warning("vLLM does not end by itself; its processes are killed")
+            self._kill()
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join()
+            self._connection.close()
 
     def _kill(self) -> None:
-        try:
+        """All processes of its group; the tracker last, when it has had time to end by itself."""
+        for pid, is_tracker in _members(self._process.pid).items():
+            if not is_tracker:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        until = time.monotonic() + TRACKER_SECONDS
+        while _members(self._process.pid) and time.monotonic() < until:
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        finally:
-            self._process.wait()
 
     def _write(self) -> None:
         try:
@@ -202,3 +216,17 @@ class VllmProcess:
         text = self._log.read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()][-_LAST_LINES:]
         return f"vLLM stopped ({how}); its log is {self._log}, which ends: {' | '.join(lines)}"
+
+
+def _members(group: int) -> dict[int, bool]:
+    """The living processes of a group, and whether each is a tracker; none where the system has no
+    /proc."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        # it may end meanwhile
+        with contextlib.suppress(OSError):
+            # pid (name) state parent group; a name may hold anything
+            state, _, its_group = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:3]
+            if int(its_group) == group and state != b"Z":
+                found[int(folder.name)] = TRACKER in (folder / "cmdline").read_bytes()
+    return found

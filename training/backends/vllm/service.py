@@ -17,7 +17,7 @@ from training.api import (
     SamplingParams,
 )
 from training.backends.local.adapters import Adapter, AdapterWeights
-from training.backends.local.engine import Engine
+from training.backends.local.engine import CLOSED, Engine
 from training.backends.local.sampler import SampleJob
 from training.backends.local.service import (
     LocalSamplingClient,
@@ -44,18 +44,30 @@ class VllmServiceClient(LocalServiceClient):
             raise ValueError("sampler_options.sleep=true: vLLM can sleep on a GPU alone")
         installed_version(self._vllm_options)
         self._vllms: dict[str, VllmEngine] = {}
+        self._closed = False
 
     def vllm(self, engine: Engine, rank: int = LoraConfig.rank) -> VllmEngine:
+        """Raises RuntimeError where the service was closed."""
         with self._lock:
+            if self._closed:
+                raise RuntimeError(CLOSED)
             found = self._vllms.get(engine.model_name)
             if found is None:
-                found = self._vllms[engine.model_name] = VllmEngine(
+                found = VllmEngine(
                     engine,
                     self._vllm_options,
                     rank=rank,
                     folder=self._checkpoint_dir,
                     log=new_log(self._checkpoint_dir),
                 )
+                # before it has started, for close() to find it
+                self._vllms[engine.model_name] = found
+                try:
+                    found.start()
+                except BaseException:
+                    self._vllms.pop(engine.model_name, None)
+                    found.close()
+                    raise
         return found
 
     def new_sampling_client(
@@ -74,7 +86,9 @@ class VllmServiceClient(LocalServiceClient):
         return None
 
     def close(self) -> None:
-        for vllm in self._vllms.values():
+        # without the lock, which is held while one starts
+        self._closed = True
+        for vllm in list(self._vllms.values()):
             vllm.close()
         self._vllms.clear()
         super().close()

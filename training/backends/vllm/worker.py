@@ -154,10 +154,15 @@ class Worker:
         return last
 
     async def _logprobs(self, number: int, values: dict[str, Any]) -> list[float]:
-        """Of the prompt's tokens after the first."""
+        """Of the prompt's tokens after the first, each as the only one that may follow those before
+        it. vLLM's prompt logprobs end it (0.32) where samples run beside them: the adapters of the
+        head are chosen by the rows of these."""
+        tokens = values["prompt"]
         async with _Busy(self):
             await self._load(values["adapter"])
-            return await self._of_prompt(f"{number}", values)
+            return await asyncio.gather(
+                *(self._of_token(f"{number}-{at}", at, values) for at in range(1, len(tokens)))
+            )
 
     async def _sleep(self, _number: int, _values: None) -> None:
         """When nothing runs any more."""
@@ -207,19 +212,21 @@ class Worker:
     async def _add_lora(self, name: str, number: int, path: str) -> None:
         await self._engine.add_lora(self._vllm.LoRARequest(name, number, path))
 
-    async def _of_prompt(self, request_id: str, values: dict[str, Any]) -> list[float]:
-        # a prompt alone cannot be asked for; the token is thrown away
+    async def _of_token(self, request_id: str, at: int, values: dict[str, Any]) -> float:
+        token = values["prompt"][at]
         params = self._vllm.SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            prompt_logprobs=0,
+            logprobs=0,
+            allowed_token_ids=[token],
             detokenize=False,
+            ignore_eos=True,
             output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
         )
-        found: list[float] = []
-        async for output in self._outputs(request_id, values, params):
-            pairs = zip(values["prompt"][1:], output.prompt_logprobs[1:], strict=True)
-            found = [float(position[token].logprob) for token, position in pairs]
+        before = {**values, "prompt": values["prompt"][:at]}
+        found = float("nan")
+        async for output in self._outputs(request_id, before, params):
+            found = float(output.outputs[0].logprobs[0][token].logprob)
         return found
 
     def _outputs(self, request_id: str, values: dict[str, Any], params: Any) -> AsyncIterator[Any]:
