@@ -38,38 +38,6 @@ _NEGATION = regex.compile(
 )
 
 
-def exact_duplicates(texts: Sequence[str]) -> list[list[int]]:
-    """Groups of indices whose texts are equal once normalised, and in their numbers and negations;
-    texts without a double are in none."""
-    return [group for group in _by_text(_compared(texts)).values() if len(group) > 1]
-
-
-def near_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> list[list[int]]:
-    """Groups of indices joined by pairs whose `jaccard` is at least `threshold` (0 < threshold
-    <= 1), exact duplicates included. Two short texts (see `jaccard`) with other numbers or lone
-    letters (option C), or negated another number of times, are none, however alike: they say
-    something else.
-
-    A chain of pairs is one group, so its ends may be less alike. Groups and indices ascend.
-    """
-    _require_threshold(threshold)
-    compared = _compared(texts)
-    indices_by_text = _by_text(compared)
-    distinct = [compared[indices[0]] for indices in indices_by_text.values()]
-    index = _Duplicates(distinct)
-    group_of = np.arange(len(distinct))
-    for place in range(len(distinct)):
-        linked = np.unique(group_of[index.similarities(place) >= threshold])
-        if len(linked):
-            group_of[np.isin(group_of, linked)] = linked[0]
-            group_of[place] = linked[0]
-        index.add(place)
-    groups: dict[int, list[int]] = {}
-    for label, indices in zip(group_of.tolist(), indices_by_text.values(), strict=True):
-        groups.setdefault(label, []).extend(indices)
-    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
-
-
 class Unrepeated(NamedTuple):
     """kept: indices, ascending. repeats: for each dropped index, the kept one that it repeats."""
 
@@ -78,13 +46,16 @@ class Unrepeated(NamedTuple):
 
 
 def remove_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> Unrepeated:
-    """Keeps a text unless its `jaccard` with one kept before it is at least `threshold`, and no
-    number, letter or negation tells the two apart (see `near_duplicates`).
+    """Keeps a text unless its `jaccard` with one kept before it is at least `threshold`
+    (0 < threshold <= 1). Of two short texts (see `jaccard`) with other numbers or lone letters
+    (option C), or negated another number of times, neither repeats the other, however alike: they
+    say something else.
 
     So no two kept texts are that alike, and each dropped one is that like the text it is said to
     repeat: of the kept ones before it the most alike, the first among equals.
     """
-    _require_threshold(threshold)
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold={threshold}: a similarity above 0 and up to 1 is needed")
     index = _Duplicates(_compared(texts))
     result = Unrepeated([], {})
     for place in range(len(texts)):
@@ -130,22 +101,10 @@ def _compared(texts: Iterable[str]) -> list[_Text]:
     ]
 
 
-def _by_text(texts: Iterable[_Text]) -> dict[Hashable, list[int]]:
-    indices: dict[Hashable, list[int]] = {}
-    for index, text in enumerate(texts):
-        indices.setdefault((text.normalised, text.facts), []).append(index)
-    return indices
-
-
 def _labels(values: Iterable[Hashable]) -> np.ndarray:
     """Equal numbers for equal values."""
     ids: dict[Hashable, int] = {}
     return np.array([ids.setdefault(value, len(ids)) for value in values], dtype=int)
-
-
-def _require_threshold(threshold: float) -> None:
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold}: a similarity above 0 and up to 1 is needed")
 
 
 class _Duplicates:

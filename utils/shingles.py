@@ -56,15 +56,6 @@ def words(normalised: str) -> list[str]:
     return normalised.split() if normalised.isascii() else _PIECE.findall(normalised)
 
 
-def jaccard(first: str, second: str) -> float:
-    """Shared shingles over all shingles of two texts, 0..1.
-
-    Shingles are runs of 5 words, or of 5 characters if either text has fewer than 40 words. Texts
-    that normalise to nothing equal each other.
-    """
-    return jaccard_normalised(normalise(first), normalise(second))
-
-
 class Match(NamedTuple):
     """`index` is None if no text shares a shingle; `jaccard` is then 0."""
 
@@ -104,8 +95,12 @@ def _characters(text: str) -> list[str]:
     return list(dict.fromkeys(text[i : i + SHINGLE_CHARACTERS] for i in range(last + 1)))
 
 
-def jaccard_normalised(first: str, second: str) -> float:
-    """`jaccard` of texts as `normalise` gives them."""
+def jaccard(first: str, second: str) -> float:
+    """Shared shingles over all shingles of two texts, 0..1.
+
+    Shingles are runs of 5 words, or of 5 characters if either text has fewer than 40 words. Empty
+    texts equal each other.
+    """
     shingles = _characters if is_short(first) or is_short(second) else _words
     a, b = set(shingles(first)), set(shingles(second))
     return len(a & b) / len(a | b)

@@ -29,6 +29,14 @@ def print_anything() -> None:
         stream.reconfigure(errors="plain_signs")
 
 
+def wants_colour() -> bool:
+    """Whether stdout is a terminal, and neither NO_COLOR (https://no-color.org) nor TERM=dumb asks
+    for none."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -12,7 +12,7 @@ from utils.shingles import (
     best_match,
     grams,
     is_short,
-    jaccard_normalised,
+    jaccard,
     normalise,
     words,
 )
@@ -28,17 +28,11 @@ def overlap(texts: Sequence[str], other: Sequence[str]) -> list[Match]:
     return [best_match(index.similarities(text)) for text in ours]
 
 
-def distinct_n(texts: Iterable[str], n: int) -> float | None:
-    """Distinct over all n-grams of words in all texts together (Li et al., arXiv 1510.03055);
-    None if there is no n-gram. It falls with the amount of text: compare like amounts."""
-    if n < 1:
-        raise ValueError(f"n={n}: an n-gram has at least one word")
-    return _distinct([words(normalise(text)) for text in texts], n)
-
-
 @dataclass(frozen=True)
 class Diversity:
-    """mean_jaccard: over n_pairs pairs, None if fewer than two texts; mean_words: per text."""
+    """distinct_n: distinct over all n-grams of words in all texts together (Li et al., arXiv
+    1510.03055), None if there is no n-gram; it falls with the amount of text: compare like amounts.
+    mean_jaccard: over n_pairs pairs, None if fewer than two texts; mean_words: per text."""
 
     n_texts: int
     distinct_1: float | None
@@ -66,9 +60,7 @@ def diversity(texts: Sequence[str], *, seed: int = 0, max_pairs: int = 2000) -> 
         pairs = list(drawn)
     normalised = list(map(normalise, texts))
     words_N = list(map(words, normalised))
-    similarities = [
-        jaccard_normalised(normalised[first], normalised[second]) for first, second in pairs
-    ]
+    similarities = [jaccard(normalised[first], normalised[second]) for first, second in pairs]
     return Diversity(
         n_texts=n,
         distinct_1=_distinct(words_N, 1),

@@ -81,7 +81,7 @@ class Answer(BaseModel):
 
 
 def structured(start: str, end: str, text: str) -> Answer:
-    return require_model(Reply(start + text + end, "stop"), "judge", Answer)
+    return require_model(Reply(start + text + end, "stop", None), "judge", Answer)
 
 
 READERS: dict[str, Callable[[str], object]] = {

@@ -6,19 +6,23 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chz
 import pytest
 import sft
 from places import ROOT
 
 from training.icl.train_report import closing_words as icl_closing_words
 from training.loop import exit_on_interrupt
+from utils.config.entrypoint import exit_with_help
 from utils.llm.runs import exit_unfinished
 from utils.runs.run_dir import RunDir
 from utils.runs.tables import text_table
-from utils.terminal import command, print_anything, setting
+from utils.runs.terminal_grids import terminal_grid
+from utils.terminal import command, print_anything, setting, wants_colour
 
 SAID = "Grüße, 東京 \ud83d"
 
@@ -57,6 +61,50 @@ def test_a_stdout_of_another_kind_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     for stream in (None, io.StringIO()):
         monkeypatch.setattr(sys, "stdout", stream)
         print_anything()
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@chz.chz
+class Settings:
+    x: int = chz.field(default=1, doc="some")
+
+
+@pytest.mark.parametrize(
+    ("stream", "variables", "coloured"),
+    [
+        (Screen, {}, True),
+        (Screen, {"TERM": "xterm"}, True),
+        (Screen, {"NO_COLOR": ""}, True),
+        (Screen, {"NO_COLOR": "1"}, False),
+        (Screen, {"NO_COLOR": "0", "TERM": "xterm"}, False),
+        (Screen, {"TERM": "dumb"}, False),
+        (io.StringIO, {"TERM": "xterm"}, False),
+        (lambda: None, {"TERM": "xterm"}, False),
+    ],
+)
+def test_colour_only_on_a_terminal_that_wants_it(
+    stream: Callable[[], io.StringIO | None],
+    variables: dict[str, str],
+    coloured: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    out = stream()
+    monkeypatch.setattr(sys, "stdout", out)
+    assert wants_colour() is coloured
+    assert ("\x1b" in terminal_grid([[1]])) is coloured
+    if out is not None:
+        with pytest.raises(SystemExit):
+            exit_with_help(Settings, ["--help"])
+        assert "int  some" in out.getvalue()
+        assert ("\x1b[1mx\x1b" in out.getvalue()) is ("\x1b" in out.getvalue()) is coloured
 
 
 MAIN = f"""

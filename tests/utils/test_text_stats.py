@@ -8,14 +8,14 @@ import os
 import random
 import subprocess
 import sys
-from itertools import combinations
+from itertools import combinations, permutations
 
 import pytest
 from places import ROOT
 
-from utils.duplicates import Unrepeated, exact_duplicates, near_duplicates, remove_duplicates
+from utils.duplicates import Unrepeated, remove_duplicates
 from utils.shingles import Match, jaccard, normalise, words
-from utils.text_stats import distinct_n, diversity, overlap
+from utils.text_stats import diversity, overlap
 
 THRESHOLDS = [0.05, 0.3, 0.5, 0.7, 0.9, 1.0]
 SEEDS = [0, 1, 2, 3]
@@ -65,20 +65,15 @@ def brute_jaccard(first: str, second: str) -> float:
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
+def similarity(first: str, second: str) -> float:
+    return jaccard(normalise(first), normalise(second))
+
+
 def brute_likeness(first: str, second: str) -> float:
     """Of duplicates: `random_texts` has no numbers, no lone letters, and one negation, "don't"."""
     short = max(len(words(normalise(text))) for text in (first, second)) < 40
     negations = {text.casefold().count("don't") for text in (first, second)}
     return 0.0 if short and len(negations) > 1 else brute_jaccard(first, second)
-
-
-def brute_groups(texts: list[str], threshold: float) -> list[list[int]]:
-    groups = [{index} for index in range(len(texts))]
-    for i, j in combinations(range(len(texts)), 2):
-        if brute_likeness(texts[i], texts[j]) >= threshold:
-            joined = [group for group in groups if i in group or j in group]
-            groups = [group for group in groups if group not in joined] + [set().union(*joined)]
-    return sorted(sorted(group) for group in groups if len(group) > 1)
 
 
 def brute_removal(texts: list[str], threshold: float) -> Unrepeated:
@@ -145,13 +140,12 @@ def test_words(text: str, expected: list[str]) -> None:
 
 def test_texts_without_blanks_have_words() -> None:
     texts = ["我喜欢吃苹果", "我喜欢吃香蕉"]
-    assert distinct_n(texts, 1) == 8 / 12
-    assert distinct_n(texts, 2) == 7 / 10
+    assert distinct(texts)[:2] == (8 / 12, 7 / 10)
     assert diversity(texts).mean_words == 6
-    assert distinct_n(["สวัสดี สวัสดี"], 1) == 3 / 8
+    assert distinct(["สวัสดี สวัสดี"])[0] == 3 / 8
     # long ones are compared by words, of which a changed one costs five shingles
     long = "".join(chr(0x4E00 + i) for i in range(50))
-    assert jaccard(long, long[:25] + "龍" + long[26:]) == 41 / 51
+    assert similarity(long, long[:25] + "龍" + long[26:]) == 41 / 51
 
 
 # ---- similarity ----
@@ -159,33 +153,34 @@ def test_texts_without_blanks_have_words() -> None:
 
 def test_short_texts_are_compared_by_characters() -> None:
     # abcde bcdef cdefg | bcdef cdefg defgh
-    assert jaccard("abcdefg", "bcdefgh") == 2 / 4
-    assert jaccard("abcd", "ABCD!") == 1
-    assert jaccard("abcd", "abce") == 0
-    assert jaccard("", "...") == 1
-    assert jaccard("", "abcd") == 0
+    assert similarity("abcdefg", "bcdefgh") == 2 / 4
+    assert similarity("abcd", "ABCD!") == 1
+    assert similarity("abcd", "abce") == 0
+    assert similarity("", "...") == 1
+    assert similarity("", "abcd") == 0
 
 
 def test_long_texts_are_compared_by_words() -> None:
     words = [f"word{i}" for i in range(40)]
     changed = [*words[:20], "other", *words[21:]]
     # 36 shingles each, of which the changed word is in 5
-    assert jaccard(" ".join(words), " ".join(changed)) == 31 / 41
+    assert similarity(" ".join(words), " ".join(changed)) == 31 / 41
     # 39 words make both texts short: characters see how alike "word20" and "other" are
-    assert jaccard(" ".join(words[1:]), " ".join(words)) > 0.9
+    assert similarity(" ".join(words[1:]), " ".join(words)) > 0.9
 
 
-def test_a_short_and_a_long_text_can_be_near_duplicates() -> None:
+def test_a_short_and_a_long_text_can_be_duplicates() -> None:
     words = [f"word{i}" for i in range(41)]
     texts = [" ".join(words[:39]), " ".join(words), " ".join(words[:40])]
-    assert near_duplicates(texts, 0.9) == [[0, 1, 2]]
+    for order in permutations(texts):
+        assert remove_duplicates(order, 0.9).kept == [0]
     assert [match.index for match in overlap(texts, texts[::-1])] == [2, 1, 0]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_jaccard_equals_brute_force(seed: int) -> None:
     for first, second in combinations(random_texts(seed, 40), 2):
-        assert jaccard(first, second) == brute_jaccard(first, second)
+        assert similarity(first, second) == brute_jaccard(first, second)
 
 
 # ---- duplicates ----
@@ -193,14 +188,12 @@ def test_jaccard_equals_brute_force(seed: int) -> None:
 
 def test_exact_duplicates() -> None:
     texts = ["A b", "c", "a  B!", "", "C.", "d", "?"]
-    assert exact_duplicates(texts) == [[0, 2], [1, 4], [3, 6]]
-    assert exact_duplicates([]) == []
+    repeats = {2: Match(0, 1.0), 4: Match(1, 1.0), 6: Match(3, 1.0)}
+    assert remove_duplicates(texts, 1.0) == Unrepeated([0, 1, 3, 5], repeats)
 
 
 def test_no_texts_and_empty_texts() -> None:
-    assert near_duplicates([]) == []
     assert remove_duplicates([]) == Unrepeated([], {})
-    assert near_duplicates(["", "!", "a"]) == [[0, 1]]
     assert remove_duplicates(["", "!", "a"]) == Unrepeated([0, 2], {1: Match(0, 1.0)})
 
 
@@ -231,15 +224,16 @@ def test_no_texts_and_empty_texts() -> None:
 )
 def test_numbers_letters_and_negations_matter_in_short_texts(first: str, second: str) -> None:
     for texts in ([first, second], [second, first]):
-        assert near_duplicates(texts, 0.4) == exact_duplicates(texts) == []
         assert remove_duplicates(texts, 0.4) == Unrepeated([0, 1], {})
     doubled = [first, second, f"{first}!", second.upper()]
-    assert near_duplicates(doubled, 0.4) == [[0, 2], [1, 3]]
+    repeats = {2: Match(0, 1.0), 3: Match(1, 1.0)}
+    assert remove_duplicates(doubled, 0.4) == Unrepeated([0, 1], repeats)
     # a leak is one with other numbers too
     assert overlap([first], [second])[0].jaccard > 0.4
     # in a long text they are a small part of what is said
     rest = " ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(60))
-    assert near_duplicates([f"{first} {rest}", f"{second} {rest}"]) == [[0, 1]]
+    for texts in permutations([f"{first} {rest}", f"{second} {rest}"]):
+        assert remove_duplicates(texts).kept == [0]
 
 
 @pytest.mark.parametrize(
@@ -256,22 +250,21 @@ def test_numbers_letters_and_negations_matter_in_short_texts(first: str, second:
         ("Tengo dos perros y un gato negro", "Tengo dos perros, un gato negro"),
     ],
 )
-def test_the_same_numbers_letters_and_negations_are_near_duplicates(
-    first: str, second: str
-) -> None:
-    assert near_duplicates([first, second], 0.4) == [[0, 1]]
+def test_the_same_numbers_letters_and_negations_tell_nothing_apart(first: str, second: str) -> None:
+    for texts in permutations([first, second]):
+        assert remove_duplicates(texts, 0.4).kept == [0]
 
 
 def test_punctuation_alone_tells_no_texts_apart() -> None:
     texts = ["A. Bird", "a bird", "A: bird!"]
-    assert exact_duplicates(texts) == near_duplicates(texts) == [[0, 1, 2]]
-    assert remove_duplicates(texts).kept == [0]
+    for order in permutations(texts):
+        repeats = {1: Match(0, 1.0), 2: Match(0, 1.0)}
+        assert remove_duplicates(order) == Unrepeated([0], repeats)
 
 
-def test_a_chain_is_one_group_but_keeps_both_ends() -> None:
+def test_a_chain_keeps_both_ends() -> None:
     texts = ["abcdefghij", "cdefghijkl", "efghijklmn"]
-    assert [jaccard(texts[0], text) for text in texts] == [1, 4 / 8, 2 / 10]
-    assert near_duplicates(texts, 0.5) == [[0, 1, 2]]
+    assert [similarity(texts[0], text) for text in texts] == [1, 4 / 8, 2 / 10]
     assert remove_duplicates(texts, 0.5) == Unrepeated([0, 2], {1: Match(0, 0.5)})
 
 
@@ -286,15 +279,14 @@ def test_a_repeat_names_the_most_similar_text_kept_before_it() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_duplicates_equal_brute_force(seed: int, threshold: float) -> None:
     texts = random_texts(seed)
-    assert near_duplicates(texts, threshold) == brute_groups(texts, threshold)
-    assert remove_duplicates(texts, threshold) == brute_removal(texts, threshold)
+    for order in (texts, texts[::-1]):
+        assert remove_duplicates(order, threshold) == brute_removal(order, threshold)
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.01, float("nan")])
 def test_threshold_is_checked(threshold: float) -> None:
-    for function in (near_duplicates, remove_duplicates):
-        with pytest.raises(ValueError, match="threshold"):
-            function(["a", "b"], threshold)
+    with pytest.raises(ValueError, match="threshold"):
+        remove_duplicates(["a", "b"], threshold)
 
 
 # ---- overlap ----
@@ -329,15 +321,17 @@ def test_overlap_without_a_match() -> None:
 # ---- diversity ----
 
 
+def distinct(texts: list[str]) -> tuple[float | None, ...]:
+    found = diversity(texts)
+    return found.distinct_1, found.distinct_2, found.distinct_3
+
+
 def test_distinct_n() -> None:
-    texts = ["The cat, the dog", "the cat"]
-    assert distinct_n(texts, 1) == 3 / 6
-    assert distinct_n(texts, 2) == 3 / 4
-    assert distinct_n(texts, 3) == 1
-    assert distinct_n(texts, 5) is None
-    assert distinct_n([], 1) is None
-    with pytest.raises(ValueError, match="n=0"):
-        distinct_n(texts, 0)
+    assert distinct(["The cat, the dog", "the cat"]) == (3 / 6, 3 / 4, 1)
+    # no n-gram goes from one text into the next
+    assert distinct(["the cat", "The dog!", "the cat"]) == (3 / 6, 2 / 3, None)
+    assert distinct(["the", "..."]) == (1, None, None)
+    assert distinct([]) == (None, None, None)
 
 
 def test_diversity_of_all_pairs() -> None:
@@ -383,7 +377,7 @@ from utils.duplicates import *
 from utils.text_stats import *
 texts = json.load(sys.stdin)
 print(json.dumps([
-    near_duplicates(texts, 0.3), remove_duplicates(texts, 0.3), overlap(texts[:30], texts[30:]),
+    remove_duplicates(texts, 0.3), overlap(texts[:30], texts[30:]),
     repr(diversity(texts, max_pairs=100)),
 ]))
 """

@@ -29,7 +29,6 @@ from utils.config.help import (
     GivenValue,
     Page,
     terminal_width,
-    wants_color,
     wrapped,
     wrapped_docstring,
 )
@@ -40,7 +39,7 @@ from utils.config.presets import presets_text
 from utils.config.types import fields_of
 from utils.openmp import bound_spinning
 from utils.runs.inputs import file_inputs
-from utils.terminal import print_anything, visible
+from utils.terminal import print_anything, visible, wants_colour
 
 __all__ = [
     "COMMAND_LINE",
@@ -140,7 +139,7 @@ def exit_with_help(
             doc=doc,
             topics=topics,
             width=terminal_width(),
-            color=wants_color(),
+            color=wants_colour(),
         )
         print(text, end="")
         sys.exit(0)

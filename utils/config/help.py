@@ -9,10 +9,8 @@ from __future__ import annotations
 import difflib
 import enum
 import inspect
-import os
 import re
 import shutil
-import sys
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -309,10 +307,6 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
 def terminal_width() -> int:
     """Of stdout's terminal; 80 where there is none and COLUMNS says nothing."""
     return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((80, 24)).columns))
-
-
-def wants_color() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def wrapped_docstring(doc: str, width: int) -> list[str]:

@@ -216,12 +216,13 @@ class Usage:
 @dataclass(frozen=True)
 class Reply:
     """What came back. `finish_reason` is stop, length, content_filter, error, or what the provider
-    says; `model` is the one that answered, which need not be the one asked for. `not_sent` are the
-    parameters of the request that the endpoint left out since the model does not take them."""
+    says; `usage` None where it says none; `model` is the one that answered, which need not be the
+    one asked for. `not_sent` are the parameters of the request that the endpoint left out since the
+    model does not take them."""
 
     text: str
     finish_reason: str | None
-    usage: Usage | None = None
+    usage: Usage | None
     provider: str | None = None
     model: str | None = None
     generation_id: str | None = None

@@ -6,10 +6,14 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from utils.llm.api import Reply, Request, Role, Usage
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from utils.llm.api import Reply, Request, Role
 from utils.runs.files import append_jsonl, read_jsonl
+
+# of a line, whose other values are notes for people; a reply may hold nothing else
+_KEY_AND_REPLY = TypeAdapter(tuple[str, Reply], config=ConfigDict(extra="forbid"))
 
 
 def cache_key(role: Role, request: Request) -> str:
@@ -39,9 +43,16 @@ class ResponseCache:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._replies: dict[str, Reply] = {}
-        if path is not None and path.exists():
-            for record in read_jsonl(path):
-                self._replies[_key_of(record, path)] = _reply_of(record, path)
+        for record in [] if path is None else read_jsonl(path, missing_ok=True):
+            try:
+                line = record.get("key"), record.get("reply")
+                key, reply = _KEY_AND_REPLY.validate_python(line)
+            except ValidationError as error:
+                shown = json.dumps(record)[:100]
+                raise ValueError(
+                    f"{path} is no response cache, it holds {shown}; name another cache file"
+                ) from error
+            self._replies[key] = reply
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -54,26 +65,3 @@ class ResponseCache:
         if self.path is not None:
             append_jsonl(self.path, {"key": key, **notes, "reply": asdict(reply)})
         self._replies[key] = reply
-
-
-def _key_of(record: dict[str, Any], path: Path) -> str:
-    key = record.get("key")
-    if not isinstance(key, str):
-        raise _not_ours(path, record)
-    return key
-
-
-def _reply_of(record: dict[str, Any], path: Path) -> Reply:
-    try:
-        values = dict(record["reply"])
-        usage = values.pop("usage")
-        # JSON has no tuples, and older files do not have it
-        values["not_sent"] = tuple(values.get("not_sent", ()))
-        return Reply(**values, usage=None if usage is None else Usage(**usage))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _not_ours(path, record) from error
-
-
-def _not_ours(path: Path, record: dict[str, Any]) -> ValueError:
-    shown = json.dumps(record)[:100]
-    return ValueError(f"{path} is no response cache, it holds {shown}; name another cache file")

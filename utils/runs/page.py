@@ -36,7 +36,8 @@ def escape(text: object) -> str:
     return html.escape(clean)
 
 
-# the policy forbids the page to load anything, whatever a sample may smuggle in
+# the policy forbids the page to load anything, whatever a sample may smuggle in; data: are the
+# colour bars of matplotlib's SVG, which it draws as images
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -89,7 +90,7 @@ th, td { text-align: left; vertical-align: top; padding: 6px 20px 6px 0; max-wid
 td { border-top: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.plot svg, .plot img { display: block; width: 720px; max-width: 100%; height: auto;
+.plot svg { display: block; width: 720px; max-width: 100%; height: auto;
   background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 8px; }
 pre { background: var(--code); border: 1px solid var(--line); border-radius: 8px;
   margin: 8px 0 16px; padding: 12px 14px;

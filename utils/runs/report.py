@@ -10,7 +10,6 @@ report.write(run.path / "report.html")
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import re
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from utils.runs.files import atomic_write_bytes, atomic_write_text
 from utils.runs.grid_pictures import ArcPair, pairs_html
 from utils.runs.page import escape, page_html
-from utils.runs.tables import cell_text, is_number
+from utils.runs.tables import cell_text, numeric_columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,16 +63,7 @@ class Report:
         self, headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = ""
     ) -> None:
         """Numbers to the right, floats with four digits, None as a dash; wide ones scroll."""
-        for row in rows:
-            if len(row) != len(headers):
-                raise ValueError(
-                    f"row {list(row)!r} has {len(row)} cells for {len(headers)} columns"
-                )
-        numeric = [
-            any(is_number(row[i]) for row in rows)
-            and all(row[i] is None or is_number(row[i]) for row in rows)
-            for i in range(len(headers))
-        ]
+        numeric = numeric_columns(headers, rows)
         number = [' class="number"' if is_numeric else "" for is_numeric in numeric]
         head = "".join(f"<th{n}>{escape(h)}</th>" for h, n in zip(headers, number, strict=True))
         body = "".join(
@@ -90,12 +80,10 @@ class Report:
             f"<tbody>{body}</tbody></table></div>{_caption(caption)}</figure>"
         )
 
-    def figure(
-        self, figure: Figure, caption: str = "", *, form: Literal["svg", "png"] = "svg"
-    ) -> None:
-        """A matplotlib figure; png is smaller where there are thousands of points."""
+    def figure(self, figure: Figure, caption: str = "") -> None:
+        """A matplotlib figure."""
         self._n_figures += 1
-        image = _svg(figure, f"figure{self._n_figures}") if form == "svg" else _png(figure, caption)
+        image = _svg(figure, f"figure{self._n_figures}")
         self._parts.append(f'<figure class="plot">{image}{_caption(caption)}</figure>')
 
     def pre(self, text: str, label: str = "") -> None:
@@ -207,10 +195,3 @@ def _svg(figure: Figure, salt: str) -> str:
 
 def _without_id(match: re.Match[str]) -> str:
     return "<g>" if match[0].startswith("<g") else ""
-
-
-def _png(figure: Figure, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'

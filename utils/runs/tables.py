@@ -32,11 +32,9 @@ def text_table(
     columns are shown in several tables, one below the other, which all begin with the columns that
     name a row: the first, and texts that follow it.
     """
-    for row in rows:
-        if len(row) != len(headers):
-            raise ValueError(f"row {list(row)!r} has {len(row)} cells for {len(headers)} columns")
+    numeric = numeric_columns(headers, rows)
     if align is None:
-        align = "".join(_default_align([row[i] for row in rows]) for i in range(len(headers)))
+        align = "".join("r" if is_numeric else "l" for is_numeric in numeric)
     if len(align) != len(headers) or set(align) - {"l", "r"}:
         raise ValueError(f"align={align!r}: one l or r for each of {len(headers)} columns")
     columns = [
@@ -49,11 +47,14 @@ def text_table(
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """With a header of all columns; None is an empty cell."""
-    buffer = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    return csv_of_table(names, [[row.get(name) for name in names] for row in rows])
+
+
+def csv_of_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """`csv_text` where headers may be equal."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([headers, *rows])
     return buffer.getvalue()
 
 
@@ -75,9 +76,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _default_align(column: Sequence[Any]) -> str:
-    shown = [value for value in column if value is not None]
-    return "r" if shown and all(is_number(value) for value in shown) else "l"
+def numeric_columns(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[bool]:
+    """Of each column whether it goes right: it has numbers, and nothing else but None. Raises a
+    ValueError for a row of another length."""
+    for row in rows:
+        if len(row) != len(headers):
+            raise ValueError(f"row {list(row)!r} has {len(row)} cells for {len(headers)} columns")
+    columns = ([row[i] for row in rows if row[i] is not None] for i in range(len(headers)))
+    return [bool(column) and all(map(is_number, column)) for column in columns]
 
 
 class _Column:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Sequence
 
 from rich.cells import cell_len
+
+from utils.terminal import wants_colour
 
 Grid = Sequence[Sequence[int]]
 
 # the usual ARC colours, in the 256 that every terminal has
 ANSI_COLOURS = (16, 26, 203, 41, 220, 248, 199, 208, 117, 88)
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
-
-
-def use_colour() -> bool:
-    """Whether stdout is a terminal that wants colour (https://no-color.org)."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return False
-    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def terminal_grid(
@@ -30,7 +23,7 @@ def terminal_grid(
     colour and * after a digit. `colour=None` asks the terminal."""
     if grid is None:
         return "(no grid)"
-    colour = use_colour() if colour is None else colour
+    colour = wants_colour() if colour is None else colour
     lines = []
     for r, row in enumerate(grid):
         cells = [

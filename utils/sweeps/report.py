@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import logging
 import math
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.runs.files import atomic_write_text, read_jsonl
 from utils.runs.report import Report, line_plot, save_png
-from utils.runs.tables import is_number, text_table
+from utils.runs.tables import csv_of_table, is_number, text_table
 from utils.sweeps.manifest import Axes, Cell, Manifest, axis_labels, is_seed, same_text
 from utils.terminal import argument_text
 
@@ -212,13 +210,6 @@ def plot(drawn: Curves, label: str) -> Figure:
     return figure
 
 
-def write_csv(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([headers, *rows])
-    atomic_write_text(path, buffer.getvalue())
-
-
 def write_results_csv(path: Path, results: Sequence[Result], axes: Axes) -> None:
     """Every cell with everything that it measured; a metric of an axis' name is `last NAME`."""
     names = list(dict.fromkeys(name for r in results for name in r.metrics))
@@ -233,7 +224,7 @@ def write_results_csv(path: Path, results: Sequence[Result], axes: Axes) -> None
         ]
         for r in results
     ]
-    write_csv(path, headers, rows)
+    atomic_write_text(path, csv_of_table(headers, rows))
 
 
 def write_outcome(
@@ -286,7 +277,7 @@ def _write_plot(folder: Path, drawn: Curves, axes: Axes) -> Figure:
         for point in points
     ]
     headers = ["line", drawn.key, drawn.metric, "standard_error", "cells"]
-    write_csv(folder / "sweep_plot.csv", headers, rows)
+    atomic_write_text(folder / "sweep_plot.csv", csv_of_table(headers, rows))
     return figure
 
 

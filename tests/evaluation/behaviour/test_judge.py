@@ -141,7 +141,7 @@ def test_a_good_answer() -> None:
 )
 def test_wrong_answers(wrong: dict[str, Any]) -> None:
     with pytest.raises(LLMError, match="invalid_schema"):
-        require_model(Reply(json.dumps(wrong), "stop"), "judge", judgment_model(BOTH))
+        require_model(Reply(json.dumps(wrong), "stop", None), "judge", judgment_model(BOTH))
 
 
 # --- what a judge is told

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from utils.llm.client import LLMClient, stage
 from utils.llm.openai_endpoint import OpenAIEndpoint
 from utils.llm.retry import Lane, RetryPolicy
 from utils.llm.schemas import strict_schema, without_bounds
+from utils.runs.files import append_jsonl
 from utils.runs.tables import text_table
 
 T = TypeVar("T")
@@ -528,7 +530,7 @@ def test_a_429_pauses_its_role_and_no_other():
         if len(judge.requests) == 3:
             raise LLMError("rate", "judge", "slow down", retry_after=300.0)
         await asyncio.sleep(0)
-        return Reply("yes", "stop")
+        return Reply("yes", "stop", None)
 
     judge = Scripted(Role("judge", "m"), refuse)
 
@@ -561,7 +563,7 @@ def test_a_pause_that_was_asked_for_is_kept_by_all_calls(kind: Kind):
         if number == 3:
             refused_at = time.monotonic()
             raise LLMError(kind, "judge", "slow down", retry_after=wait)
-        return Reply("yes", "stop")
+        return Reply("yes", "stop", None)
 
     async def main() -> list[str]:
         endpoint = Scripted(Role("judge", "m"), refuse)
@@ -977,12 +979,54 @@ def test_a_cache_torn_at_any_point_is_taken_up(tmp_path: Path):
             assert len(server.requests) == made
 
 
-def test_a_file_that_is_no_cache_is_refused(tmp_path: Path):
+USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "cost_usd": None}
+# as runs have written it
+REPLY = {"text": "yes \ud800", "finish_reason": None, "usage": USAGE, "provider": None}
+LINE = {"key": "k", "role": "judge", "sample_index": 1, "reply": REPLY}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"a": 1},
+        {"key": "k"},
+        {"reply": REPLY},
+        {**LINE, "key": 1},
+        {**LINE, "key": None},
+        {**LINE, "reply": None},
+        {**LINE, "reply": "yes"},
+        {**LINE, "reply": {"text": 1}},
+        {**LINE, "reply": {**REPLY, "other": 1}},
+        {**LINE, "reply": {**REPLY, "not_sent": None}},
+        {**LINE, "reply": {**REPLY, "usage": {**USAGE, "other": 1}}},
+        {**LINE, "reply": {**REPLY, "usage": {"prompt_tokens": 3}}},
+        *({**LINE, "reply": {k: REPLY[k] for k in REPLY if k != name}} for name in list(REPLY)[:3]),
+    ],
+)
+def test_a_file_that_is_no_cache_is_refused(tmp_path: Path, line: dict[str, Any]):
     cache = tmp_path / "x.jsonl"
-    for text in ['{"a": 1}\n', '{"key": "x", "reply": {"text": 1}}\n', '{"key": "x"}\n']:
-        cache.write_text(text)
-        with pytest.raises(ValueError, match="no response cache"):
-            ResponseCache(cache)
+    cache.write_text(f"{json.dumps(LINE)}\n{json.dumps(line)}\n")
+    message = f"{cache} is no response cache, it holds {json.dumps(line)[:100]}; name another"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ResponseCache(cache)
+
+
+def test_what_a_cache_holds_is_read_as_it_was_put(tmp_path: Path):
+    cache = tmp_path / "cache.jsonl"
+    full = Reply(
+        *("two\nlines \ud800", "stop", Usage(3, 4, 0.5), "provider", "model", "id", "refusal"),
+        not_sent=("seed", "temperature"),
+    )
+    plain = Reply("", None, None)
+    ResponseCache(cache).put("full", full, role="judge", sample_index=0)
+    ResponseCache(cache).put("plain", plain)
+    # files from before `not_sent` was kept, and whose endpoint told a cost without a fraction
+    older = {**REPLY, "usage": {**USAGE, "cost_usd": 1}}
+    append_jsonl(cache, {**LINE, "reply": older})
+    read = ResponseCache(cache)
+    assert (read.get("full"), read.get("plain")) == (full, plain)
+    assert read.get("k") == Reply("yes \ud800", None, Usage(3, 4, 1))
+    assert len(read) == 3 and read.get("other") is None
 
 
 DRIVER = """

@@ -23,7 +23,7 @@ TALKING = json.dumps({"rationale": "</think> then\n```json\n{}\n```\n<think>", "
 
 
 def read(text: str) -> Verdict:
-    return require_model(Reply(text, "stop"), "judge", Verdict)
+    return require_model(Reply(text, "stop", None), "judge", Verdict)
 
 
 @pytest.mark.parametrize("json_text", [GOOD, TALKING, json.dumps(json.loads(GOOD), indent=2)])

@@ -3,7 +3,7 @@
 import pytest
 from rich.cells import cell_len
 
-from utils.runs.tables import text_table, truncate
+from utils.runs.tables import csv_of_table, csv_text, numeric_columns, text_table, truncate
 from utils.runs.terminal_grids import side_by_side, terminal_grid
 
 
@@ -24,6 +24,24 @@ def test_alignment_can_be_given():
     with pytest.raises(ValueError, match="has 1 cells for 2 columns"):
         text_table(["a", "b"], [["x"]])
     assert text_table(["a"], []) == "a\n─"
+
+
+def test_columns_of_numbers_are_told():
+    headers = ["a", "b", "c", "d", "e"]
+    rows = [[0, 2.5, None, True, ""], [None, float("nan"), None, 1, 2]]
+    assert numeric_columns(headers, rows) == [True, True, False, False, False]
+    assert numeric_columns(headers, []) == [False] * 5
+    with pytest.raises(ValueError, match="has 4 cells for 5 columns"):
+        numeric_columns(headers, [rows[0], rows[1][:4]])
+
+
+def test_csv_has_every_column_and_what_it_needs_in_quotes():
+    rows = [{"a": 1, "b": 0.1}, {"c": 'say "hi",\nx', "a": None}, {"b": True, "c": ""}]
+    expected = 'a,b,c\n1,0.1,\n,,"say ""hi"",\nx"\n,True,\n'
+    assert csv_text(rows) == expected and csv_text([]) == "\n"
+    assert csv_text([{"a": None}]) == 'a\n""\n'
+    assert csv_of_table("aba", [(1, None, 3), (4, "x,y", 6)]) == 'a,b,a\n1,,3\n4,"x,y",6\n'
+    assert csv_of_table(["a"], []) == "a\n"
 
 
 def test_cells_stay_on_one_line_and_within_their_width():
@@ -95,15 +113,9 @@ def test_grid_in_digits(monkeypatch):
     assert terminal_grid(None) == "(no grid)"
 
 
-def test_colour_only_on_a_terminal(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert "\x1b" not in terminal_grid([[1]])
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert "\x1b[48;5;26" in terminal_grid([[1]])
-    assert "><" in terminal_grid([[1]], expected=[[2]])
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in terminal_grid([[1]])
+def test_grid_in_colour():
+    assert "\x1b[48;5;26" in terminal_grid([[1]], colour=True)
+    assert "><" in terminal_grid([[1]], expected=[[2]], colour=True)
 
 
 def test_side_by_side_looks_at_visible_width():

@@ -1006,6 +1006,13 @@ def test_what_was_asked_for_and_is_missing_is_told(tmp_path: Path) -> None:
         ["loss", "1", "0.5", "", "1"],
         ["loss", "2", "1.0", "", "1"],
     ]
+    # what an axis' name is logged as is a column beside it
+    write_outcome(tmp_path, manifest, [], "lr")
+    rows = list(csv.reader((tmp_path / "sweep_plot.csv").read_text().splitlines()))
+    assert rows[:2] == [
+        ["line", "lr", "lr", "standard_error", "cells"],
+        ["lr", "1", "7.0", "", "1"],
+    ]
     rows = list(csv.reader((tmp_path / "sweep.csv").read_text().splitlines()))
     assert rows[0] == [
         *["cell", "lr", "status", "returncode", "seconds", "step", "loss", "last lr"]
