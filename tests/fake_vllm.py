@@ -8,6 +8,7 @@ softmax.
 import asyncio
 import os
 import sys
+import time
 import types
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -92,6 +93,8 @@ class AsyncLLMEngine:
     def from_vllm_config(
         cls, config: SimpleNamespace, *, disable_log_stats: bool
     ) -> "AsyncLLMEngine":
+        if "starts for long" in WRONG:
+            time.sleep(600)
         if "does not start" in WRONG:
             raise RuntimeError("Engine core initialization failed")
         return cls(config.settings)

@@ -125,7 +125,12 @@ def check_prompt_logprobs(world: World) -> None:
     assert told == sampler.compute_logprobs(world.prompt).result()
     assert response.topk_prompt_logprobs_np is not None
     assert response.topk_prompt_logprobs_np.token_ids.shape == (world.prompt.length, 3)
+    # beside samples, which have other adapters
+    base = world.service.create_sampling_client(base_model=world.model)
+    long = SamplingParams(max_tokens=30, seed=0, stop=[])
+    beside = [client.sample(world.prompt, 4, long) for client in (sampler, base)]
     own = sampler.own_logprobs(world.prompt).result()
+    assert [len(future.result().sequences) for future in beside] == [4, 4]
     assert np.abs(np.array(own[1:], float) - np.array(told[1:], float)).max() < LIMIT
 
 

@@ -73,7 +73,7 @@ def lives(group: int) -> bool:
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "closed"])
 def test_what_it_shared_is_given_back(begin: Begin, kill: bool) -> None:
     process = begin(SHARING.format(then=ENDS))
-    names = process.ready.result(60)
+    names: Any = process.ready.result(60)
     assert shared(names) == names
     if kill:
         _, lost = process.ask("sample", {})
@@ -88,7 +88,7 @@ def test_what_it_shared_is_given_back(begin: Begin, kill: bool) -> None:
 def test_one_that_hangs_is_killed(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.backends.vllm.process.CLOSE_SECONDS", 0.1)
     process = begin(SHARING.format(then=HANGS))
-    names = process.ready.result(60)
+    names: Any = process.ready.result(60)
     process.close()
     assert shared(names) == [] and not lives(process.pid)
 

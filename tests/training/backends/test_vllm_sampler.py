@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -95,14 +96,35 @@ def test_it_sleeps_while_training(world: World) -> None:
 # last: it uses up the world
 def test_closing_leaves_nothing(world: World) -> None:
     params = SamplingParams(max_tokens=200, seed=8, stop=[])
-    future = vllm_contract.sampler_of(world).sample(world.prompt, 1, params)
-    pid, folder = world.pid, world.service.vllm(world.service.engine(world.model)).base.path
+    sampler, engine = vllm_contract.sampler_of(world), world.service.engine(world.model)
+    future = sampler.sample(world.prompt, 1, params)
+    pid, folder = world.pid, world.service.vllm(engine).base.path
     world.service.close()
     with pytest.raises(RuntimeError, match="the service was closed"):
         future.result(60)
     assert not folder.parent.exists()
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
+    # nothing starts it again
+    for ask in (
+        lambda: sampler.sample(world.prompt, 1, params).result(60),
+        lambda: world.service.vllm(engine),
+    ):
+        with pytest.raises(RuntimeError, match="the service was closed"):
+            ask()
+
+
+def test_closing_while_it_starts(connected: Callable[..., VllmServiceClient], model: str) -> None:
+    service = connected("starts for long")
+    with ThreadPoolExecutor() as pool:
+        client = pool.submit(service.create_sampling_client, base_model=model)
+        vllm_contract.wait_until(lambda: service._vllms)
+        [vllm] = service._vllms.values()
+        service.close()
+        with pytest.raises(RuntimeError, match="the service was closed"):
+            client.result(60)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(vllm.pid, 0)
 
 
 @pytest.mark.parametrize(
