@@ -17,6 +17,9 @@ OBJECT_STORE_BYTES = 256 * 2**20
 TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
 OWN = "local"
 SECONDS_TO_ANSWER = 10.0
+# HTTP/2 (RFC 9113, 3.4 and 4.1): each side's first frame tells its settings, ours none
+_SETTINGS = b"\x04"
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 
 _lock = threading.Lock()
 _users = 0
@@ -92,10 +95,19 @@ def _begin(ray: Any, address: str, num_cpus: int) -> None:
 
 
 def _require_listener(address: str) -> None:
-    """OSError where nobody listens at HOST:PORT, which Ray would try for minutes."""
+    """OSError where no server of gRPC, as Ray's is, answers at HOST:PORT, which Ray would try for
+    minutes."""
     host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "://" not in address:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+    if not host or not port.isdigit() or "://" in address:
+        return
+    where = (host.strip("[]"), int(port))
+    with socket.create_connection(where, timeout=SECONDS_TO_ANSWER) as server:
+        if os.environ.get("RAY_USE_TLS") == "1":
+            return
+        server.sendall(_HTTP2_GREETING)
+        # 9 bytes are the head of its first frame, whose kind is the fourth
+        if server.recv(9)[3:4] != _SETTINGS:
+            raise OSError("what listens there is none")
 
 
 def listed(resources: Mapping[str, float]) -> str:

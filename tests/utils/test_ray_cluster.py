@@ -5,7 +5,9 @@ uv run pytest tests/utils/test_ray_cluster.py
 
 import logging
 import os
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,3 +89,37 @@ def test_an_address_that_does_not_answer_is_told_at_once(monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match=r"^address='127.0.0.1:9': no Ray cluster answers there"):
         join(ray, None, 1)
     assert ray.calls == [] and listed({"CPU": 2.0}) == "2 CPU, 0 GPU"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"", "timed out"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is none"),
+        # its settings, empty
+        (b"\0\0\0\x04\0\0\0\0\0", None),
+    ],
+    ids=["silent", "another protocol", "gRPC"],
+)
+def test_what_listens_is_asked_for_its_protocol(
+    answer: bytes, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a silent one is waited for; whoever answers does so at once, however busy the machine is
+    monkeypatch.setattr("utils.ray_cluster.SECONDS_TO_ANSWER", 60.0 if answer else 0.2)
+    ray = FakeRay()
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        asked = pool.submit(join, ray, address, 1)
+        connection, _ = server.accept()
+        with connection:
+            greeting = connection.recv(100)
+            connection.sendall(answer)
+            if told is None:
+                asked.result(60)
+                assert ray.calls[0]["address"] == address
+                leave(ray)
+            else:
+                with pytest.raises(ValueError, match=f"no Ray cluster answers there .{told}"):
+                    asked.result(60)
+                assert not ray.calls
+    assert greeting.startswith(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")

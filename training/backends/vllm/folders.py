@@ -103,6 +103,6 @@ def _remove_left(parent: Path) -> None:
         lock = _lock_of(root)
         # another user's cannot be locked
         with contextlib.suppress(Timeout, OSError):
-            if root.is_dir():
+            if root.is_dir() and Path(lock.lock_file).exists():
                 lock.acquire(timeout=0)
                 _remove(root, lock)
