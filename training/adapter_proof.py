@@ -272,7 +272,14 @@ class AdapterProof:
             )
             trained = output["logprobs"].to_numpy().astype(float)
         sampled, of_base = (np.array(future.result()[1:], float) for future in futures)
-        self._tell(name, compare(name, sampled, of_base, trained, dtype=None, size_of_b=None))
+        figures = compare(name, sampled, of_base, trained, dtype=None, size_of_b=None)
+        if figures.from_base == 0 and trained is not None:
+            moved = Distance.between(trained, of_base).largest > FLOAT32_LIMIT
+        else:
+            moved = True
+        # where nothing was trained yet, the next one is looked at
+        if moved:
+            self._tell(name, figures)
 
     def _judge(self, name: str, probed: Probed | None) -> None:
         # what is no number is an error of each answer

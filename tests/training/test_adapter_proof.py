@@ -552,7 +552,11 @@ def test_a_remote_backend_is_asked_through_the_api(
     proof = AdapterProof(OnlyTheProtocol(service), model)  # type: ignore[arg-type]
     fresh = service.create_lora_training_client(model, rank=2, seed=0)
     proof.sampler(OnlyTheProtocol(fresh), "before")  # type: ignore[arg-type]
-    assert "before: a test text has the very logprobs of the base model" in caplog.text
+    # nothing was trained, so nothing is proven
+    assert caplog.text == "" and proof.figures == {}
+    untold = service.create_sampling_client(base_model=model)
+    proof.check(OnlyTheProtocol(untold), "checkpoint", checkpoint="x")  # type: ignore[arg-type]
+    assert "checkpoint: a test text has the very logprobs of the base model" in caplog.text
     proof.sampler(OnlyTheProtocol(trainer), "after")  # type: ignore[arg-type]
     assert "after is in use" in caplog.text
 

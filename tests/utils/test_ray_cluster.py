@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from utils.ray_cluster import TOKEN_LOGGER, address_of, import_ray, join, leave, listed
+from utils.sweeps.launchers import make_launcher
 
 
 class FakeRay:
-    def __init__(self) -> None:
+    def __init__(self, **resources: float) -> None:
+        self.resources = resources
         self.calls: list[Any] = []
         self.joined = False
 
@@ -27,6 +29,13 @@ class FakeRay:
     def init(self, **options: Any) -> None:
         self.calls.append(options)
         self.joined = True
+
+    def nodes(self) -> list[dict[str, Any]]:
+        dead = {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}}
+        return [dead, {"Alive": True, "Resources": self.resources}]
+
+    def remote(self, **_options: Any) -> Any:
+        return lambda cls: cls
 
     def shutdown(self) -> None:
         self.calls.append("shutdown")
@@ -123,3 +132,23 @@ def test_what_listens_is_asked_for_its_protocol(
                     asked.result(60)
                 assert not ray.calls
     assert greeting.startswith(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+
+
+def test_a_sweep_says_what_its_cells_wait_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray = FakeRay(CPU=2.0, memory=1e9)
+    monkeypatch.setattr("utils.sweeps.ray_runs.import_ray", lambda: ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match=r"gpus=1: a cell needs 2 CPU, 1 GPU, .* has 2 CPU, 0 GPU"):
+        make_launcher("ray", max_parallel=1, threads=2, gpus=1)
+    assert not ray.joined
+    make_launcher("ray", max_parallel=1, threads=2).cancel(0)
+    assert caplog.text == ""
+    # one that others started may grow
+    ray.joined = True
+    make_launcher("ray", max_parallel=1, threads=2, gpus=1).cancel(0)
+    assert (
+        "a cell needs 2 CPU, 1 GPU on one machine, and the Ray cluster's have 2 CPU" in caplog.text
+    )
+    assert ray.joined

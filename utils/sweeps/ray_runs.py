@@ -1,13 +1,17 @@
 """A sweep's runs on a Ray cluster, which starts each where there is room."""
 
+import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from signal import SIGKILL
 from typing import Any, NamedTuple
 
-from utils.ray_cluster import import_ray, join, leave
+from utils.ray_cluster import import_ray, is_own, join, leave, listed
 from utils.sweeps.launch import SECONDS_TO_TERMINATE, Job, JobResult, LocalLauncher, Update
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -16,11 +20,15 @@ class RayLauncher:
     """At most `max_parallel` runs at a time, each with `threads` CPUs and `gpus` GPUs of the
     cluster at RAY_ADDRESS, else of one of this machine's own. A run counts as begun when Ray has
     it. Its folder and its log have to be where all machines see them. What ends with its machine
-    has failed; nothing is started again by itself."""
+    has failed; nothing is started again by itself.
+
+    Raises ImportError where Ray is not installed, ValueError where no cluster answers, or one of
+    this machine's own can never have room for a run."""
 
     def __init__(self, *, max_parallel: int, threads: int, gpus: float = 0) -> None:
         self._ray = import_ray()
         join(self._ray, None, max_parallel * threads)
+        self._require_room({"CPU": threads, "GPU": gpus})
         self._max_parallel = max_parallel
         self._threads = threads
         # an actor of its own each, since a task could not be told to save
@@ -65,6 +73,22 @@ class RayLauncher:
             updates += self._ended(SECONDS_BETWEEN_LOOKS)
         leave(self._ray)
         return updates
+
+    def _require_room(self, needs: Mapping[str, float]) -> None:
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= needs[name] for name in needs) for node in nodes):
+            return
+        there = "; ".join(map(listed, nodes))
+        if is_own():
+            leave(self._ray)
+            raise ValueError(
+                f"gpus={needs['GPU']:g}: a cell needs {listed(needs)}, and this machine has {there}"
+            )
+        # it may grow
+        logger.warning(
+            "a cell needs %s on one machine, and the Ray cluster's have %s; cells wait for another",
+            *(listed(needs), there),
+        )
 
     def _ended(self, timeout: float) -> list[Update]:
         if not self._running:

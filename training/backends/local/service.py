@@ -411,6 +411,7 @@ class LocalTrainingClient(_Ready):
     ) -> APIFuture[ForwardBackwardOutput]:
         """Two passes: logprobs, then cross_entropy with weights -dC/dlogp, exact because
         cross_entropy is linear in the logprobs. Blocks for the first pass."""
+        data = list(data)
         output, pass_number = self.logprobs_for_custom(for_logprobs(data)).result()
         surrogate = Surrogate(data, loss_fn, output)
         return self.backward_of_custom(surrogate.data, pass_number).map(surrogate.combined)
@@ -585,6 +586,8 @@ class LocalTrainingClient(_Ready):
         backward: bool,
         drop: bool,
     ) -> TrainJob:
+        # what can be read once would be empty the second time
+        data = list(data or ())
         if not data:
             raise ValueError("data is empty: pass at least one Datum")
         for i, datum in enumerate(data):

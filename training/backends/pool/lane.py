@@ -20,7 +20,13 @@ from typing import Any, NamedTuple
 from training import checks
 from training.api import RequestFailedError
 from training.backends.pool.journal import Journal
-from training.backends.pool.messages import Answer, Request, packed, unpacked
+from training.backends.pool.messages import (
+    Answer,
+    Request,
+    UnpackableError,
+    packed_requests,
+    unpacked,
+)
 from training.backends.pool.transport import EngineLink, EngineLostError, Transport
 
 logger = logging.getLogger(__name__)
@@ -170,6 +176,8 @@ class Lane:
         except RequestFailedError as error:
             _fail(batch, error)
             return
+        if answer is None:
+            return
         requests = [waiting.request for waiting in batch.waiting]
         if batch.losses:
             _remove_torn(requests)
@@ -184,11 +192,15 @@ class Lane:
                 waiting.future.set_exception(outcome.error)
         self._save_if_due()
 
-    def _run_until_done(self, batch: Batch) -> Answer:
-        """Raises RequestFailedError where that cannot be."""
-        while True:
+    def _run_until_done(self, batch: Batch) -> Answer | None:
+        """None where no request of it can be sent. Raises RequestFailedError where that cannot
+        be."""
+        while batch.waiting:
             try:
                 return self._run(batch.requests())
+            except UnpackableError as error:
+                _fail_unpackable(batch, error)
+                continue
             except EngineLostError as error:
                 batch.losses += 1
                 self._replace(error)
@@ -199,12 +211,13 @@ class Lane:
                     "sequences or fewer samples, or a device with more memory",
                     "server",
                 )
+        return None
 
     def _run(self, requests: Sequence[Request]) -> Answer:
-        """Raises EngineLostError."""
+        """Raises EngineLostError, and UnpackableError before anything is sent."""
         if self.link is None or self._closing:
             raise EngineLostError("it was closed")
-        answer: Answer = unpacked(self.link.run(packed(requests)))
+        answer: Answer = unpacked(self.link.run(packed_requests(requests)))
         for line in answer.log:
             logging.getLogger(line.name).log(line.level, "engine %d: %s", self.index, line.text)
         return answer
@@ -314,6 +327,21 @@ def _remove_torn(requests: Sequence[Request]) -> None:
             folder = Path(request.args[0])
             for torn in folder.parent.glob(f".{folder.name}.*"):
                 shutil.rmtree(torn, ignore_errors=True)
+
+
+def _fail_unpackable(batch: Batch, error: UnpackableError) -> None:
+    """The requests that cannot be sent; the others stay."""
+    left = []
+    for waiting in batch.waiting:
+        try:
+            packed_requests([waiting.request])
+            left.append(waiting)
+        except UnpackableError as of_one:
+            waiting.future.set_exception(of_one)
+    if len(left) == len(batch.waiting):
+        _fail(batch, error)
+        left = []
+    batch.waiting = left
 
 
 def _fail(batch: Batch, error: BaseException) -> None:

@@ -36,6 +36,10 @@ class Kept(NamedTuple):
     info: Any = None
 
 
+class UnpackableError(TypeError):
+    """An argument of a request cannot be pickled."""
+
+
 class Outcome(NamedTuple):
     """Of one request: its value or its error."""
 
@@ -59,6 +63,17 @@ class Answer(NamedTuple):
 
 def packed(message: Any) -> bytes:
     return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def packed_requests(requests: Sequence[Request]) -> bytes:
+    """Raises UnpackableError where an argument cannot be sent to another process."""
+    try:
+        return packed(requests)
+    except Exception as error:
+        # whatever a class of somebody else's does when it is pickled
+        raise UnpackableError(
+            f"an argument cannot be sent to an engine in another process: {error}"
+        ) from error
 
 
 def unpacked(message: bytes) -> Any:

@@ -127,6 +127,28 @@ def test_one_client_on_each_engine_computes_the_bits_of_one_process(
     assert told.value.category == "user"
 
 
+def test_what_cannot_be_sent_fails_alone(
+    connect_children: Callable[..., Any],
+    connect_local: Callable[..., Any],
+    tiny_model: Callable[..., str],
+) -> None:
+    model = tiny_model("llama")
+    losses = []
+    for service in (connect_children(num_engines=1), connect_local()):
+        client = service.create_lora_training_client(model, rank=4, seed=0)
+        # read once, as a list is
+        good = client.forward(iter(datums(0)), "cross_entropy")
+        if not losses:
+            config: Any = {"clip_low_threshold": lambda: 0.8}
+            bad = client.forward(datums(0), "ppo", config)
+            with pytest.raises(TypeError, match="an argument cannot be sent to an engine in anoth"):
+                bad.result()
+        losses.append(good.result().metrics["loss:sum"])
+        # and the engine goes on
+        losses.append(client.forward(datums(0), "cross_entropy").result().metrics["loss:sum"])
+    assert losses[0] > 0 and len(set(losses)) == 1
+
+
 @pytest.mark.slow
 def test_a_killed_engine_comes_back_with_its_adapters(
     connect_children: Callable[..., Any],
