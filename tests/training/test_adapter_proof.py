@@ -3,6 +3,7 @@
 uv run pytest tests/training/test_adapter_proof.py
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -535,6 +536,27 @@ def test_a_shared_pass_settles_only_what_is_plain() -> None:
     for dtype, rounding in (("float32", 1.9e-4), ("bfloat16", 0.09)):
         for more, settled in ((rounding, False), (1.2 * rounding, True), (np.nan, False)):
             assert settles_it(base + more, base, dtype=dtype) == settled
+
+
+def test_another_program_may_round_what_an_adapter_adds_in_its_own_way() -> None:
+    base = np.array([-1.0, -2.0])
+    for moved, off, fine in ((4.0, 3.9e-4, True), (4.0, 4.1e-4, False), (0.1, 1.1e-4, False)):
+        arrays = base + moved + off, base, base + moved
+
+        def check(of_one_program: bool, arrays: Any = arrays) -> Figures:
+            return compare(
+                *("x", *arrays), dtype="float32", size_of_b=0.1, of_one_program=of_one_program
+            )
+
+        with contextlib.nullcontext() if fine else pytest.raises(AdapterNotUsedError):
+            check(False)
+        with pytest.raises(
+            AdapterNotUsedError, match=r"allowed from the trainer's is 0\.0001 at m"
+        ):
+            check(True)
+    # the base model's answers are never the adapter's
+    with pytest.raises(AdapterNotUsedError, match="it answers as the base model does"):
+        compare("x", base, base, base + 4, dtype="float32", size_of_b=0.1, of_one_program=False)
 
 
 def test_an_adapter_too_small_to_be_seen_is_no_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -197,7 +197,7 @@ class VllmSamplingClient(LocalSamplingClient):
         sampled = np.array(told[1:], float)
         base = self._of_engine(LocalSamplingClient(self._engine, None), tokens)
         unknown = bool(np.isnan(sampled).any())
-        judge(None if unknown else Probed(self.dtype, size_of_b, sampled, base, trained))
+        judge(None if unknown else Probed(self.dtype, size_of_b, sampled, base, trained, False))
 
     def _of_engine(self, client: LocalSamplingClient, tokens: list[int]) -> np.ndarray:
         job = client.logprobs_job(ModelInput.from_ints(tokens))
