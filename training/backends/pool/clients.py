@@ -241,12 +241,12 @@ class PoolTrainingClient(_Ready):
     def forward(
         self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
     ) -> APIFuture[ForwardBackwardOutput]:
-        return self._ask("ask", "forward", list(data), loss_fn, loss_fn_config)
+        return self._ask("ask", "forward", list(data or ()), loss_fn, loss_fn_config)
 
     def forward_backward(
         self, data: list[Datum], loss_fn: LossFnType, loss_fn_config: LossConfig | None = None
     ) -> APIFuture[ForwardBackwardOutput]:
-        return self._ask("train", "forward_backward", list(data), loss_fn, loss_fn_config)
+        return self._ask("train", "forward_backward", list(data or ()), loss_fn, loss_fn_config)
 
     def forward_backward_custom(
         self, data: list[Datum], loss_fn: CustomLoss
@@ -254,7 +254,7 @@ class PoolTrainingClient(_Ready):
         """As the local one; the loss is computed in this process, which loads torch for it."""
         from training.backends.local.custom_loss import Surrogate, for_logprobs
 
-        data = list(data)
+        data = list(data or ())
         output, number = self._ask("ask", "logprobs_for_custom", for_logprobs(data)).result()
         surrogate = Surrogate(data, loss_fn, output)
         second = self._ask("train", "backward_of_custom", surrogate.data, number)

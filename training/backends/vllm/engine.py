@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from training.backends.local.adapters import AdapterConfig, AdapterWeights
 from training.backends.local.decoder import HEAD
-from training.backends.local.engine import Engine
+from training.backends.local.engine import CLOSED, Engine
 from training.backends.vllm.folders import AdapterFolder, AdapterFolders
 from training.backends.vllm.options import INSTALL, VllmOptions, rank_size
 from training.backends.vllm.process import (
@@ -169,6 +169,8 @@ class VllmEngine:
         self._process.tell(0, "remove", number)
 
     def _begin(self) -> VllmProcess:
+        if self._closed:
+            raise StoppedError(CLOSED)
         # safe path: the worker's neighbours are no modules of others
         command = [self._options.interpreter, "-P", str(WORKER)]
         logger.info("vLLM starts, which may take a minute; its log is %s", self._log, extra=AT_ONCE)

@@ -149,6 +149,8 @@ class VllmProcess:
             if not is_tracker:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        # where there is no /proc, the others come last
+        self._process.kill()
         self._process.wait()
         until = time.monotonic() + TRACKER_SECONDS
         while _members(self._process.pid) and time.monotonic() < until:
