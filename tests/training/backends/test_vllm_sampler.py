@@ -94,7 +94,7 @@ def test_it_sleeps_while_training(world: World) -> None:
 
 
 # last: it uses up the world
-def test_closing_leaves_nothing(world: World) -> None:
+def test_closing_leaves_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     params = SamplingParams(max_tokens=200, seed=8, stop=[])
     sampler, engine = vllm_contract.sampler_of(world), world.service.engine(world.model)
     future = sampler.sample(world.prompt, 1, params)
@@ -105,6 +105,7 @@ def test_closing_leaves_nothing(world: World) -> None:
     assert not folder.parent.exists()
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
+    caplog.set_level(logging.INFO)
     # nothing starts it again
     for ask in (
         lambda: sampler.sample(world.prompt, 1, params).result(60),
@@ -112,6 +113,7 @@ def test_closing_leaves_nothing(world: World) -> None:
     ):
         with pytest.raises(RuntimeError, match="the service was closed"):
             ask()
+    assert "vLLM starts" not in caplog.text
 
 
 def test_closing_while_it_starts(connected: Callable[..., VllmServiceClient], model: str) -> None:
