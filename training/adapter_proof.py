@@ -282,12 +282,9 @@ class AdapterProof:
             trained = output["logprobs"].to_numpy().astype(float)
         sampled, of_base = (np.array(future.result()[1:], float) for future in futures)
         figures = compare(name, sampled, of_base, trained, dtype=None, size_of_b=None)
-        if figures.from_base == 0 and trained is not None:
-            moved = Distance.between(trained, of_base).largest > FLOAT32_LIMIT
-        else:
-            moved = True
+        untrained = trained is not None and Distance.between(trained, of_base).is_allowed("float32")
         # where nothing was trained yet, the next one is looked at
-        if moved:
+        if figures.from_base > 0 or not untrained:
             self._tell(name, figures)
 
     def _judge(self, name: str, probed: Probed | None) -> None:

@@ -27,6 +27,11 @@ StopReason = Literal["stop", "length"]
 TensorDtype = Literal["int64", "float32"]
 
 
+# what every backend says
+CLOSED = "the service was closed; make a new one with connect()"
+CLOSED_BEFORE = "the service was closed before this request ran"
+
+
 class RequestFailedError(RuntimeError):
     """A request the engine could not carry out; `category` is the SDK's "user" or "server"."""
 

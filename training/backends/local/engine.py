@@ -28,7 +28,14 @@ from typing import Any
 
 import torch
 
-from training.api import APIFuture, RequestFailedError, SampleResponse, SamplingParams
+from training.api import (
+    CLOSED,
+    CLOSED_BEFORE,
+    APIFuture,
+    RequestFailedError,
+    SampleResponse,
+    SamplingParams,
+)
 from training.backends.local.constraint import Constraint, ConstraintFactory
 from training.backends.local.decoder import Decoder
 from training.backends.local.options import EngineOptions
@@ -37,8 +44,6 @@ from training.backends.local.trainer import NotFiniteError, Trainer, TrainJob
 from training.models import load_tokenizer
 
 logger = logging.getLogger(__name__)
-
-CLOSED = "the service was closed; make a new one with connect()"
 
 # Requests that nobody waits for start when none has come for this long.
 _UNATTENDED_SECONDS = 1.0
@@ -237,7 +242,7 @@ class Engine:
                 self._decode_while_training()
             self._run_calls(limit)
             self._run_sampling(limit)
-        error = RuntimeError("the service was closed before this request ran")
+        error = RuntimeError(CLOSED_BEFORE)
         waiting = [request.future for queue in self._queues.values() for request in queue.waiting]
         waiting += [future for _, future, _ in self._samples]
         for future in [*waiting, *self._in_flight.values()]:

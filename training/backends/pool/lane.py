@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training import checks
-from training.api import RequestFailedError
+from training.api import CLOSED_BEFORE, RequestFailedError
 from training.backends.pool.journal import Journal
 from training.backends.pool.messages import (
     Answer,
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 # a batch that was on this many engines when they were lost is what loses them
 MOST_LOSSES = 3
-CLOSED = "the service was closed before this request ran"
 # what is saved may take this share of the time
 SAVING_SHARE = 0.02
 _BACK_OFF = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -146,7 +145,7 @@ class Lane:
             self.link.kill()
         with suppress(queue.Empty):
             while (batch := self._batches.get_nowait()) is not None:
-                _fail(batch, RuntimeError(CLOSED))
+                _fail(batch, RuntimeError(CLOSED_BEFORE))
 
     def _start(self) -> None:
         link = self._transport.start(self.index)
@@ -166,7 +165,7 @@ class Lane:
                 _fail(batch, error)
                 return
         if self._broken is not None or self._closing:
-            _fail(batch, self._broken or RuntimeError(CLOSED))
+            _fail(batch, self._broken or RuntimeError(CLOSED_BEFORE))
             return
         for waiting in batch.waiting:
             if waiting.request.kind == "save" and Path(waiting.request.args[0]).exists():

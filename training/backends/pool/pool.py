@@ -22,9 +22,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from training.api import APIFuture
+from training.api import CLOSED, CLOSED_BEFORE, APIFuture
 from training.backends.pool.journal import sampler_from
-from training.backends.pool.lane import CLOSED, Batch, Lane, LaneOptions, Waiting
+from training.backends.pool.lane import Batch, Lane, LaneOptions, Waiting
 from training.backends.pool.messages import Answer, Kept, Request, packed, unpacked
 from training.backends.pool.placement import emptiest, spread
 from training.backends.pool.transport import EngineLink, EngineLostError, Transport
@@ -328,7 +328,7 @@ class Pool:
             self._lock.notify_all()
         for ask in asked:
             if ask.waiting.future.set_running_or_notify_cancel():
-                ask.waiting.future.set_exception(RuntimeError(CLOSED))
+                ask.waiting.future.set_exception(RuntimeError(CLOSED_BEFORE))
         for lane in self.lanes:
             lane.close()
         self._transport.close()
@@ -337,7 +337,7 @@ class Pool:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise RuntimeError("the service was closed; make a new one with connect()")
+            raise RuntimeError(CLOSED)
 
     def _check(self, index: int, link: EngineLink) -> None:
         """Whether that engine and this process see each other's files beside the checkpoints."""

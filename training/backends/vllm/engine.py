@@ -9,9 +9,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.api import CLOSED
 from training.backends.local.adapters import AdapterConfig, AdapterWeights
 from training.backends.local.decoder import HEAD
-from training.backends.local.engine import CLOSED, Engine
+from training.backends.local.engine import Engine
 from training.backends.vllm.folders import AdapterFolder, AdapterFolders
 from training.backends.vllm.options import INSTALL, VllmOptions, rank_size
 from training.backends.vllm.process import (

@@ -9,11 +9,11 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from training.backends.local.adapters import AdapterWeights
 from training.backends.local.checkpoints import save_adapter
 from training.backends.local.engine import Engine
+from utils.config.errors import ConfigError
+from utils.runs.locks import Claim
 
 MEMORY = Path("/dev/shm")
 PREFIX = "autodidact-vllm-"
@@ -79,30 +79,26 @@ class AdapterFolders:
             _remove_left(parent)
             root = parent / f"{PREFIX}{secrets.token_hex(4)}"
             # held before the folder is there, by which others find it
-            lock = _lock_of(root)
-            lock.acquire()
+            claim = Claim(_lock_of(root), f"the folder {root}")
             root.mkdir(mode=0o700)
-            self._removals.append(weakref.finalize(self, _remove, root, lock))
+            self._removals.append(weakref.finalize(self, _remove, root, claim))
             self._roots[parent] = root
         return self._roots[parent]
 
 
-def _lock_of(root: Path) -> FileLock:
-    return FileLock(root.with_suffix(".lock"), thread_local=False)
+def _lock_of(root: Path) -> Path:
+    return root.with_suffix(".lock")
 
 
-def _remove(root: Path, lock: FileLock) -> None:
+def _remove(root: Path, claim: Claim) -> None:
     shutil.rmtree(root, ignore_errors=True)
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+    claim.release()
 
 
 def _remove_left(parent: Path) -> None:
     """Folders whose process does not live any more."""
     for root in parent.glob(f"{PREFIX}*"):
-        lock = _lock_of(root)
-        # another user's cannot be locked
-        with contextlib.suppress(Timeout, OSError):
-            if root.is_dir() and Path(lock.lock_file).exists():
-                lock.acquire(timeout=0)
-                _remove(root, lock)
+        # what lives is claimed, and another user's cannot be
+        with contextlib.suppress(ConfigError):
+            if root.is_dir() and _lock_of(root).exists():
+                _remove(root, Claim(_lock_of(root), f"the folder {root}"))

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.api import RequestFailedError
+from training.api import CLOSED_BEFORE, RequestFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class VllmProcess:
 
     def _why(self) -> str:
         if self._closing:
-            return "the service was closed before this request ran"
+            return CLOSED_BEFORE
         code = self._process.returncode
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         text = self._log.read_text(encoding="utf-8", errors="replace")

@@ -9,6 +9,7 @@ import numpy as np
 
 from training.adapter_proof import Judge, Probed
 from training.api import (
+    CLOSED,
     APIFuture,
     ForwardBackwardOutput,
     LoraConfig,
@@ -17,7 +18,7 @@ from training.api import (
     SamplingParams,
 )
 from training.backends.local.adapters import Adapter, AdapterWeights
-from training.backends.local.engine import CLOSED, Engine
+from training.backends.local.engine import Engine
 from training.backends.local.sampler import SampleJob
 from training.backends.local.service import (
     LocalSamplingClient,

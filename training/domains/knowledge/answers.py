@@ -170,9 +170,12 @@ class Answerer:
     # ------------------------------------------------------------------------------------- private
 
     def _is_cut_off(self, item: Item) -> bool:
-        golds = (item.question.answer, *item.question.aliases)
-        lengths = [len(self._continued(item, gold)[1]) for gold in golds]
-        return min(lengths) > self.settings.max_answer_tokens
+        allowed = self.settings.max_answer_tokens
+        # a token has a byte at least, as the blank before the answer, so that most need no tokens
+        return all(
+            len(gold.encode()) >= allowed and len(self._continued(item, gold)[1]) > allowed
+            for gold in (item.question.answer, *item.question.aliases)
+        )
 
     def _text(self, tokens: Sequence[int]) -> str:
         """The first line of what was written."""
