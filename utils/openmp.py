@@ -18,6 +18,8 @@ import os
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,9 @@ SPIN_COUNT = 10_000
 # what users may have set themselves; libgomp takes the first over the second
 OWN_CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 WATCH_SECONDS = 0.5
+# looks in a row that must find the cores busy: requests of a server's clients that come together
+# are over within one look
+BUSY_LOOKS = 2
 # seconds that this process's threads waited for a core, per second: 0.0 to 0.07 on a quiet machine,
 # 0.3 and more beside one busy process
 BUSY_SHARE, QUIET_SHARE = 0.2, 0.1
@@ -54,12 +59,13 @@ def _watch(pid: int) -> None:
 def _keep_watch() -> None:
     short_spins: ShortSpins | None = None
     before, waited = time.monotonic(), _waited_seconds()
+    shares: deque[float] = deque(maxlen=BUSY_LOOKS)
     while True:
         time.sleep(WATCH_SECONDS)
         now, waited_now = time.monotonic(), _waited_seconds()
-        share = (waited_now - waited) / (now - before)
+        shares.append((waited_now - waited) / (now - before))
         before, waited = now, waited_now
-        wanted = short_spins_wanted(share, short_spins is not None)
+        wanted = short_spins_wanted(shares, short_spins is not None)
         if short_spins is None and wanted and (library := loaded_libgomp()) is not None:
             logger.debug("other processes want the cores: OpenMP's threads hardly spin")
             short_spins = ShortSpins(library)
@@ -69,10 +75,12 @@ def _keep_watch() -> None:
             short_spins = None
 
 
-def short_spins_wanted(share: float, now: bool) -> bool:
-    """`share`: seconds that this process's threads waited for a core, per second. `now`: whether
-    spinning is short already."""
-    return share >= QUIET_SHARE if now else share > BUSY_SHARE
+def short_spins_wanted(shares: Sequence[float], now: bool) -> bool:
+    """`shares`: of the last looks, the latest one last, seconds that this process's threads waited
+    for a core, per second. `now`: whether spinning is short already."""
+    if now:
+        return shares[-1] >= QUIET_SHARE
+    return len(shares) >= BUSY_LOOKS and min(shares) > BUSY_SHARE
 
 
 def _waited_seconds() -> float:

@@ -112,9 +112,17 @@ def test_spinning_is_short_exactly_while_others_want_the_cores() -> None:
 
 
 def test_short_spins_begin_and_end_at_different_shares() -> None:
-    assert short_spins_wanted(0.3, now=False) and short_spins_wanted(0.3, now=True)
-    assert not short_spins_wanted(0.15, now=False) and short_spins_wanted(0.15, now=True)
-    assert not short_spins_wanted(0.05, now=False) and not short_spins_wanted(0.05, now=True)
+    for share, begins, goes_on in ((0.3, True, True), (0.15, False, True), (0.05, False, False)):
+        assert short_spins_wanted([share] * 2, now=False) == begins
+        assert short_spins_wanted([share] * 2, now=True) == goes_on
+
+
+def test_a_short_burst_leaves_spinning_as_it_is() -> None:
+    """Requests that come together want the cores for less than one look."""
+    assert not short_spins_wanted([0.9], now=False)
+    assert not short_spins_wanted([0.9, 0.0], now=False)
+    assert not short_spins_wanted([0.0, 0.9], now=False)
+    assert not short_spins_wanted([0.9, 0.0], now=True)
 
 
 WATCHED = """
