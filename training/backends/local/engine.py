@@ -239,7 +239,7 @@ class Engine:
         while (limit := self._next_limit()) is not None:
             self._run_calls(limit)
             if self._run_training(limit):
-                self._decode_while_training()
+                self._decode_while_training(is_between_passes=True)
             self._run_calls(limit)
             self._run_sampling(limit)
         error = RuntimeError(CLOSED_BEFORE)
@@ -333,8 +333,12 @@ class Engine:
                 break
         return had_requests
 
-    def _decode_while_training(self) -> None:
+    def _decode_while_training(self, *, is_between_passes: bool = False) -> None:
         for _ in range(self._options.decode_steps_while_training):
+            # who comes with an optimizer step or a snapshot now samples beside the others; within a
+            # pass its own clients' calls must wait
+            if is_between_passes:
+                self._run_calls(self._limit)
             self._run_sampling(self._limit)
             if not self.sampler.rows:
                 break
