@@ -16,7 +16,7 @@ import rl_loop
 import self_edit
 import sft
 
-from training.connect import SamplerOptions
+from training.connect import SamplerOptions, connect
 from training.loop import connect_for_run
 from utils.config.entrypoint import config_entrypoint
 
@@ -68,6 +68,15 @@ def test_options_of_the_other_backend_are_refused(
     error = capsys.readouterr().err
     assert f"Error: {message}\nAppend --help" in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_wrong_options_of_ray_are_told_before_a_cluster_is_joined() -> None:
+    with pytest.raises(ValueError) as caught:
+        connect("ray", device="cpu", cpus=0, patience=-1)
+    assert str(caught.value) == (
+        "connect: cpus=0: a whole number from 1 is needed; "
+        "patience=-1: a number of seconds from 0 is needed"
+    )
 
 
 @chz.chz(typecheck=True)

@@ -57,8 +57,8 @@ class PoolServiceClient:
     are started; they begin at once, and load a model when a client first needs it.
 
     Of `options`, those of LaneOptions and spread_tokens (PoolOptions) are the pool's,
-    silence_seconds the transport's, and the rest EngineOptions of every engine. Raises ValueError
-    for unknown or wrong ones, and for engines that cannot begin.
+    silence_seconds the transport's, and the rest EngineOptions of every engine. Raises TypeError
+    for unknown ones, ValueError for wrong ones and for engines that cannot begin.
     """
 
     def __init__(

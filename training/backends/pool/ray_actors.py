@@ -14,6 +14,7 @@ from typing import Any
 
 from training.backends.pool.host import EngineSettings, begin
 from training.backends.pool.transport import EngineLostError, share_of_cores
+from training.checks import check_values, optional, real, whole
 from utils.config.errors import AT_ONCE
 from utils.ray_cluster import import_ray, is_own, join, leave, listed
 
@@ -32,8 +33,9 @@ class RayTransport:
     the device is "cpu". `patience`: how many seconds a place is waited for, since a cluster may
     have to grow first.
 
-    Raises ImportError where Ray is not installed, ValueError where no cluster answers or it has no
-    GPU for device="cuda", and for more engines than cores in a cluster of its own.
+    Raises ImportError where Ray is not installed, ValueError for wrong values, where no cluster
+    answers or it has no GPU for device="cuda", and for more engines than cores in a cluster of its
+    own.
     """
 
     def __init__(
@@ -45,6 +47,14 @@ class RayTransport:
         cpus: int | None = None,
         patience: float = 60.0,
     ) -> None:
+        checked = check_values(
+            "connect",
+            {
+                "cpus": (cpus, optional(whole(1))),
+                "patience": (patience, real("a number of seconds from 0", lambda s: s >= 0)),
+            },
+        )
+        cpus = checked["cpus"]
         self._ray = import_ray()
         join(self._ray, address, os.cpu_count() or 1)
         if cpus is None:
@@ -57,7 +67,7 @@ class RayTransport:
         threads = int(os.environ.get("OMP_NUM_THREADS", cpus))
         self._settings = replace(settings, own_device=False, threads=threads)
         self._silence = silence
-        self._patience = patience
+        self._patience = checked["patience"]
         # a cluster of this process's own has room for all that it makes
         self._needs: dict[str, float] = {"CPU": 0 if is_own() else cpus}
         has_gpus = bool(self._ray.cluster_resources().get("GPU"))

@@ -214,6 +214,45 @@ def test_samples_go_on_between_the_micro_batches_of_a_pass(steps: int, tiny_mode
         assert events[:6] == [*["batch"] * 5, "admit"]
 
 
+def test_clients_come_in_between_the_tokens_that_follow_a_pass(tiny_model, connect_local):
+    """One who steps and asks samples beside those who wait, not after all of their tokens: clients
+    that fell out of step would stay so, each with passes of its own."""
+    folder = tiny_model("llama")
+    service = connect_local(decode_steps_while_training=16)
+    trains = service.create_lora_training_client(folder, rank=4, seed=1)
+    comes = service.create_lora_training_client(folder, rank=4, seed=2)
+    asking = service.create_sampling_client(base_model=folder)
+    params = SamplingParams(max_tokens=10, stop=[])
+    events: list[str] = []
+    count_steps(service, folder, events)
+    engine = service.engine(folder)
+    futures: list[Any] = []
+
+    def before(owner: Any, name: str, act: Any) -> None:
+        call = getattr(owner, name)
+
+        def acts(*args: Any) -> Any:
+            if (future := act()) is not None:
+                future.start()
+                futures.append(future)
+            return call(*args)
+
+        setattr(owner, name, acts)
+
+    def comes_at_first() -> Any:
+        if len(futures) != 1:
+            return None
+        future = comes.save_weights_and_get_sampling_client()
+        future.future().add_done_callback(lambda _: events.append("call"))
+        return future
+
+    before(engine.trainer, "_micro_batch", lambda: asking.sample(PROMPT, 1, params))
+    before(engine.sampler, "step", comes_at_first)
+    trains.forward_backward(data_of(0, (9,)), "cross_entropy").result()
+    assert len(futures[0].result().sequences[0].tokens) == 10
+    assert events[:5] == ["batch", "admit", "step", "call", "step"]
+
+
 def test_a_crowd_that_comes_during_a_pass_joins_in_bounded_prefills(tiny_model, connect_local):
     folder = tiny_model("llama")
     service = connect_local(decode_steps_while_training=1, max_prefill_tokens=8)
