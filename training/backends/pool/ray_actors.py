@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_SIGNS = 5.0
 # in which one usually begins
 SECONDS_UNTOLD = 10.0
+# for the process of an engine that has its place; on a busy machine Python alone takes long
+SECONDS_TO_BEGIN = 300.0
 # for an engine that was told to end
 SECONDS_TO_END = 10.0
 
@@ -80,40 +82,57 @@ class RayTransport:
 
     def start(self, index: int) -> "RayLink":
         ray, needs = self._ray, self._needs
+        group = self._reserve(index)
         actor = (
             _engine_class(ray)
             .options(
                 num_cpus=needs["CPU"],
                 num_gpus=needs.get("GPU", 0),
+                scheduling_strategy=_within(ray, group),
                 # one that came back without its adapters would go on as if nothing had happened
                 max_restarts=0,
                 max_task_retries=0,
             )
             .remote(index, self._settings)
         )
-        deadline = time.monotonic() + self._patience
-        sign = actor.sign.remote()
         try:
-            if not ray.wait([sign], timeout=min(SECONDS_UNTOLD, self._patience))[0]:
-                logger.info(
-                    "engine %d has no place in the Ray cluster yet; one is waited for, for up to "
-                    "%g s",
-                    *(index, self._patience),
-                    extra=AT_ONCE,
-                )
-            pid, place = ray.get(sign, timeout=max(0.0, deadline - time.monotonic()))
-        except ray.exceptions.GetTimeoutError as error:
-            ray.kill(actor, no_restart=True)
-            raise EngineLostError(
-                f"num_engines={self._settings.num_engines}: no room in the Ray cluster for engine "
-                f"{index} within {self._patience:g} s; each needs {listed(needs)}, there are "
-                f"{listed(ray.cluster_resources())}, of them free "
-                f"{listed(ray.available_resources())}; use fewer engines, or add machines"
-            ) from error
+            pid, place = ray.get(actor.sign.remote(), timeout=SECONDS_TO_BEGIN)
         except ray.exceptions.RayError as error:
             ray.kill(actor, no_restart=True)
+            _give_back(ray, group)
+            if isinstance(error, ray.exceptions.GetTimeoutError):
+                raise EngineLostError(
+                    f"engine {index} has its place in the Ray cluster, and its process did not "
+                    f"begin within {SECONDS_TO_BEGIN:g} s"
+                ) from error
             raise EngineLostError(_reason(error)) from error
-        return RayLink(ray, actor, pid, place, self._silence)
+        return RayLink(ray, actor, group, pid, place, self._silence)
+
+    def _reserve(self, index: int) -> Any:
+        """Waits for a place: a group of one bundle, or None where nothing has to be reserved. How
+        long a process takes to begin, as on a busy machine, is not the cluster's room."""
+        ray = self._ray
+        bundle = {name: amount for name, amount in self._needs.items() if amount}
+        if not bundle:
+            return None
+        group = ray.util.placement_group([bundle])
+        placed = [group.ready()]
+        if ray.wait(placed, timeout=min(SECONDS_UNTOLD, self._patience))[0]:
+            return group
+        logger.info(
+            "engine %d has no place in the Ray cluster yet; one is waited for, for up to %g s",
+            *(index, self._patience),
+            extra=AT_ONCE,
+        )
+        if ray.wait(placed, timeout=max(0.0, self._patience - SECONDS_UNTOLD))[0]:
+            return group
+        there, free = ray.cluster_resources(), ray.available_resources()
+        _give_back(ray, group)
+        raise EngineLostError(
+            f"num_engines={self._settings.num_engines}: no room in the Ray cluster for engine "
+            f"{index} within {self._patience:g} s; each needs {listed(self._needs)}, there are "
+            f"{listed(there)}, of them free {listed(free)}; use fewer engines, or add machines"
+        )
 
     def close(self) -> None:
         leave(self._ray)
@@ -137,11 +156,14 @@ def _engine_class(ray: Any) -> Any:
 
 
 class RayLink:
-    def __init__(self, ray: Any, actor: Any, pid: int, place: str, silence: float) -> None:
+    def __init__(
+        self, ray: Any, actor: Any, group: Any, pid: int, place: str, silence: float
+    ) -> None:
         self.pid = pid
         self.place = place
         self._ray = ray
         self._actor = actor
+        self._group = group
         self._silence = silence
 
     def run(self, message: bytes) -> bytes:
@@ -166,6 +188,19 @@ class RayLink:
                 with suppress(ray.exceptions.GetTimeoutError):
                     ray.get(self._actor.sign.remote(), timeout=1.0)
                     time.sleep(0.05)
+        _give_back(ray, self._group)
+
+
+def _within(ray: Any, group: Any) -> Any:
+    if group is None:
+        return "DEFAULT"
+    return ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group)
+
+
+def _give_back(ray: Any, group: Any) -> None:
+    if group is not None:
+        with suppress(ray.exceptions.RayError):
+            ray.util.remove_placement_group(group)
 
 
 def _reason(error: Exception) -> str:
