@@ -129,6 +129,9 @@ class Config:
                 f"host={self.host!r}: others can reach that address, so api_keys_file is needed, a "
                 "file with one key per line"
             )
+        store = expanded(self.store_dir)
+        if store.exists() and not store.is_dir():
+            problems.append(f"store_dir={str(self.store_dir)!r}: it is a file, a folder is needed")
         if self.adapters_dir is not None and not expanded(self.adapters_dir).is_dir():
             problems.append(f"adapters_dir={str(self.adapters_dir)!r}: there is no such folder")
         counts = ("max_train_tokens", "max_rank", "max_open_requests", "session_seconds")
@@ -149,9 +152,12 @@ def main(config: Config) -> None:
         with held_log(), as_config_errors():
             listener = opened.enter_context(bound(config.host, config.port))
             url = url_of(config.host, listener)
-            for name in (config.model_name, *config.aliases.values()):
-                resolve_model(name)
-                check_sampling_weights(name, config.sampling_weights)
+            resolve_model(config.model_name)
+            check_sampling_weights(config.model_name, config.sampling_weights)
+            for alias, name in config.aliases.items():
+                with naming(f"aliases.{alias}"):
+                    resolve_model(name)
+                    check_sampling_weights(name, config.sampling_weights)
             if config.dry_run:
                 check_store_and_keys(config)
                 print(f"{config.model_name} would be served at {url}")
@@ -160,6 +166,15 @@ def main(config: Config) -> None:
             app = loaded(config, keys)
         allow_open_files()
         serve(app, listener, lambda: print(greeting(config, url, keys), flush=True))
+
+
+@contextlib.contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """The setting whose value is looked at, before what is said of it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{setting}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -181,7 +181,13 @@ def test_a_dry_run_looks_at_the_store_and_leaves_nothing(
         dry_run("unsigned")
     with pytest.raises(ValueError, match=r"aliases: '' cannot stand for"):
         dry_run("unnamed", aliases={"": str(folder / "model")})
+    with pytest.raises(ValueError, match=r"aliases: 'tinker://a/b' cannot stand for .* checkpoin"):
+        dry_run("unnamed", aliases={"tinker://a/b": str(folder / "model")})
+    with pytest.raises(ValueError, match=r"^aliases\.theirs: model_name='.*nowhere': the folder"):
+        dry_run("unnamed", aliases={"theirs": str(folder / "nowhere")})
     (folder / "file").write_text("")
+    with pytest.raises(ValueError, match=r"store_dir='.*file': it is a file, a folder is needed"):
+        dry_run("file")
     with pytest.raises(ValueError, match=r"store_dir='.*file/store': nothing can be written"):
         dry_run("file/store")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from training.models import EMBEDDED, resolve_model
 from training.serving.errors import bad_request
+from training.serving.names import SCHEME
 
 
 class BaseModels:
@@ -24,10 +25,11 @@ class BaseModels:
             raise ValueError("model_name: at least one base model is needed")
         self._sources = {name: name for name in names}
         for alias, source in (aliases or {}).items():
-            if not alias or self._sources.get(alias, source) != source:
+            is_path = alias.startswith(SCHEME)
+            if not alias or is_path or self._sources.get(alias, source) != source:
                 raise ValueError(
-                    f"aliases: {alias!r} cannot stand for {source!r}; it is empty, or the name of "
-                    "another model"
+                    f"aliases: {alias!r} cannot stand for {source!r}; it is empty, the name of "
+                    "another model, or one that checkpoints have"
                 )
             self._sources[alias] = source
         self._has_local_clients = has_local_clients

@@ -127,7 +127,13 @@ class HostedModels:
         try:
             found = self._checkpoints.to_sample(owner, _as_path(path))
         except ServingError as error:
-            raise self._unknown(owner, name) from error
+            unknown = self._unknown(owner, name)
+            if "/weights/" in path:
+                unknown.message += (
+                    "; weights/... are for training to go on from, and sampler_weights/... answer "
+                    "(save_weights_for_sampler)"
+                )
+            raise unknown from error
         if base and not self._bases.same(base, found.base_model):
             raise bad_request(
                 f"model: {path} was trained from {found.base_model}, not from {base}", param="model"

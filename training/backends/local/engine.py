@@ -58,6 +58,8 @@ class _TrainRequest:
     job: TrainJob
     future: "Future[Any]"
     arrival: int = 0
+    # of its client
+    number: int = 0
 
 
 @dataclass
@@ -67,6 +69,7 @@ class _CallRequest:
     call: Callable[[], Any]
     future: "Future[Any]"
     arrival: int = 0
+    number: int = 0
 
 
 @dataclass
@@ -101,6 +104,8 @@ class Engine:
         # those that have requests, by the clients' order of creation
         self._queues: dict[int, ClientQueue] = {}
         self._num_clients = 0
+        # whose requests are in the pass that runs: what they asked next waits for its end
+        self._in_pass: set[int] = set()
         self._samples: deque[tuple[SampleJob, Future[SampleResponse], int]] = deque()
         self._in_flight: dict[int, Future[SampleResponse]] = {}
         self._arrivals = 0
@@ -171,7 +176,7 @@ class Engine:
 
     def _submit(self, queue: ClientQueue, request: _TrainRequest | _CallRequest) -> APIFuture[Any]:
         with self._condition:
-            request.arrival = self._arrived()
+            request.arrival, request.number = self._arrived(), queue.number
             queue.waiting.append(request)
             self._queues[queue.number] = queue
         return APIFuture(request.future, self._wait_for)
@@ -239,7 +244,7 @@ class Engine:
         while (limit := self._next_limit()) is not None:
             self._run_calls(limit)
             if self._run_training(limit):
-                self._decode_while_training(is_between_passes=True)
+                self._decode_while_training()
             self._run_calls(limit)
             self._run_sampling(limit)
         error = RuntimeError(CLOSED_BEFORE)
@@ -290,6 +295,8 @@ class Engine:
             taken = []
             for number, queue in sorted(self._queues.items()):
                 head = queue.waiting[0]
+                if number in self._in_pass:
+                    continue
                 if head.arrival <= limit and isinstance(head, kind):
                     taken.append(queue.waiting.popleft())
                     if not queue.waiting:
@@ -311,6 +318,7 @@ class Engine:
         ]
         had_requests = bool(requests)
         self._had_pass |= had_requests
+        self._in_pass = {request.number for request in requests}
         while requests:
             try:
                 outputs = self.trainer.run(
@@ -331,14 +339,13 @@ class Engine:
                 for request, output in zip(requests, outputs, strict=True):
                     request.future.set_result(output)
                 break
+        self._in_pass = set()
         return had_requests
 
-    def _decode_while_training(self, *, is_between_passes: bool = False) -> None:
+    def _decode_while_training(self) -> None:
         for _ in range(self._options.decode_steps_while_training):
-            # who comes with an optimizer step or a snapshot now samples beside the others; within a
-            # pass its own clients' calls must wait
-            if is_between_passes:
-                self._run_calls(self._limit)
+            # who comes with an optimizer step or a snapshot now samples beside the others
+            self._run_calls(self._limit)
             self._run_sampling(self._limit)
             if not self.sampler.rows:
                 break

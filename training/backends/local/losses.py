@@ -165,7 +165,7 @@ def prepare(index: int, datum: Datum, loss_fn: str, vocab_size: int) -> LossInpu
         raise ValueError(f"{where}.model_input is empty; it needs at least one token")
     allowed = loss.required + loss.optional
     if missing := [key for key in loss.required if key not in given]:
-        raise ValueError(f"{where}.loss_fn_inputs lacks {missing}; {loss_fn} needs {allowed}")
+        raise ValueError(f"{where}.loss_fn_inputs lacks {missing}; {loss_fn} allows {allowed}")
     if unknown := sorted(given.keys() - set(allowed)):
         raise ValueError(f"{where}.loss_fn_inputs has {unknown}; {loss_fn} allows {allowed}")
     arrays = {key: tensor.to_numpy() for key, tensor in given.items()}

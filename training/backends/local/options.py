@@ -20,8 +20,8 @@ class EngineOptions:
     training pass. With 0, which makes a program's bits its own, sampling waits for the whole pass.
     Above 0, as a server wants it, new samples join there too, with at most max_prefill_tokens of
     prompts at once (or one longer prompt), so that no row waits for more than one micro-batch and
-    one such prefill. Optimizer steps and snapshots run before each of the tokens that follow a
-    pass.
+    one such prefill. Optimizer steps and snapshots of clients that are not in the pass run there
+    too.
     gather_seconds: an idle worker that has a pass to begin waits until so long no request has come
     (at most a fiftieth of the time for which it worked before, and ten times that in all), so that
     requests which clients send one by one run together. For servers, whose requests are waited for

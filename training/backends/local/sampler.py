@@ -469,7 +469,7 @@ def not_a_number(what: str) -> RequestFailedError:
     return RequestFailedError(
         f"the model's logits are not numbers (NaN) after {what}: its adapter has grown beyond what "
         "the computation can hold; go back to an earlier checkpoint, with a lower learning rate",
-        category="server",
+        category="user",
     )
 
 

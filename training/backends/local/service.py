@@ -830,7 +830,7 @@ class LocalSamplingClient(_Ready):
         if num_samples and (params.max_tokens or 0) > same_kind < room:
             raise ValueError(
                 f"max_tokens={params.max_tokens} after a prompt of {len(tokens)} tokens: "
-                f"{decoder.model_path} computes sequences longer than "
+                "the model computes sequences longer than "
                 f"{decoder.longest_of_kind(len(tokens))} tokens with other rotary frequencies "
                 f"(longrope), all of their positions; at most {same_kind} tokens can be sampled "
                 "here, or any number after a longer prompt"
@@ -873,8 +873,7 @@ def _check_tokens(where: str, tokens: list[int], decoder: Decoder) -> None:
         raise ValueError(f"{where} is empty; it needs at least one token")
     if len(tokens) > decoder.context_length:
         raise ValueError(
-            f"{where} has {len(tokens)} tokens; {decoder.model_path} has a context of "
-            f"{decoder.context_length}"
+            f"{where} has {len(tokens)} tokens; the model's context has {decoder.context_length}"
         )
     low, high = min(tokens), max(tokens)
     if low < 0 or high >= decoder.vocab_size:

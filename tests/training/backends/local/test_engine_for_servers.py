@@ -253,6 +253,44 @@ def test_clients_come_in_between_the_tokens_that_follow_a_pass(tiny_model, conne
     assert events[:5] == ["batch", "admit", "step", "call", "step"]
 
 
+def test_calls_of_clients_outside_a_pass_run_between_its_micro_batches(tiny_model, connect_local):
+    """Those inside wait for its end: their gradients are half added up."""
+    folder = tiny_model("llama")
+    data = data_of(0, (30, 29, 28))
+    step = AdamParams(learning_rate=1e-2)
+
+    def trained(service: Any) -> Any:
+        client = service.create_lora_training_client(folder, rank=4, seed=1)
+        client.forward_backward(data, "cross_entropy").result()
+        client.optim_step(step).result()
+        return client.forward(data, "cross_entropy").result().metrics
+
+    wanted = trained(connect_local(max_train_tokens=32))
+    service = connect_local(max_train_tokens=32, decode_steps_while_training=1)
+    inside = service.create_lora_training_client(folder, rank=4, seed=1)
+    outside = service.create_lora_training_client(folder, rank=4, seed=2)
+    outside.forward_backward(data_of(1, (9,)), "cross_entropy").result()
+    events: list[str] = []
+    count_steps(service, folder, events)
+    trainer = service.engine(folder).trainer
+    batch, futures = trainer._micro_batch, []
+
+    def step_during(*args: Any) -> None:
+        batch(*args)
+        if not futures:
+            for name, client in (("inside", inside), ("outside", outside)):
+                futures.append(client.optim_step(step))
+                futures[-1].future().add_done_callback(lambda _, name=name: events.append(name))
+                futures[-1].start()
+
+    trainer._micro_batch = step_during
+    inside.forward_backward(data, "cross_entropy").result()
+    for future in futures:
+        future.result()
+    assert events == ["batch", "outside", "batch", "batch", "inside"]
+    assert inside.forward(data, "cross_entropy").result().metrics == wanted
+
+
 def test_a_crowd_that_comes_during_a_pass_joins_in_bounded_prefills(tiny_model, connect_local):
     folder = tiny_model("llama")
     service = connect_local(decode_steps_while_training=1, max_prefill_tokens=8)

@@ -308,7 +308,9 @@ def test_errors_stand_where_the_answer_would(browser: Browser, site: Site) -> No
     say(browser, "y")
     browser.wait("document.querySelectorAll('.talk .error').length === 3")
     assert shown(browser, ".talk .error")[-1] == "max_tokens: got 0"
-    # what failed is no part of the talk
+    # what failed is no part of the talk, and its words can be sent again
+    browser.wait("document.querySelector('#words').value === 'y'")
+    browser.value("document.querySelector('#words').value = ''")
     site.refusal.clear()
     site.answers["embedded"] = ["fine"]
     say(browser, "z")
