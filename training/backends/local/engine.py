@@ -294,9 +294,9 @@ class Engine:
         with self._condition:
             taken = []
             for number, queue in sorted(self._queues.items()):
-                head = queue.waiting[0]
                 if number in self._in_pass:
                     continue
+                head = queue.waiting[0]
                 if head.arrival <= limit and isinstance(head, kind):
                     taken.append(queue.waiting.popleft())
                     if not queue.waiting:

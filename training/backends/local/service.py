@@ -873,7 +873,7 @@ def _check_tokens(where: str, tokens: list[int], decoder: Decoder) -> None:
         raise ValueError(f"{where} is empty; it needs at least one token")
     if len(tokens) > decoder.context_length:
         raise ValueError(
-            f"{where} has {len(tokens)} tokens; the model's context has {decoder.context_length}"
+            f"{where} has {len(tokens)} tokens; the model has a context of {decoder.context_length}"
         )
     low, high = min(tokens), max(tokens)
     if low < 0 or high >= decoder.vocab_size:
