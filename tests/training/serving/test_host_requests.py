@@ -334,7 +334,9 @@ def test_what_cannot_be_is_refused_where_it_is_made(hosts, folder):
         assert error.status == 400 and "vocabulary" in error.message
         error = await refusal(host.hosted(OWNER, "gpt"))
         assert (error.status, error.code, error.param) == (404, "model_not_found", "model")
-        assert folder in error.message
+        assert folder in error.message and "weights/..." not in error.message
+        error = await refusal(host.hosted(OWNER, "tinker://run/weights/a"))
+        assert error.status == 404 and "sampler_weights/... answer" in error.message
 
     serve(hosts(), scenario)
 

@@ -169,7 +169,10 @@ def test_runs_and_checkpoints(browser: Browser, site: Site) -> None:
             "user_metadata": {"recipe": "sl"},
         }
     ]
+    # begun later, and asked for something longer ago
+    site.runs.insert(0, {**site.runs[0], "last_request_time": ago(5)})
     enter(browser, site)
+    assert "5 min ago" in shown(browser, "#runs tbody tr")[1]
     run = browser.text("#runs tbody tr").split("\t")
     assert run == [
         "0ac02541…:train:0",
